@@ -1,0 +1,136 @@
+"""A run is a directory: settings checked before work starts, and what reproduces it, written down.
+
+    config.json       the resolved settings        split.csv            role of each site
+    environment.json  versions, devices, commit    metrics.jsonl        learning curves
+    checkpoints/      state (orbax)                tensorboard/         the same curves
+    predictions.parquet, results.json              the evaluation of the final state
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rxrx1_jax import input_pipeline, models, splits
+
+# Settings that change where or how fast a run computes, not what: free to differ on resuming.
+FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep")
+
+
+class RunError(ValueError):
+    """A setting or run directory that cannot be worked with; one line saying what to do."""
+
+
+def check(config: ConfigDict) -> None:
+    """Raises RunError for the first impossible value, naming the field and the valid choices."""
+    choices = {
+        "data.protocol": splits.PROTOCOLS,
+        "data.normalisation": input_pipeline.NORMALISATIONS,
+        "model.name": models.NAMES,
+        "model.dtype": ("float32", "bfloat16"),
+        "train.parallelism": ("jit", "pmap"),
+    }
+    for field, valid in choices.items():
+        if _get(config, field) not in valid:
+            raise RunError(f"{field}={_get(config, field)!r}: expected one of {', '.join(valid)}")
+    at_least = {
+        "model.width": 1, "optim.batch_size": 1, "optim.accumulation": 1, "optim.epochs": 1,
+        "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.warmup_epochs": 0,
+        "optim.momentum": 0, "optim.label_smoothing": 0, "optim.ema_decay": 0,
+        "data.crop": 0, "data.threads": 1, "data.fold": 0, "eval.batch_size": 1,
+        "train.log_every": 1, "train.eval_every": 0, "train.checkpoint_every": 1, "train.keep": 1,
+    }  # fmt: skip
+    for field, least in at_least.items():
+        if not _get(config, field) >= least:
+            raise RunError(f"{field}={_get(config, field)}: expected {least} or more")
+    for field in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
+        if not _get(config, field) < 1:
+            raise RunError(f"{field}={_get(config, field)}: expected a value in [0, 1)")
+    devices, size = jax.device_count(), config.optim.batch_size
+    if size % (devices * config.optim.accumulation):
+        raise RunError(
+            f"optim.batch_size={size}: expected a multiple of {devices} devices x "
+            f"{config.optim.accumulation} micro-batches (optim.accumulation)"
+        )
+    if config.eval.batch_size % devices:
+        raise RunError(
+            f"eval.batch_size={config.eval.batch_size}: expected a multiple of {devices} devices"
+        )
+    if not config.train.bn_sync and config.train.parallelism == "jit" and devices > 1:
+        raise RunError(
+            "train.bn_sync=False: under jit BatchNorm sees the whole batch; "
+            "use --config.train.parallelism=pmap for per-device statistics"
+        )
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+    """Creates the run directory, or checks that it holds a run with the same settings."""
+    path = workdir / "config.json"
+    if path.exists():
+        _refuse_other_run(path, config)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise RunError(
+            f"{workdir}: holds files but no config.json, so it is not a run; choose another --workdir"
+        )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, config.to_dict())
+        write_json(workdir / "environment.json", environment())
+
+
+def _refuse_other_run(path: Path, config: ConfigDict) -> None:
+    old = _flat(json.loads(path.read_text()))
+    new = _flat(config.to_dict())
+    for field in sorted((old.keys() | new.keys()) - set(FREE)):
+        if old.get(field) != new.get(field):
+            raise RunError(
+                f"{path.parent}: holds a run with {field}={old.get(field)!r}, this one has "
+                f"{new.get(field)!r}; choose another --workdir or the old setting"
+            )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the commit of the code: what a reader needs to judge a result."""
+    packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "commit": git.stdout.strip() or None,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "processes": jax.process_count(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes the file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    section, name = field.split(".")
+    return config[section][name]
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{name}": value for s, fields in tree.items() for name, value in fields.items()}
