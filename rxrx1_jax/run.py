@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     choices = {
         "data.protocol": splits.PROTOCOLS,
         "data.normalisation": input_pipeline.NORMALISATIONS,
-        "model.name": models.NAMES,
+        "model.name": models.MODELS,
         "model.dtype": ("float32", "bfloat16"),
         "train.parallelism": ("jit", "pmap"),
     }
@@ -118,6 +118,10 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "results.json").read_text())
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,52 @@
+"""Trains, evaluates or predicts: `python -m rxrx1_jax.main --config=configs/demo.py --workdir=...`"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file; configs/default.py describes every field.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; the same command on it resumes."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate", "predict"],
+    "train (resumes) and evaluate; evaluate a trained run; predict every treatment site.",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+# Compiled programs are kept between runs; set the variable to choose the place.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rxrx1_jax"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    # Imported here, so that --help answers at once.
+    from rxrx1_jax import train
+
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    try:
+        if _MODE.value == "train":
+            train.train_and_evaluate(config, workdir)
+        elif _MODE.value == "evaluate":
+            accuracy = train.evaluate_run(config, workdir)["accuracy"]
+            print(f"accuracy by site {accuracy['site']['all']:.4f}, "
+                  f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json")
+        else:
+            print(train.predict_run(config, workdir))
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("RXRX1_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

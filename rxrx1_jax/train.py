@@ -1,0 +1,235 @@
+"""Training and evaluation of one run, from its settings to its results, in a fixed order."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rxrx1_jax import checkpoint, evaluate, input_pipeline, metrics, models, records, run, steps
+from rxrx1_jax import splits as splits_lib
+
+
+class Task(NamedTuple):
+    """What a run works on, all of it determined by its settings and the dataset."""
+
+    records: records.Records
+    split: splits_lib.Split
+    steps: steps.ParallelSteps
+    state: steps.TrainState  # initial; on the devices
+    total_steps: int
+    steps_per_epoch: float
+
+
+def prepare(config: ConfigDict) -> Task:
+    """Checks the settings against each other and the data, and builds everything a run needs."""
+    run.check(config)
+    dataset = records.Records(records.find_dataset(config.data.dir, config.data.name))
+    size = dataset.image_shape[1]
+    if config.data.crop > size:
+        raise run.RunError(f"data.crop={config.data.crop}: expected at most {size}, the image size")
+    split = splits_lib.make_split(
+        dataset.sites, config.data.protocol, fold=config.data.fold, seed=config.data.seed,
+        cell_type=config.data.cell_type,
+    )  # fmt: skip
+    if len(split.train) < config.optim.batch_size:
+        raise run.RunError(
+            f"optim.batch_size={config.optim.batch_size}: the split has only {len(split.train)} "
+            "training sites; choose a smaller one"
+        )
+    steps_per_epoch = len(split.train) / config.optim.batch_size
+    total_steps = max(1, round(steps_per_epoch * config.optim.epochs))
+
+    axis = steps.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
+    model = models.create_model(
+        config.model.name, len(split.classes), width=config.model.width,
+        dtype=jnp.dtype(config.model.dtype), bn_axis_name=axis,
+    )  # fmt: skip
+    tx, schedule = steps.create_optimizer(config.optim, total_steps)
+    parallel = steps.parallelise(
+        config.train.parallelism,
+        partial(
+            steps.train_step, model=model, tx=tx, schedule=schedule,
+            label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
+            accumulation=config.optim.accumulation,
+        ),
+        partial(steps.eval_step, model=model),
+    )  # fmt: skip
+    side = config.data.crop or size
+    shape = (side, side, dataset.image_shape[0])
+    key = jax.random.key(config.train.seed)
+    state = steps.create_state(model, tx, key, shape, ema=config.optim.ema_decay > 0)
+    state = jax.device_put(state, parallel.state_sharding)
+    return Task(dataset, split, parallel, state, total_steps, steps_per_epoch)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains from the newest checkpoint in `workdir` to the end, evaluates, returns the results.
+
+    A run that is complete is evaluated only when its results are missing.
+    """
+    workdir = Path(workdir)
+    task = prepare(config)
+    run.open_run(workdir, config)
+    checkpoints = checkpoint.manager(workdir, config.train.keep)
+    state = checkpoint.restore(checkpoints, task.state, task.split.classes)
+    start = int(state.step)
+    if start >= task.total_steps and (workdir / "results.json").exists():
+        print(f"{workdir}: complete, nothing to do (--mode=evaluate evaluates it again)")
+        return run.read_results(workdir)
+    if jax.process_index() == 0:
+        splits_lib.write_split(workdir / "split.csv", task.records.sites, task.split)
+
+    log = metrics.Log(
+        workdir, step=start, steps=task.total_steps, steps_per_epoch=task.steps_per_epoch,
+        batch_size=config.optim.batch_size, every=config.train.log_every,
+    )  # fmt: skip
+    log.say(_summary(config, task, start))
+    eval_steps = _milestones(config.train.eval_every, task)
+    save_steps = _milestones(config.train.checkpoint_every, task) | {task.total_steps}
+    batches = _train_batches(config, task, start)
+    with checkpoints:
+        # 1. next batch  2. update  3. metrics of the last interval  4. evaluation  5. checkpoint
+        for step in range(start + 1, task.total_steps + 1):
+            state, step_metrics = task.steps.train_step(state, next(batches))
+            log.train(step, step_metrics)
+            if step in eval_steps and step < task.total_steps:
+                log.flush()
+                began = time.monotonic()
+                _, result = _evaluate(config, task, state, task.split.test)
+                log.evaluation(step, _curve(result))
+                log.exclude(time.monotonic() - began)
+            if step in save_steps:
+                log.flush()
+                checkpoint.save(checkpoints, step, state, task.split.classes)
+        checkpoints.wait_until_finished()
+    log.flush()
+    results = write_evaluation(config, workdir, task, state)
+    log.evaluation(task.total_steps, _curve(results))
+    log.close()
+    return results
+
+
+def evaluate_run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run again: predictions.parquet and results.json."""
+    task, state = _restored(config, Path(workdir))
+    return write_evaluation(config, Path(workdir), task, state)
+
+
+def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
+    """Predicts every treatment site of the dataset, labelled or not, trained on or not.
+
+    Returns the path of the Parquet file; its `role` column says train, test or other.
+    """
+    workdir = Path(workdir)
+    task, state = _restored(config, workdir)
+    sites = task.records.sites
+    rows = np.flatnonzero(sites["well_type"] == "treatment")
+    table, _ = _evaluate(config, task, state, rows)
+    role = np.full(len(sites), "other")
+    role[task.split.train], role[task.split.test] = "train", "test"
+    path = workdir / "predictions_all.parquet"
+    if jax.process_index() == 0:
+        evaluate.write_predictions(path, table.append_column("role", [role[rows].tolist()]))
+    return path
+
+
+def write_evaluation(
+    config: ConfigDict, workdir: Path, task: Task, state: steps.TrainState
+) -> dict[str, Any]:
+    """Evaluates `state` on the test sites and writes predictions.parquet, then results.json."""
+    table, result = _evaluate(config, task, state, task.split.test)
+    name, _, _ = config.data.name.partition(":")
+    results = {
+        "data": {
+            "name": name,
+            "version": task.records.path.name,
+            "classes": len(task.split.classes),
+            "image_size": task.records.image_shape[1],
+            "train_sites": len(task.split.train),
+            "test_sites": len(task.split.test),
+        },
+        "protocol": config.data.protocol,
+        "fold": config.data.fold,
+        "cell_type": config.data.cell_type,
+        "normalisation": config.data.normalisation,
+        "model": config.model.name,
+        "epochs": config.optim.epochs,
+        "seed": config.train.seed,
+        "step": int(state.step),
+        **result,
+    }
+    if jax.process_index() == 0:
+        evaluate.write_predictions(workdir / "predictions.parquet", table)
+        run.write_json(workdir / "results.json", results)
+    return results
+
+
+def _restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]:
+    if not (workdir / "config.json").exists():
+        raise run.RunError(f"{workdir}: no run here (no config.json); train with this --workdir")
+    task = prepare(config)
+    run.open_run(workdir, config)
+    with checkpoint.manager(workdir, config.train.keep) as checkpoints:
+        state = checkpoint.restore(checkpoints, task.state, task.split.classes)
+    if not int(state.step):
+        raise run.RunError(f"{workdir}: the run has no checkpoint yet; train with --mode=train")
+    return task, state
+
+
+def _train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
+    return input_pipeline.train_batches(
+        task.records, task.split, batch_size=config.optim.batch_size, seed=config.train.seed,
+        normalisation=config.data.normalisation, start_step=start, augment=config.data.augment,
+        crop=config.data.crop, dtype=jnp.dtype(config.model.dtype),
+        sharding=task.steps.batch_sharding, threads=config.data.threads,
+    )  # fmt: skip
+
+
+def _evaluate(config: ConfigDict, task: Task, state: steps.TrainState, rows: np.ndarray):
+    batches = input_pipeline.eval_batches(
+        task.records, rows, task.split, batch_size=config.eval.batch_size,
+        normalisation=config.data.normalisation, crop=config.data.crop,
+        dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
+        threads=config.data.threads,
+    )  # fmt: skip
+    return evaluate.evaluate(
+        task.steps.eval_step, state, batches, task.records.sites, rows, task.split
+    )
+
+
+def _milestones(every: int, task: Task) -> set[int]:
+    """The steps that end each `every`-th epoch; none for 0."""
+    if not every:
+        return set()
+    epochs = range(every, int(task.total_steps / task.steps_per_epoch + 0.5) + 1, every)
+    return {min(round(epoch * task.steps_per_epoch), task.total_steps) for epoch in epochs}
+
+
+def _curve(result: dict[str, Any]) -> dict[str, float]:
+    accuracy = result["accuracy"]
+    return {
+        "test_loss": result["loss"],
+        "test_accuracy": accuracy["site"]["all"],
+        "test_accuracy_by_well": accuracy["well"]["all"],
+    }
+
+
+def _summary(config: ConfigDict, task: Task, start: int) -> str:
+    sites, split = task.records.sites, task.split
+    wells = [len(np.unique(sites["well_id"][rows])) for rows in (split.train, split.test)]
+    parts = [
+        f"{task.records.path}: {config.data.protocol} split, fold {config.data.fold}, cell type "
+        f"{config.data.cell_type}, normalisation {config.data.normalisation}",
+        f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
+        f"of {wells[1]:,} wells, {len(split.classes):,} siRNA classes",
+        f"{config.model.name}, {task.total_steps:,} steps of {config.optim.batch_size} sites on "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        metrics.parameter_table(task.state.params) if not start else f"resumed at step {start:,}",
+    ]
+    return "\n".join(parts)
