@@ -1,0 +1,79 @@
+"""Settings are checked before work starts; a run directory belongs to one set of settings."""
+
+import importlib
+import json
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from rxrx1_jax import run
+
+
+def make_config(**changes) -> ConfigDict:
+    config = default.get_config()
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    return config
+
+
+def test_the_shipped_configs_are_valid():
+    for name in ("default", "demo", "batch_split", "random_split"):
+        run.check(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data__protocol", "by_plate", r"data.protocol='by_plate'.*batch, random_site"),
+        ("data__normalisation", "zscore", r"data.normalisation='zscore'.*plate_control"),
+        ("model__name", "vgg", r"model.name='vgg'.*resnet50"),
+        ("model__dtype", "float16", r"model.dtype='float16'.*bfloat16"),
+        ("train__parallelism", "tmap", r"jit, pmap"),
+        ("optim__batch_size", 257, r"batch_size=257: expected a multiple of 8 devices"),
+        ("optim__accumulation", 64, r"8 devices x 64 micro-batches"),
+        ("optim__epochs", 0, r"optim.epochs=0: expected 1 or more"),
+        ("optim__learning_rate", float("nan"), r"optim.learning_rate=nan"),
+        ("optim__momentum", 1.0, r"optim.momentum=1.0.*\[0, 1\)"),
+        ("data__fold", -1, r"data.fold=-1"),
+        ("eval__batch_size", 12, r"eval.batch_size=12"),
+        ("train__bn_sync", False, r"train.bn_sync=False.*pmap"),
+    ],
+)
+def test_impossible_values_are_refused(field, value, message):
+    assert jax.device_count() == 8
+    with pytest.raises(run.RunError, match=message):
+        run.check(make_config(**{field: value}))
+
+
+def test_config_arguments():
+    config = default.parse("fold=2,cell_type=HUVEC", default.get_config())
+    assert (config.data.fold, config.data.cell_type) == (2, "HUVEC")
+    with pytest.raises(ValueError, match=r"'fold=two': expected int"):
+        default.parse("fold=two", default.get_config())
+    with pytest.raises(ValueError, match=r"'folds=1': expected field=value with a field of"):
+        default.parse("folds=1", default.get_config())
+
+
+def test_same_settings_open_a_run_again(tmp_path):
+    workdir = tmp_path / "run"
+    run.open_run(workdir, make_config())
+    assert json.loads((workdir / "config.json").read_text())["optim"]["epochs"] == 90
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    run.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1))
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path):
+    run.open_run(tmp_path / "run", make_config())
+    with pytest.raises(run.RunError, match=r"data.fold=0, this one has 1; choose another"):
+        run.open_run(tmp_path / "run", make_config(data__fold=1))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["fold"] == 0
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(run.RunError, match="no config.json"):
+        run.open_run(tmp_path, make_config())
