@@ -1,6 +1,9 @@
 """Trains, evaluates or predicts: `python -m rxrx1_jax.main --config=configs/demo.py --workdir=...`"""
 
+import difflib
 import os
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -48,5 +51,25 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a config file or field at fault is a line, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError):  # ml_collections: an override of a field that is not there
+        path = next(f for f in argv if f.startswith("--config=")).removeprefix("--config=")
+        config = runpy.run_path(path.partition(":")[0])["get_config"]()
+        fields = [f"{section}.{name}" for section in config for name in config[section]]
+        for flag in argv:
+            field = flag.partition("=")[0].removeprefix("--config.")
+            if flag.startswith("--config.") and field not in fields:
+                near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or fields
+                sys.exit(f"error: the config has no field {field}; expected {' or '.join(near)}")
+        raise
+    except flags.Error as error:
+        # absl wraps what a config file raised into a traceback; its own message is what helps.
+        raised = re.findall(r"^\s*\w*(?:Error|Exception): (.*)$", str(error), re.MULTILINE)
+        sys.exit(f"error: {raised[-1] if raised else error}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

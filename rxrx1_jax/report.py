@@ -1,0 +1,105 @@
+"""Finished runs -> Table 1 of the paper, in its layout and beside its figures, and a page of plots.
+
+    python -m rxrx1_jax.report RUNS... [--out report/]
+
+RUNS are workdirs of rxrx1_jax.main: any mixture of protocols, folds, normalisations and cell types.
+Runs on the same data with the same model share a table.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rxrx1_jax.report_page import write_page
+from rxrx1_jax.report_table import (
+    COLUMNS,
+    PAPER,
+    PAPER_DATA,
+    Line,
+    ReportError,
+    Run,
+    Screen,
+    describe,
+    gaps,
+    has_separate_models,
+    load_runs,
+    table,
+)
+
+
+def table_text(screen: Screen, runs: list[Run]) -> str:
+    """Table 1 for the runs of one screen, by site and by well, as aligned text."""
+    out = [
+        "Table 1. Test accuracy in %, mean ± sd over folds (n - 1; a single fold has no ±);",
+        "differences and ratios are over the folds that both rows have.",
+    ]
+    out += describe(screen, runs)
+    kinds = []
+    if any(run.cell_type == "all" for run in runs):
+        kinds.append((False, "cell types: a break-down of one model trained on all of them"))
+    if has_separate_models(runs):
+        kinds.append((True, "cell types: separate models, each trained on that cell type alone"))
+    blocks = {}
+    for separate, said in kinds:
+        for unit, how in (("site", ""), ("well", " (mean log-probability over its sites)")):
+            blocks[f"By {unit}{how}; {said}"] = _block(table(runs, unit, separate))
+    blocks[f"The paper ({PAPER_DATA})"] = _paper_block()
+    # One set of widths, so that the blocks (the paper's too) stand under each other.
+    every_row = [row for rows in blocks.values() for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*every_row, strict=True)]
+    for heading, rows in blocks.items():
+        out += ["", heading]
+        for first, *rest in rows:
+            cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+            out.append("  ".join((first.ljust(widths[0]), *cells)).rstrip())
+    return "\n".join(out) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m rxrx1_jax.report", description="Table 1 and a page of plots from runs."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="workdirs of runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder of the page (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        screens = load_runs(options.runs)
+    except ReportError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    for screen, runs in screens.items():
+        print(table_text(screen, runs))
+    try:
+        page, remarks = write_page(screens, options.out)
+    except OSError as error:
+        print(f"report: cannot write the page to {options.out}: {error}", file=sys.stderr)
+        return 2
+    for remark in remarks:
+        print(remark)
+    print(f"Page: {page}")
+    return 0
+
+
+def _block(lines: list[Line]) -> list[list[str]]:
+    rows = [["", "folds", *COLUMNS.values()]]
+    rows += [line.texts() for line in lines]
+    for label, points, ratios in gaps(lines):
+        rows.append([f"{label} - batch", "", *points])
+        rows.append([f"{label} / batch", "", *ratios])
+    return rows
+
+
+def _paper_block() -> list[list[str]]:
+    rows = [["", "", *COLUMNS.values()]]
+    for label, cells in PAPER.items():
+        rows.append([label, "", *(f"{mean:.1f} ± {sd:.1f}" for mean, sd in cells)])
+    pairs = list(zip(PAPER["Random"], PAPER["Batch"], strict=True))
+    rows.append(["Random - batch", "", *(f"{r[0] - b[0]:+.1f}" for r, b in pairs)])
+    rows.append(["Random / batch", "", *(f"{r[0] / b[0]:.2f}" for r, b in pairs)])
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

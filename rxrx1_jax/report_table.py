@@ -1,0 +1,292 @@
+"""Finished runs -> the numbers of Table 1: accuracy by protocol and cell type, per fold.
+
+A run directory holds config.json, results.json, metrics.jsonl and predictions.parquet. Accuracies
+are computed again from the predictions and must agree with results.json.
+"""
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rxrx1_jax.evaluate import accuracies
+
+# Column key -> heading. Cell types in the paper's order and spelling.
+COLUMNS = {"all": "All", "HUVEC": "HUVEC", "RPE": "RPE", "HEPG2": "HepG2", "U2OS": "U2OS"}
+PROTOCOLS = {
+    "batch": "Batch",
+    "random_site": "Random (by site)",
+    "random_well": "Random, by well (strict)",
+    "official": "Official split",
+}
+# plate_control is the paper's normalisation, so its rows carry no remark.
+NORMALISATIONS = {
+    "plate_control": "",
+    "experiment_control": "controls of the experiment",
+    "global_control": "controls of all training experiments",
+    "site": "each site by itself",
+    "none": "no normalisation",
+}
+# Table 1 of Taylor et al., test accuracy in %, (mean, spread); the paper does not say which spread.
+PAPER = {
+    "Batch": [(44.1, 5.7), (56.7, 8.4), (31.2, 2.7), (30.8, 4.0), (2.4, 1.0)],
+    "Random": [(52.8, 0.0), (68.9, 0.3), (40.0, 0.9), (39.7, 0.2), (22.0, 0.4)],
+}
+PAPER_DATA = "real RxRx1, 1,108 classes, 512 px, ResNet-50; cell types are separate models"
+
+PREDICTION_COLUMNS = [
+    *("well_id", "cell_type", "experiment"),
+    *("label", "prediction", "top5", "well_prediction"),
+]
+RESULTS_FIELDS = (
+    *("data", "name", "version", "classes", "image_size", "train_sites", "test_sites"),
+    *("protocol", "fold", "cell_type", "normalisation", "model", "epochs", "seed", "loss"),
+)
+
+
+class ReportError(ValueError):
+    """A run directory that cannot be reported on; the message is one line."""
+
+
+class Screen(NamedTuple):
+    """What must be equal for two runs to stand in one table."""
+
+    name: str
+    version: str
+    classes: int
+    image_size: int
+    model: str
+
+
+class Run(NamedTuple):
+    path: Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+    metrics: list[dict[str, Any]]  # by step, of train and test entries
+    accuracy: dict[str, Any]  # fractions, as `evaluate.accuracies` gives them
+
+    @property
+    def screen(self) -> Screen:
+        data = self.results["data"]
+        sizes = (data["classes"], data["image_size"])
+        return Screen(data["name"], data["version"], *sizes, self.results["model"])
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """(protocol, normalisation): the row of Table 1."""
+        return self.results["protocol"], self.results["normalisation"]
+
+    @property
+    def fold(self) -> int:
+        return self.results["fold"]
+
+    @property
+    def cell_type(self) -> str:
+        """The cell type trained on, or "all"."""
+        return self.results["cell_type"]
+
+
+class Line(NamedTuple):
+    """A line of the table: for each of COLUMNS the accuracy in % of each fold, {fold: %}."""
+
+    row: tuple[str, str]
+    cells: list[dict[int, float]]
+
+    @property
+    def folds(self) -> list[int]:
+        return sorted(set().union(*self.cells))
+
+    def texts(self) -> list[str]:
+        """The label, the folds, and each cell as mean ± sd, with its n where a fold lacks it."""
+        cells = [
+            spread(list(cell.values()))
+            + (f" (n = {len(cell)})" if 0 < len(cell) < len(self.folds) else "")
+            for cell in self.cells
+        ]
+        return [row_label(self.row), " ".join(str(fold) for fold in self.folds), *cells]
+
+
+def load_runs(paths: list[Path]) -> dict[Screen, list[Run]]:
+    """Reads the runs and groups them by what they measure. Raises ReportError naming the run."""
+    screens: dict[Screen, list[Run]] = {}
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path in paths:
+        run = load_run(path)
+        key = (run.screen, run.row, run.cell_type, run.fold)
+        if key in seen:
+            raise ReportError(
+                f"{path} and {seen[key]} are both fold {run.fold} of {row_label(run.row)}, cell "
+                f"type {run.cell_type}, {run.screen.model}: expected one run a fold; name one"
+            )
+        seen[key] = path
+        screens.setdefault(run.screen, []).append(run)
+    return screens
+
+
+def load_run(path: Path) -> Run:
+    if not path.is_dir():
+        raise ReportError(f"{path}: no such directory; expected the workdir of a finished run")
+    if not (path / "config.json").exists():
+        raise ReportError(
+            f"{path}: not a run directory (no config.json); expected a --workdir of rxrx1_jax.main"
+        )
+    for name in ("results.json", "predictions.parquet", "metrics.jsonl"):
+        if not (path / name).exists():
+            raise ReportError(
+                f"{path}: unfinished run (no {name}); start it again with the same command, which "
+                "goes on from its last checkpoint"
+            )
+    config, results = (_read_json(path / name) for name in ("config.json", "results.json"))
+    for key in RESULTS_FIELDS:
+        if key not in results and key not in results.get("data", ()):
+            raise ReportError(f"{path / 'results.json'}: no field {key!r}; evaluate the run again")
+    accuracy = accuracies(_read_predictions(path / "predictions.parquet"))
+    for unit in ("site", "well"):
+        stated = results.get("accuracy", {}).get(unit, {}).get("all", math.nan)
+        if not math.isclose(stated, accuracy[unit]["all"], abs_tol=1e-6):
+            raise ReportError(
+                f"{path}: results.json says accuracy {stated:.4f} by {unit}, predictions.parquet "
+                f"gives {accuracy[unit]['all']:.4f}; run --mode=evaluate again"
+            )
+    return Run(path, config, results, _read_metrics(path / "metrics.jsonl"), accuracy)
+
+
+def row_label(row: tuple[str, str]) -> str:
+    protocol, normalisation = row
+    remark = NORMALISATIONS.get(normalisation, normalisation)
+    return PROTOCOLS.get(protocol, protocol) + (f", {remark}" if remark else "")
+
+
+def table(runs: list[Run], unit: str, separate: bool = False) -> list[Line]:
+    """The lines of Table 1 for the runs of one screen.
+
+    Args:
+      runs: of one screen.
+      unit: "site" or "well".
+      separate: False: every column from the runs on all cell types (a break-down of one model).
+        True: "All" from these, and each cell type from the runs trained on it alone (the paper's);
+        rows without such runs are left out.
+    """
+    lines = []
+    for row in sorted({run.row for run in runs}, key=_row_order):
+        cells = []
+        for column in COLUMNS:
+            source = column if separate else "all"
+            accuracy = {
+                run.fold: run.accuracy[unit]
+                for run in sorted(runs, key=lambda run: run.fold)
+                if run.row == row and run.cell_type == source
+            }
+            if column == "all" or separate:
+                values = {fold: a["all"] for fold, a in accuracy.items()}
+            else:
+                # A fold whose test set lacks the cell type has no figure for it.
+                values = {
+                    fold: a["cell_type"][column]
+                    for fold, a in accuracy.items()
+                    if column in a["cell_type"]
+                }
+            cells.append({fold: 100 * value for fold, value in values.items()})
+        if any(cells[1:] if separate else cells):
+            lines.append(Line(row, cells))
+    return lines
+
+
+def has_separate_models(runs: list[Run]) -> bool:
+    return any(run.cell_type != "all" for run in runs)
+
+
+def gaps(lines: list[Line]) -> list[tuple[str, list[str], list[str]]]:
+    """Random against batch at the same normalisation: (label, gap in points, ratio) of each column.
+
+    The gap is paired by fold (mean ± sd over the folds both have); the ratio is that of the means
+    over these folds.
+    """
+    by_row = {line.row: line for line in lines}
+    found = []
+    for line in lines:
+        protocol, normalisation = line.row
+        batch = by_row.get(("batch", normalisation))
+        if batch is None or not protocol.startswith("random"):
+            continue
+        points, ratios = [], []
+        for random_cell, batch_cell in zip(line.cells, batch.cells, strict=True):
+            folds = sorted(random_cell.keys() & batch_cell.keys())
+            points.append(spread([random_cell[f] - batch_cell[f] for f in folds], sign=True))
+            below = sum(batch_cell[f] for f in folds)
+            ratios.append(f"{sum(random_cell[f] for f in folds) / below:.2f}" if below else "–")
+        found.append((row_label(line.row), points, ratios))
+    return found
+
+
+def spread(values: list[float], sign: bool = False) -> str:
+    """Mean ± sample standard deviation (n - 1), one decimal; a single value has no ±."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):{'+' if sign else ''}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def describe(screen: Screen, runs: list[Run]) -> list[str]:
+    """Sentences that say what the figures were measured on."""
+
+    def span(values: list[int]) -> str:
+        low, high = min(values), max(values)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+    kind = (
+        "a synthetic screen with planted biology and batch effects, not the paper's images"
+        if "synthetic" in screen.name
+        else "real images"
+    )
+    folds = ", ".join(str(fold) for fold in sorted({run.fold for run in runs}))
+    data = [run.results["data"] for run in runs]
+    epochs = span([run.results["epochs"] for run in runs])
+    return [
+        f"Measured on {screen.name} {screen.version}: {kind}.",
+        f"{screen.classes:,} classes (chance {100 / screen.classes:.1f} %), "
+        f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
+        f"training and {span([d['test_sites'] for d in data])} test sites a run.",
+        f"Model {screen.model}, {epochs} epochs; folds {folds}.",
+    ]
+
+
+def _row_order(row: tuple[str, str]) -> tuple[int, int, str, str]:
+    protocols, normalisations = list(PROTOCOLS), list(NORMALISATIONS)
+    protocol, normalisation = row
+    return (
+        normalisations.index(normalisation) if normalisation in normalisations else 99,
+        protocols.index(protocol) if protocol in protocols else 99,
+        *row,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ReportError(f"{path}: not JSON ({error}); evaluate the run again") from error
+
+
+def _read_predictions(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=PREDICTION_COLUMNS)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReportError(f"{path}: unreadable ({reason}); run --mode=evaluate again") from error
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Entries in the order of steps. A resumed run repeats steps: the later entry counts."""
+    entries: dict[tuple[int, bool], dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            entries[entry["step"], "test_accuracy" in entry] = entry
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short when the run was killed; the resumed run wrote the step again
+    return [entries[key] for key in sorted(entries)]

@@ -1,0 +1,167 @@
+"""Which sites are trained on and which are tested: the splits of the task.
+
+The protocols are those of the RxRx1 paper (Taylor et al.): the *batch* split holds out whole
+experiments, the *random* split ignores them. A split is a pure function of (sites, protocol,
+fold, seed, cell type). Draws rank names by a hash, so they depend on no random generator's
+version and not on the order of the records.
+"""
+
+import csv
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PROTOCOLS = ("batch", "random_site", "random_well", "official")
+FOLDS = 3  # the paper draws three batch splits
+
+# Experiments a cell type in the paper's task. It does not say which ones: the first in name order.
+PAPER_EXPERIMENTS = {"HUVEC": 20, "RPE": 9, "HEPG2": 9, "U2OS": 4}
+
+
+class SplitError(ValueError):
+    """A split that does not exist or cannot be made from these sites."""
+
+
+class Split(NamedTuple):
+    """Record indices of one split of the task, ascending, and its classes."""
+
+    train: np.ndarray  # [n] int64
+    test: np.ndarray  # [m] int64
+    classes: np.ndarray  # [K] int32, sirna_ids ascending; the label of a site is the position here
+
+
+def make_split(
+    sites: np.ndarray, protocol: str, fold: int = 0, seed: int = 0, cell_type: str = "all"
+) -> Split:
+    """Splits the treatment sites whose siRNA is known.
+
+    Protocols:
+      batch: holds out ceil(n/5) of the n experiments of every cell type (the paper's 4/2/2/1 of
+        20/9/9/4). The folds are disjoint slices of one permutation, so no experiment is tested in
+        two of them.
+      random_site: holds out as many sites of every (cell type, siRNA) as the batch split of the
+        same fold, whatever the experiment. The paper's words: the second site of a test well may
+        be trained on.
+      random_well: the same by wells, both sites of a well together.
+      official: the release's own partition, all its experiments; one fold.
+
+    One cell type: that part of the split of all cell types, with the same classes.
+
+    Args:
+      sites: structured array, one row a record (`Records.sites`).
+      protocol: one of PROTOCOLS.
+      fold: 0 to 2.
+      seed: of the draws.
+      cell_type: "all" or a cell type of `sites`.
+
+    Raises:
+      SplitError: unknown protocol or cell type, fold out of range, too few experiments for the
+        fold, or a split with an empty side.
+    """
+    cell_types = sorted(set(sites["cell_type"].tolist()))
+    if protocol not in PROTOCOLS:
+        raise SplitError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if cell_type not in ("all", *cell_types):
+        raise SplitError(f"cell type {cell_type!r}: expected one of all, {', '.join(cell_types)}")
+    folds = 1 if protocol == "official" else FOLDS
+    if not 0 <= fold < folds:
+        valid = "0 (the official split is one)" if folds == 1 else f"0 to {folds - 1}"
+        raise SplitError(f"fold {fold} of the {protocol} split: expected {valid}")
+
+    known = (sites["well_type"] == "treatment") & (sites["sirna_id"] >= 0)
+    classes = np.unique(sites["sirna_id"][known]).astype(np.int32)
+    if cell_type != "all":
+        known &= sites["cell_type"] == cell_type
+
+    if protocol == "official":
+        pool, test = known, known & (sites["dataset"] == "test")
+    else:
+        used, held_out = draw_experiments(sites[known], fold, seed)
+        pool = known & np.isin(sites["experiment"], used)
+        test = pool & np.isin(sites["experiment"], held_out)
+        if protocol != "batch":
+            unit = "site_id" if protocol == "random_site" else "well_id"
+            test = _draw_matched(sites, pool, test, unit, f"{seed}:{fold}")
+    split = Split(np.flatnonzero(pool & ~test), np.flatnonzero(test), classes)
+    if not len(split.train) or not len(split.test):
+        raise SplitError(
+            f"the {protocol} split, fold {fold}, cell type {cell_type}, has {len(split.train)}"
+            f" training and {len(split.test)} test sites; expected some of both: choose another"
+            " protocol or cell type, or build the dataset from more experiments"
+        )
+    return split
+
+
+def draw_experiments(
+    sites: np.ndarray, fold: int, seed: int
+) -> tuple[list[str], list[str]]:
+    """Experiments of the task, and those among them that the batch split's `fold` holds out.
+
+    Args:
+      sites: the sites that can be trained on or tested. An experiment without any (labels may be
+        withheld) is not drawn, which would shrink the test set.
+      fold, seed: as in `make_split`.
+
+    Raises:
+      SplitError: a cell type has too few experiments for the fold.
+    """
+    used, held_out = [], []
+    for cell_type in sorted(set(sites["cell_type"].tolist())):
+        names = sorted(set(sites["experiment"][sites["cell_type"] == cell_type].tolist()))
+        names = names[: PAPER_EXPERIMENTS.get(cell_type, len(names))]
+        size = -(-len(names) // 5)
+        if len(names) <= size or len(names) < size * (fold + 1):
+            raise SplitError(
+                f"cell type {cell_type} has {len(names)} labelled experiments, too few for fold"
+                f" {fold}; expected at least {max(2, size * (fold + 1))}: choose a lower fold,"
+                " another cell type, or build the dataset from more experiments"
+            )
+        drawn = sorted(names, key=lambda name: _rank(f"{seed}:{name}"))
+        used += names
+        held_out += sorted(drawn[size * fold : size * (fold + 1)])
+    return used, held_out
+
+
+def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> None:
+    """Writes the split as CSV, columns site_id and role (train or test), in record order."""
+    roles = np.full(len(sites), "", "U5")
+    roles[split.train], roles[split.test] = "train", "test"
+    chosen = np.flatnonzero(roles != "")
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("site_id", "role"))
+        writer.writerows(
+            zip(sites["site_id"][chosen].tolist(), roles[chosen].tolist(), strict=True)
+        )
+    os.replace(partial, path)
+
+
+def _draw_matched(
+    sites: np.ndarray, pool: np.ndarray, batch_test: np.ndarray, unit: str, salt: str
+) -> np.ndarray:
+    """bool [n]: of every (cell type, siRNA) as many units as `batch_test` holds, by hash rank."""
+    names, first, inverse = np.unique(sites[unit], return_index=True, return_inverse=True)
+    ranks = np.array([_rank(f"{salt}:{name}") for name in names.tolist()], np.uint64)
+    _, cell_type = np.unique(sites["cell_type"], return_inverse=True)
+    group = cell_type.astype(np.int64) << 32 | sites["sirna_id"].astype(np.int64)
+
+    members = np.unique(inverse[pool])  # units to draw from
+    wanted = np.unique(inverse[batch_test])
+    groups, sizes = np.unique(group[first[wanted]], return_counts=True)
+    order = members[np.lexsort((ranks[members], group[first[members]]))]
+    ordered_group = group[first[order]]
+    # Position of each unit within its group: the index minus that of the group's first unit.
+    position = np.arange(len(order)) - np.searchsorted(ordered_group, ordered_group)
+    quota = dict(zip(groups.tolist(), sizes.tolist(), strict=True))
+    take = position < np.array([quota.get(g, 0) for g in ordered_group.tolist()], np.int64)
+    return pool & np.isin(inverse, order[take])
+
+
+def _rank(name: str) -> int:
+    """A 64-bit hash: sorting by it is a random permutation that any machine draws alike."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

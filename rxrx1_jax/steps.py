@@ -1,0 +1,291 @@
+"""The train state, the loss, one train step and one evaluation step, and how devices share them.
+
+`train_step` and `eval_step` are pure functions of (state, batch). `parallelise` wraps them for
+several devices in one of two ways that give the same numbers:
+
+- "jit": arrays are global, the batch is sharded over the devices and the compiler inserts the
+  communication. BatchNorm statistics are those of the global batch.
+- "pmap": each device runs the step on its slice and averages under the axis name `AXIS`. BatchNorm
+  statistics are per device, unless the model was created with `bn_axis_name=AXIS`.
+
+The state is the same, unstacked tree in both, and so are the checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXIS = "batch"  # the mapped axis under pmap
+PARALLELISMS = ("jit", "pmap")
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that changes during training; one tree, whatever the number of devices."""
+
+    step: jax.Array  # int32 scalar: updates made so far
+    params: Any  # float32
+    batch_stats: Any  # running mean and variance of every BatchNorm, float32
+    opt_state: optax.OptState
+    ema_params: Any = None  # moving average of params, or None
+
+
+def create_schedule(optim: Any, steps: int) -> Callable[[jax.Array | int], jax.Array]:
+    """Learning rate of update t = 0 .. steps - 1: linear warm-up, then half a cosine towards 0.
+
+    With w = round(steps * warmup_epochs / epochs): peak * (t + 1) / w for t < w, and
+    peak * (1 + cos(pi * (t - w) / (steps - w))) / 2 after it (Goyal et al. 2017, arXiv:1706.02677;
+    Loshchilov and Hutter 2017, arXiv:1608.03983).
+    """
+    if not 0 <= optim.warmup_epochs < optim.epochs:
+        raise ValueError(
+            f"optim.warmup_epochs is {optim.warmup_epochs}; expected 0 or more and less than "
+            f"optim.epochs = {optim.epochs}"
+        )
+    # At least one step is left to the cosine, however short the run.
+    warmup = min(round(steps * optim.warmup_epochs / optim.epochs), steps - 1)
+    peak = optim.learning_rate
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
+        rising = peak * (t + 1) / max(warmup, 1)
+        falling = peak * 0.5 * (1 + jnp.cos(jnp.pi * (t - warmup) / (steps - warmup)))
+        return jnp.where(t < warmup, rising, falling)
+
+    return schedule
+
+
+def is_decayed(params: Any) -> Any:
+    """Which parameters weight decay acts on: kernels, not biases nor BatchNorm's scale and bias."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def create_optimizer(
+    optim: Any, steps: int
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array | int], jax.Array]]:
+    """SGD with momentum as in torch.optim.SGD, and its learning rate for a run of `steps` updates.
+
+    optim: config section with learning_rate, momentum, nesterov, weight_decay, warmup_epochs and
+    epochs. Weight decay is added to the gradient of the kernels (L2), before the momentum.
+    Raises ValueError naming the field when a value is impossible.
+    """
+    if steps < 1:
+        raise ValueError(f"a run needs at least one step, found {steps}; raise optim.epochs")
+    if optim.learning_rate <= 0 or not 0 <= optim.momentum < 1 or optim.weight_decay < 0:
+        raise ValueError(
+            "optim needs learning_rate > 0, 0 <= momentum < 1 and weight_decay >= 0; found "
+            f"{optim.learning_rate}, {optim.momentum} and {optim.weight_decay}"
+        )
+    schedule = create_schedule(optim, steps)
+    tx = optax.chain(
+        optax.add_decayed_weights(optim.weight_decay, mask=is_decayed),
+        optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov),
+    )
+    return tx, schedule
+
+
+def create_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    image_shape_hwc: tuple[int, int, int],
+    ema: bool,
+) -> TrainState:
+    """The state before the first update; a pure function of the key. ema: keep averaged params."""
+
+    @jax.jit
+    def initialise(key: jax.Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32), train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables["batch_stats"],
+            opt_state=tx.init(params),
+            # A copy: the state is donated to the step, and one buffer cannot be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        )
+
+    return initialise(key)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    """Negative log-likelihood of each row: [N, K], int32 [N] -> [N].
+
+    The target is 1 - label_smoothing on the label plus label_smoothing / K on every class, as in
+    torch.nn.CrossEntropyLoss.
+    """
+    log_probs = jax.nn.log_softmax(logits)
+    nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+    if label_smoothing == 0:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(log_probs, axis=1)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: Callable[[jax.Array | int], jax.Array],
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    accumulation: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update. batch: image float [N, H, W, C], label int32 [N], mask bool [N].
+
+    Returns the new state and float32 scalars on the device: `loss` and `accuracy` over the rows
+    whose mask is true, `gradient_norm` (before weight decay) and `learning_rate` of this update.
+    Masked rows count nothing in loss, accuracy and gradient; BatchNorm sees them, which is why
+    training batches are never padded. With ema_decay d, ema = d * ema + (1 - d) * params.
+
+    accumulation: number of micro-batches the batch is cut into, their gradients summed; each has
+    its own BatchNorm statistics and updates the running values in turn. The loop over them is
+    unrolled, as XLA's CPU back-end runs convolutions inside `scan` many times slower.
+    """
+    pmean = partial(jax.lax.pmean, axis_name=axis_name) if axis_name else lambda x: x
+    rows = batch["label"].shape[0]
+    if rows % accumulation:
+        raise ValueError(
+            f"optim.accumulation is {accumulation}, which does not divide the {rows} rows of a "
+            "batch; change it or optim.batch_size"
+        )
+    mask = batch["mask"].astype(jnp.float32)
+    # Mean over devices: with pmean of the sums below it makes the quotient the global one.
+    count = jnp.maximum(pmean(jnp.sum(mask)), 1e-6)
+
+    def loss_fn(params, batch_stats, images, labels, mask):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        losses = jnp.where(mask > 0, cross_entropy(logits, labels, label_smoothing), 0)
+        correct = jnp.sum(jnp.where(jnp.argmax(logits, -1) == labels, mask, 0))
+        # The mean over devices belongs here and over the gradients below: with only the second,
+        # gradients inside shard_map come out too large by the number of devices.
+        return pmean(jnp.sum(losses) / count), (updated["batch_stats"], pmean(correct / count))
+
+    batch_stats, loss, accuracy, grads = state.batch_stats, 0.0, 0.0, None
+    for i in range(accumulation):
+        # Every accumulation-th row, so that a sharded batch is cut without moving rows.
+        images, labels, part_mask = (
+            x.reshape(rows // accumulation, accumulation, *x.shape[1:])[:, i]
+            for x in (batch["image"], batch["label"], mask)
+        )
+        (part_loss, (batch_stats, part_accuracy)), part = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params, batch_stats, images, labels, part_mask)
+        loss, accuracy = loss + part_loss, accuracy + part_accuracy
+        grads = part if grads is None else jax.tree.map(jnp.add, grads, part)
+    # Running statistics are averaged too, so that every device keeps the same state.
+    grads, batch_stats = pmean(grads), pmean(batch_stats)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = jax.tree.map(
+            lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema_params, params
+        )
+    metrics = {
+        "loss": loss,
+        "accuracy": accuracy,
+        "gradient_norm": optax.global_norm(grads),
+        "learning_rate": schedule(state.step),
+    }
+    state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+    return state, metrics
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, model: nn.Module, axis_name: str | None = None
+) -> dict[str, jax.Array]:
+    """Log-probabilities and loss of each row, with the averaged parameters where there are any.
+
+    batch as in `train_step`. Returns log_probs float32 [N, K] and loss float32 [N], the negative
+    log-likelihood of the label without smoothing, 0 in masked rows. Rows do not depend on each
+    other, so nothing is communicated under axis_name.
+    """
+    del axis_name
+    params = state.params if state.ema_params is None else state.ema_params
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    logits = model.apply(variables, batch["image"], train=False)
+    loss = jnp.where(
+        batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0
+    )
+    return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}
+
+
+class ParallelSteps(NamedTuple):
+    """The two steps ready for all devices, and where their arguments live."""
+
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # state is donated
+    eval_step: Callable[[TrainState, Batch], dict[str, jax.Array]]
+    batch_sharding: NamedSharding  # of every array of a batch: axis 0 over all devices
+    state_sharding: NamedSharding  # of every array of the state: a copy on every device
+
+
+def parallelise(
+    parallelism: str,
+    train: Callable[..., tuple[TrainState, Metrics]],
+    evaluate: Callable[..., dict[str, jax.Array]],
+) -> ParallelSteps:
+    """Wraps `train_step` and `eval_step`, all but (state, batch, axis_name) bound, for all devices.
+
+    Batches are global arrays sharded by `batch_sharding`; the state is put on the devices by
+    `jax.device_put(state, steps.state_sharding)`. The state handed to `train_step` is donated: use
+    the returned one. Rows of eval_step's arrays are in the order of the batch; `local_rows` brings
+    this host's to NumPy. Raises ValueError for an unknown parallelism.
+    """
+    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    by_row, copied = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    if parallelism == "jit":
+        return ParallelSteps(
+            jax.jit(train, donate_argnums=0, out_shardings=copied),
+            jax.jit(evaluate, out_shardings=by_row),
+            by_row,
+            copied,
+        )
+    if parallelism != "pmap":
+        raise ValueError(
+            f"train.parallelism is {parallelism!r}; choose one of {', '.join(PARALLELISMS)}"
+        )
+
+    # pmap wants a leading axis of devices: [N, ...] <-> [devices, N / devices, ...].
+    devices = jax.device_count()
+    stack = jax.jit(
+        partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:])), out_shardings=by_row
+    )
+    unstack = jax.jit(
+        partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])), out_shardings=by_row
+    )
+    mapped_train = jax.pmap(
+        partial(train, axis_name=AXIS), AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
+    )
+    mapped_evaluate = jax.pmap(partial(evaluate, axis_name=AXIS), AXIS, in_axes=(None, 0))
+    return ParallelSteps(
+        lambda state, batch: mapped_train(state, stack(batch)),
+        lambda state, batch: unstack(mapped_evaluate(state, stack(batch))),
+        by_row,
+        copied,
+    )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This host's rows of an array sharded over its first axis, in order: [N, ...] -> [n, ...]."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

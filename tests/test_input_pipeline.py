@@ -1,0 +1,375 @@
+"""Batches against a plain reading of the PNG files with Pillow and NumPy."""
+
+import itertools
+import shutil
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tiny_release import read_pngs
+
+from rxrx1_jax import input_pipeline
+from rxrx1_jax.input_pipeline import NORMALISATIONS, eval_batches, pixel_statistics, train_batches
+from rxrx1_jax.records import DatasetError, Records
+from rxrx1_jax.splits import Split, make_split
+
+pytest_plugins = ["dataset_fixture"]
+SIZE, CHANNELS = 16, 6
+
+
+class Data(NamedTuple):
+    records: Records
+    split: Split
+    pngs: dict[str, np.ndarray]  # site_id -> float64 [6, H, W]
+    rows: dict[str, dict[str, str]]  # metadata.csv by site_id
+
+
+@pytest.fixture(scope="module")
+def data(tiny) -> Data:
+    records = Records(tiny.dataset)
+    pngs = {name: read_pngs(tiny.release, row).astype(float) for name, row in tiny.rows.items()}
+    return Data(records, make_split(records.sites, "official"), pngs, tiny.rows)
+
+
+def take(iterator, n):
+    return [jax.tree.map(np.asarray, batch) for batch in itertools.islice(iterator, n)]
+
+
+def train(data, n, batch_size=4, seed=0, normalisation="plate_control", **settings):
+    return take(
+        train_batches(data.records, data.split, batch_size=batch_size, seed=seed,
+                      normalisation=normalisation, **settings), n,
+    )  # fmt: skip
+
+
+def evaluate(data, rows, batch_size=8, normalisation="plate_control", **settings):
+    return take(
+        eval_batches(data.records, rows, data.split, batch_size=batch_size,
+                     normalisation=normalisation, **settings), None,
+    )  # fmt: skip
+
+
+def control_pixels(data, experiments, plate=None):
+    """All pixels of the control wells, [6, n]; of the experiments if the plate has none."""
+    chosen = [
+        data.pngs[name].reshape(CHANNELS, -1)
+        for name, row in data.rows.items()
+        if row["well_type"] != "treatment" and row["experiment"] in experiments
+        and plate in (None, row["plate"])
+    ]  # fmt: skip
+    return np.concatenate(chosen, 1) if chosen else control_pixels(data, experiments)
+
+
+def expected_image(data, index, normalisation):
+    """float64 [H, W, 6] of a record, normalised with figures from the PNGs alone."""
+    name = data.records.sites["site_id"][index]
+    row, image = data.rows[name], data.pngs[name]
+    train_experiments = {"HUVEC-01", "U2OS-01"}  # those of metadata.csv with dataset = train
+    match normalisation:
+        case "plate_control":
+            population = control_pixels(data, {row["experiment"]}, row["plate"])
+        case "experiment_control":
+            population = control_pixels(data, {row["experiment"]})
+        case "global_control":
+            population = control_pixels(data, train_experiments)
+        case "site":
+            population = image.reshape(CHANNELS, -1)
+        case "none":
+            return np.moveaxis(image, 0, -1) / 255
+    mean, std = population.mean(1), population.std(1)
+    return np.moveaxis((image - mean[:, None, None]) / std[:, None, None], 0, -1)
+
+
+def orientations(image):
+    """The 8 by rotation and mirroring (the code transposes and mirrors)."""
+    return [np.rot90(m, k) for m in (image, image[:, ::-1]) for k in range(4)]
+
+
+def which(image, candidates):
+    """Index of the one candidate that is equal."""
+    found = [
+        k for k, candidate in enumerate(candidates)
+        if candidate.shape == image.shape and np.allclose(image, candidate, rtol=1e-4, atol=1e-4)
+    ]  # fmt: skip
+    assert len(found) == 1, found
+    return found[0]
+
+
+def assert_same(one, two, **tolerance):
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].dtype == two[name].dtype
+        if tolerance and name == "image":
+            np.testing.assert_allclose(one[name], two[name], **tolerance)
+        else:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_evaluation_values_order_and_padding(data, normalisation):
+    rows = np.random.default_rng(0).permutation(len(data.records))[:21]  # any site, controls too
+    batches = evaluate(data, rows, 8, normalisation)
+    assert [batch["image"].shape for batch in batches] == [(8, SIZE, SIZE, CHANNELS)] * 3
+    joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    assert joined["mask"].tolist() == [True] * 21 + [False] * 3
+    assert joined["site_index"].tolist() == rows.tolist() + [-1] * 3
+    for k, index in enumerate(rows):
+        np.testing.assert_allclose(
+            joined["image"][k], expected_image(data, index, normalisation), rtol=1e-4, atol=1e-4
+        )
+    assert np.isfinite(joined["image"]).all()
+
+
+def test_fields_of_a_batch(data):
+    rows = np.arange(len(data.records))
+    batches = evaluate(data, rows, 61)
+    (batch,) = batches
+    experiments, cell_types = ["HUVEC-01", "HUVEC-02", "U2OS-01"], ["HUVEC", "U2OS"]
+    labels = [0, 1, 1107]  # the siRNAs of the tiny release
+    for k, name in enumerate(data.records.sites["site_id"].tolist()):
+        row = data.rows[name]
+        sirna = int(row["sirna_id"])
+        assert batch["label"][k] == (labels.index(sirna) if sirna in labels else -1)
+        assert experiments[batch["experiment"][k]] == row["experiment"]
+        assert cell_types[batch["cell_type"][k]] == row["cell_type"]
+        assert batch["plate"][k] == int(row["plate"])
+    integers = ("label", "experiment", "plate", "cell_type", "site_index")
+    assert {batch[name].dtype for name in integers} == {np.dtype("int32")}
+    assert (batch["image"].dtype, batch["mask"].dtype) == (np.float32, np.bool_)
+    assert set(batch) == {"image", "mask", *integers}
+
+
+def test_every_training_site_once_an_epoch(data):
+    count = len(data.split.train)
+    batches = train(data, 3 * count, batch_size=4)  # 12 epochs; batches straddle them
+    index = np.concatenate([batch["site_index"] for batch in batches]).reshape(12, count)
+    for epoch in index:
+        assert sorted(epoch.tolist()) == data.split.train.tolist()
+    assert len({tuple(epoch) for epoch in index.tolist()}) == 12
+    assert all(batch["mask"].all() for batch in batches)
+    # Another seed is another order in every epoch, not the same ones a little later.
+    other = train(data, 3 * count, batch_size=4, seed=1)
+    other_index = np.concatenate([b["site_index"] for b in other]).reshape(12, count)
+    assert not {tuple(e) for e in index.tolist()} & {tuple(e) for e in other_index.tolist()}
+
+
+def test_all_eight_orientations_and_no_other(data):
+    batches = train(data, 80, batch_size=8)
+    expected = {i: orientations(expected_image(data, i, "plate_control")) for i in data.split.train}
+    seen, per_site = Counter(), {}
+    for batch in batches:
+        for image, index in zip(batch["image"], batch["site_index"].tolist(), strict=True):
+            k = which(image, expected[index])
+            seen[k] += 1
+            per_site.setdefault(index, set()).add(k)
+    assert len(seen) == 8 and min(seen.values()) > 45 and max(seen.values()) < 120  # 80 +- 8.4
+    assert all(len(kinds) > 5 for kinds in per_site.values())  # 30 draws each: not fixed per site
+
+
+def test_without_augmentation_images_are_as_stored(data):
+    for batch in train(data, 6, augment=False):
+        for image, index in zip(batch["image"], batch["site_index"], strict=True):
+            np.testing.assert_allclose(
+                image, expected_image(data, index, "plate_control"), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_random_crop_is_a_window_of_the_image(data):
+    crop, offsets = 13, SIZE - 13 + 1
+    corners = Counter()
+    for batch in train(data, 60, crop=crop):
+        for image, index in zip(batch["image"], batch["site_index"], strict=True):
+            whole = expected_image(data, index, "plate_control")
+            windows = [
+                turned
+                for top, left in itertools.product(range(offsets), repeat=2)
+                for turned in orientations(whole[top : top + crop, left : left + crop])
+            ]
+            corners[which(image, windows) // 8] += 1
+    assert len(corners) == offsets**2 and max(corners.values()) < 40  # 240 draws, 15 each
+
+
+def test_evaluation_takes_the_centre(data):
+    (batch,) = evaluate(data, data.split.test[:8], 8, crop=10)
+    for image, index in zip(batch["image"], batch["site_index"], strict=True):
+        np.testing.assert_allclose(
+            image, expected_image(data, index, "plate_control")[3:13, 3:13], rtol=1e-4, atol=1e-4
+        )
+    whole = evaluate(data, data.split.test[:8], 8, crop=SIZE)[0]
+    assert_same(whole, evaluate(data, data.split.test[:8], 8)[0])
+
+
+@pytest.mark.parametrize("start_step", [1, 7, 50])
+def test_resumed_batches_are_bit_identical(data, start_step):
+    whole = train(data, start_step + 4, crop=13)
+    for one, two in zip(
+        whole[start_step:], train(data, 4, crop=13, start_step=start_step), strict=True
+    ):
+        assert_same(one, two)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_threads_and_prefetch_change_nothing(data, threads):
+    reference = train(data, 8, threads=8)
+    for one, two in zip(reference, train(data, 8, threads=threads, prefetch=1), strict=True):
+        assert_same(one, two)
+
+
+def by_site(batches):
+    """{(site_index, image bytes)} with multiplicity, whatever the order."""
+    return Counter(
+        (int(index), image.tobytes())
+        for batch in batches
+        for image, index, mask in zip(
+            batch["image"], batch["site_index"], batch["mask"], strict=True
+        )
+        if mask
+    )
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_same_global_batches(data, hosts):
+    whole = train(data, 12, batch_size=8)
+    parts = [train(data, 12, batch_size=8, host=h, hosts=hosts) for h in range(hosts)]
+    for step, batch in enumerate(whole):
+        assert all(len(part[step]["label"]) == 8 // hosts for part in parts)
+        assert by_site([part[step] for part in parts]) == by_site([batch])
+    rows = data.split.test
+    parts = [evaluate(data, rows, 8, host=h, hosts=hosts) for h in range(hosts)]
+    assert len({len(part) for part in parts}) == 1  # or a host would wait for ever
+    assert by_site(itertools.chain(*parts)) == by_site(evaluate(data, rows, 8))
+    assert sum(by_site(itertools.chain(*parts)).values()) == len(rows)
+
+
+def test_sharded_over_devices(data):
+    devices = jax.device_count()
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    settings = dict(batch_size=2 * devices, seed=3, normalisation="plate_control", crop=12)
+    sharded = train_batches(data.records, data.split, sharding=sharding, **settings)
+    single = train_batches(data.records, data.split, **settings)
+    first = next(sharded)
+    for name, array in first.items():
+        assert array.sharding.is_equivalent_to(sharding, array.ndim), name
+        assert array.addressable_shards[0].data.shape[0] == 2
+    one, two = (jax.tree.map(np.asarray, batch) for batch in (first, next(single)))
+    assert_same(one, two, rtol=1e-6, atol=1e-6)
+    rows = data.split.test
+    sharded = evaluate(data, rows, 2 * devices, sharding=sharding)
+    for one, two in zip(sharded, evaluate(data, rows, 2 * devices), strict=True):
+        assert_same(one, two, rtol=1e-6, atol=1e-6)
+
+
+def test_no_implicit_transfer(data):
+    with jax.transfer_guard("disallow"):
+        iterator = train_batches(data.records, data.split, batch_size=4, seed=0,
+                                 normalisation="site")  # fmt: skip
+        next(iterator)["image"].block_until_ready()
+
+
+def test_batches_kept_are_never_overwritten(data):
+    """On the CPU a device array may alias the host's: a reused buffer would show here."""
+    kept = list(itertools.islice(
+        train_batches(data.records, data.split, batch_size=4, seed=0, normalisation="none",
+                      augment=False), 20,
+    ))  # fmt: skip
+    for batch in kept:
+        for image, index in zip(np.asarray(batch["image"]), batch["site_index"], strict=True):
+            np.testing.assert_allclose(image, expected_image(data, int(index), "none"), atol=1e-6)
+
+
+def test_bfloat16_is_rounded_last(data):
+    (full,), (half,) = train(data, 1), train(data, 1, dtype=jnp.bfloat16)
+    assert half["image"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half["image"], full["image"].astype(jnp.bfloat16))
+
+
+def test_constant_channels_stay_finite(tiny):
+    records = Records(tiny.dataset)
+    records.sites["control_std"] = 0
+    data = Data(records, make_split(records.sites, "official"), {}, tiny.rows)
+    assert np.isfinite(train(data, 1)[0]["image"]).all()
+    _, std = pixel_statistics(records, np.arange(4), "plate_control")
+    np.testing.assert_allclose(std, 12**-0.5, rtol=1e-6)
+
+
+def test_statistics_shapes_and_exactness(data):
+    rows = data.split.test
+    for kind in NORMALISATIONS:
+        statistics = pixel_statistics(data.records, rows, kind)
+        if kind == "site":
+            assert statistics is None
+            continue
+        assert [(s.shape, s.dtype) for s in statistics] == [((len(rows), 6), np.float32)] * 2
+    mean, std = pixel_statistics(data.records, rows, "experiment_control")
+    pixels = control_pixels(data, {"HUVEC-02"})
+    np.testing.assert_allclose(mean, np.tile(pixels.mean(1), (len(rows), 1)), rtol=1e-6)
+    np.testing.assert_allclose(std, np.tile(pixels.std(1), (len(rows), 1)), rtol=1e-6)
+
+
+def test_errors(data):
+    for settings, message in (
+        (dict(batch_size=0), "batch_size 0: expected a positive multiple"),
+        (dict(batch_size=5, host=0, hosts=2), "batch_size 5: expected .* of the 2 hosts"),
+        (dict(crop=17), "crop 17: expected 0 .none. to 16"),
+        (dict(crop=-1), "crop -1"),
+        (dict(normalisation="plate"), "normalisation 'plate': expected one of plate_control, "),
+        (dict(host=2, hosts=2), "host 2 of 2: expected 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(data, 1, **settings)
+        with pytest.raises(ValueError, match=message):
+            evaluate(data, data.split.test, **settings)
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("batch"))
+    if jax.device_count() > 1:
+        with pytest.raises(ValueError, match=f"of the {jax.device_count()} devices"):
+            train(data, 1, batch_size=jax.device_count() + 1, sharding=sharding)
+    with pytest.raises(ValueError, match="start_step -1"):
+        train(data, 1, start_step=-1)
+    with pytest.raises(ValueError, match="no sites to read"):
+        evaluate(data, np.array([], np.int64))
+    with pytest.raises(ValueError, match="rows 3 to 61: expected record indices 0 to 60"):
+        evaluate(data, np.array([3, 61]))
+
+
+def test_settings_are_checked_before_the_first_batch_is_asked_for(data):
+    with pytest.raises(ValueError, match="crop"):
+        train_batches(data.records, data.split, batch_size=4, seed=0, normalisation="site", crop=99)
+
+
+def test_experiment_without_controls_in_the_metadata(tiny):
+    records = Records(tiny.dataset)
+    del records.metadata["control_pixels"]["U2OS-01"]
+    split = make_split(records.sites, "official")
+    for kind in ("experiment_control", "global_control"):
+        with pytest.raises(DatasetError, match="metadata.json: no control pixels of .*U2OS-01"):
+            pixel_statistics(records, split.train, kind)
+
+
+def test_damaged_image_reaches_the_consumer(tiny, tmp_path):
+    path = tmp_path / "1.0.0"
+    shutil.copytree(tiny.dataset, path)
+    records = Records(path)
+    for file in path.glob("*.tfrecord*"):
+        with open(file, "r+b") as opened:
+            opened.truncate(50)
+    split = make_split(records.sites, "official")
+    with pytest.raises(DatasetError, match="damaged"):
+        next(train_batches(records, split, batch_size=4, seed=0, normalisation="none"))
+
+
+def test_orientations_need_a_square(tiny, monkeypatch):
+    records = Records(tiny.dataset)
+    monkeypatch.setattr(records, "image_shape", (6, 16, 12))
+    split = make_split(records.sites, "official")
+    with pytest.raises(ValueError, match="16x12.*square"):
+        train_batches(records, split, batch_size=4, seed=0, normalisation="none")
+
+
+def test_seed_out_of_the_32_bits_of_grain():
+    assert len({input_pipeline._shuffle_seed(seed) for seed in (0, 1, -1, 2**40)}) == 4

@@ -1,0 +1,264 @@
+"""The synthetic screen: layout, determinism, what is planted, and how the images look."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from tfds_builder.rxrx1 import cells, planted, release, synthetic
+from tfds_builder.rxrx1.synthetic import Screen, render_site, screen_sites, write_release
+
+TINY = Screen(
+    size=32, huvec=2, rpe=0, hepg2=0, u2os=1, plates=2, treatments=2, positive_controls=3, sites=2
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_release(TINY, tmp_path_factory.mktemp("tiny") / "screen", 1, progress=False)
+
+
+def _files(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.*")}
+
+
+def test_demo_design_keeps_the_real_plates():
+    sites = screen_sites(Screen())
+    assert len(sites) == 4680 and len({s.site_id for s in sites}) == 4680
+    inner = {f"{r}{c:02d}" for r in "BCDEFGHIJKLMNO" for c in range(2, 24)}
+    fixed = {f"{r}{c}" for r in "CFHJM" for c in ("03", "07", "11", "15", "19", "22")}
+    plates = {}
+    for s in sites:
+        plates.setdefault((s.experiment, s.plate), []).append(s)
+    assert len(plates) == 60
+    for rows in plates.values():
+        kinds = {kind: [s for s in rows if s.well_type == kind] for kind in release.WELL_TYPES}
+        assert {s.well for s in kinds["positive_control"]} == fixed
+        assert {s.sirna_id for s in kinds["positive_control"]} == set(range(1108, 1138))
+        assert {(s.well, s.sirna, s.sirna_id) for s in kinds["negative_control"]} == {
+            ("B02", "EMPTY", 1138)
+        }
+        ids = {s.sirna_id for s in kinds["treatment"]}
+        first = min(ids)
+        assert first % 8 == 0 and ids == set(range(first, first + 8))
+        assert {s.well for s in kinds["treatment"]} <= inner - fixed - {"B02"}
+    for number in (1, 2, 6):  # each plate order is a rotation of the four groups, as in RxRx1
+        first = [
+            min(s.sirna_id for s in plates[f"HUVEC-{number:02d}", p] if s.well_type == "treatment")
+            for p in (1, 2, 3, 4)
+        ]
+        groups = [f // 8 for f in first]
+        assert all((b - a) % 4 == 1 for a, b in zip(groups, groups[1:], strict=False))
+    wells = [
+        {s.sirna_id: s.well for s in sites if s.experiment == e and s.well_type == "treatment"}
+        for e in ("HUVEC-01", "HUVEC-02")
+    ]
+    assert sum(wells[0][k] == wells[1][k] for k in range(32)) < 5  # re-drawn per experiment
+
+
+def test_official_partition_is_the_last_fifth():
+    partition = {name: dataset for name, _, dataset in Screen().experiments()}
+    test = {name for name, dataset in partition.items() if dataset == "test"}
+    assert test == {"HUVEC-05", "HUVEC-06", "RPE-03", "HEPG2-03", "U2OS-03"}
+
+
+def test_release_reader_accepts_it(tiny):
+    sites = release.read_release(tiny)
+    expected = screen_sites(TINY)
+    assert sorted(sites) == sorted(expected) and len(sites) == 3 * 2 * 6 * 2
+    release.check_images(tiny, sites, 32)
+    image = release.read_image(tiny, sites[7], 32)
+    assert np.array_equal(image, render_site(TINY, sites[7]))
+    with (tiny / "metadata.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == release.COLUMNS
+    assert [r[3] for r in rows[1:]] == sorted([r[3] for r in rows[1:]])  # test before train
+
+
+def test_processes_and_order_do_not_change_a_byte(tiny, tmp_path):
+    again = write_release(TINY, tmp_path / "two", processes=2, progress=False)
+    assert _files(again) == _files(tiny)
+    sites = screen_sites(TINY)
+    backwards = [render_site(TINY, s) for s in reversed(sites[:6])][::-1]
+    assert all(
+        np.array_equal(a, render_site(TINY, s)) for a, s in zip(backwards, sites, strict=False)
+    )
+
+
+def test_interrupted_run_is_completed_and_finished_run_left_alone(tiny, tmp_path):
+    whole = write_release(TINY, tmp_path / "s", 1, progress=False)
+    lost = whole / "images/HUVEC-01/Plate1/B02_s1_w3.png"
+    kept = whole / "images/HUVEC-01/Plate1/B02_s2_w3.png"
+    os.utime(kept, (1, 1))
+    lost.unlink()
+    write_release(TINY, whole, 1, progress=False)
+    assert not lost.exists()  # truth.json says finished: returned at once
+    (whole / "truth.json").unlink()
+    write_release(TINY, whole, 1, progress=False)
+    assert _files(whole) == _files(tiny) and kept.stat().st_mtime == 1
+
+
+def test_other_parameters_or_foreign_folder_are_refused(tiny, tmp_path):
+    with pytest.raises(release.ReleaseError, match="seed 0 .asked: 5"):
+        write_release(replace(TINY, seed=5), tiny, 1, progress=False)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(release.ReleaseError, match="not empty"):
+        write_release(TINY, tmp_path, 1, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("plates", 5), ("treatments", 278), ("size", 4), ("replicates", 40)]
+)
+def test_impossible_parameters_name_the_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        Screen(**{field: value})
+
+
+def test_seed_changes_everything_planted():
+    one, two = screen_sites(TINY), screen_sites(replace(TINY, seed=1))
+    assert [s.well for s in one] != [s.well for s in two]
+    site = one[0]
+    assert not np.array_equal(render_site(TINY, site), render_site(replace(TINY, seed=1), site))
+
+
+def test_nuisance_never_knows_the_class():
+    """Same well, other siRNA: same optics, and phenotypes that differ by the mixed effect alone."""
+    site = next(s for s in screen_sites(TINY) if s.well_type == "treatment")
+    untreated = site._replace(sirna="EMPTY", sirna_id=1138, well_type="negative_control")
+    base, base_optics = synthetic.site_phenotype(TINY, untreated)
+    experiment = planted.experiment_effect(0, site.experiment, 1.0)
+    for sirna_id in (0, 1, 17, 1110):
+        phenotype, optics = synthetic.site_phenotype(TINY, site._replace(sirna_id=sirna_id))
+        for name in optics._fields:
+            assert np.array_equal(getattr(optics, name), getattr(base_optics, name)), name
+        effect = planted.sirna_effects(0, sirna_id, 1.0)[site.cell_type]
+        expected = experiment.efficacy * (experiment.mixing @ effect)
+        np.testing.assert_allclose(phenotype - base, expected, atol=1e-9)
+        assert np.linalg.norm(effect) > 0.5
+    # Without an effect the class leaves no trace in the pixels either.
+    silent = replace(TINY, effect=0.0)
+    other = render_site(silent, site._replace(sirna_id=17))
+    assert np.array_equal(render_site(silent, site), other)
+
+
+def test_batch_effect_scales_to_none():
+    off = replace(TINY, batch_effect=0.0)
+    site = next(s for s in screen_sites(TINY) if s.experiment == "HUVEC-01")
+    same_well = site._replace(experiment="HUVEC-02")
+    optics = [synthetic.site_phenotype(off, s)[1] for s in (site, same_well)]
+    assert np.abs(np.log(optics[0].gain / optics[1].gain)).max() < 0.2  # what wells differ by
+    assert all(o.blur == planted.TYPICAL_BLUR and o.bleed == 1 for o in optics)
+    effect = planted.experiment_effect(0, "HUVEC-01", 0.0)
+    assert np.array_equal(effect.mixing, np.eye(24)) and not effect.shift.any()
+    half, full = (planted.experiment_effect(0, "RPE-01", k).log_gain for k in (0.5, 1.0))
+    np.testing.assert_allclose(2 * half, full)
+
+
+def test_truth_rebuilds_every_phenotype(tiny):
+    truth = json.loads((tiny / "truth.json").read_text())
+    assert truth["parameters"] == list(cells.PARAMETER_NAMES)
+    for site in screen_sites(TINY)[::7]:
+        experiment = truth["experiments"][site.experiment]
+        plate = truth["plates"][f"{site.experiment}_{site.plate}"]
+        well = truth["wells"][site.well_id]
+        effect = np.array(truth["sirnas"][str(site.sirna_id)][site.cell_type])
+        phenotype = np.array(experiment["mixing"]) @ effect * experiment["efficacy"]
+        phenotype += np.array(experiment["shift"]) + plate["shift"] + well["shift"]
+        gain = np.exp(
+            np.array(experiment["log_gain"]) + plate["log_gain"] + np.array(well["log_gain"])
+        )
+        found, optics = synthetic.site_phenotype(TINY, site)
+        np.testing.assert_allclose(found, phenotype, atol=5e-4)
+        np.testing.assert_allclose(optics.gain, gain, rtol=1e-4)
+
+
+def _undisturbed(cell_type, count, size=64):
+    return np.stack(
+        [
+            cells.draw_site(
+                cell_type, np.zeros(24), cells.PLAIN_OPTICS, planted.generator("t", k), size, 384.0
+            )
+            for k in range(count)
+        ]
+    )
+
+
+# Mean counts per cell type and channel in the real images (mean over the 51 experiments).
+REAL = {
+    "HUVEC": (4.3, 15.8, 7.2, 8.4, 2.8, 6.6),
+    "RPE": (2.7, 12.7, 12.6, 7.1, 4.3, 8.9),
+    "HEPG2": (11.0, 15.8, 12.9, 15.1, 11.5, 11.8),
+    "U2OS": (8.6, 20.3, 12.7, 12.4, 8.4, 15.2),
+}
+
+
+@pytest.mark.parametrize("cell_type", REAL)
+def test_channel_means_are_those_of_the_real_cells(cell_type):
+    """Within 12 %: eight sites scatter by about 5 %, real experiments by 20-90 %."""
+    means = _undisturbed(cell_type, 8).mean((0, 2, 3))
+    np.testing.assert_allclose(means, REAL[cell_type], rtol=0.12)
+
+
+@pytest.mark.parametrize(("cell_type", "low", "high"), [("HUVEC", 60, 130), ("HEPG2", 110, 260)])
+def test_nuclei_can_be_counted(cell_type, low, high):
+    """Real fields hold 85-160 nuclei per 512 px field (HepG2 300+); here the field is 384 px."""
+    image = cells.draw_site(
+        cell_type, np.zeros(24), cells.PLAIN_OPTICS, planted.generator("count"), 384, 384.0
+    )
+    smooth = cv2.GaussianBlur(image[0], (0, 0), 1.5)
+    _, mask = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    mask = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=2)
+    assert low < cv2.connectedComponents(mask)[0] - 1 < high
+
+
+def test_channels_correlate_as_in_real_sites():
+    """Real sites: ER-RNA .94-.98, nuclei-Golgi .56-.82, actin-Golgi .55-.80, actin-ER below .5."""
+    matrix = np.mean([np.corrcoef(image.reshape(6, -1)) for image in _undisturbed("U2OS", 4)], 0)
+    assert matrix[1, 3] > 0.85
+    assert 0.45 < matrix[0, 5] < 0.9 and 0.35 < matrix[2, 5] < 0.85
+    assert matrix[1, 2] < 0.7 and matrix[0, 1] < 0.5
+
+
+def test_parameters_show_in_the_image():
+    """More cells, more nuclear stain; brighter mitochondria leave the nuclei alone."""
+
+    def means(name, value):
+        latent = np.zeros(24)
+        latent[cells.PARAMETER_NAMES.index(name)] = value
+        return np.mean(
+            [
+                cells.draw_stains("RPE", latent, planted.generator("p", k), 96, 384.0)
+                for k in range(3)
+            ],
+            (0, 2, 3),
+        )
+
+    assert means("cell_density", 6)[0] > 1.15 * means("cell_density", -6)[0]
+    dim, bright = means("mito_intensity", -3), means("mito_intensity", 3)
+    assert bright[4] / dim[4] == pytest.approx(np.exp(6 * 0.08), rel=1e-4)
+    np.testing.assert_array_equal(np.delete(dim, 4), np.delete(bright, 4))
+
+
+def test_any_size(tmp_path):
+    site = screen_sites(TINY)[0]
+    for size in (17, 200, 512):
+        image = render_site(replace(TINY, size=size), site)
+        assert image.shape == (6, size, size) and image.dtype == np.uint8 and image.std() > 1
+
+
+def test_command_line(tmp_path, monkeypatch):
+    options = "--size 16 --huvec 1 --rpe 0 --hepg2 0 --u2os 0 --plates 1 --treatments 1"
+    options += " --positive-controls 1 --sites 1 --processes 1 --batch-effect 0.5"
+    monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path / "o"), *options.split()])
+    synthetic.main()
+    truth = json.loads((tmp_path / "o/truth.json").read_text())
+    assert truth["screen"]["batch_effect"] == 0.5
+    assert len(list((tmp_path / "o").rglob("*.png"))) == 18
+    monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path / "x"), "--plates", "9"])
+    with pytest.raises(SystemExit):
+        synthetic.main()

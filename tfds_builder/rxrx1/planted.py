@@ -1,0 +1,158 @@
+"""Planted effects of a synthetic screen: what each siRNA does, and what each batch does to it.
+
+A well's latent phenotype [24] (see cells.PARAMETERS) is
+
+    mixing_experiment @ (efficacy_experiment * effect(siRNA, cell type))
+        + shift_experiment + shift_plate + shift_well.
+
+The mixing acts on the effect itself, so that no normalisation on controls can remove it. Effects
+of experiments, plates and wells depend on (seed, experiment, plate, well) alone, never on the
+siRNA: each draw has a random generator keyed by those names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from .cells import PARAMETERS, Optics
+from .release import CELL_TYPES
+
+DIMENSIONS = len(PARAMETERS)
+
+# Sizes are in latent units (steps of cells.PARAMETERS) unless they say otherwise.
+EFFECT_STRENGTH = 6.5  # median length of a siRNA's effect in HUVEC
+EFFECT_SPREAD = 0.35  # log-sd of that length between siRNAs
+EFFECT_LIMIT = 6.0  # saturation: limit * tanh(z / limit)
+EFFECT_SHARE = 0.4  # of the parameters that a siRNA touches
+COMMON_SHARE = 0.75  # of an effect's variance that all cell types share
+RESPONSE = {"HUVEC": 1.0, "RPE": 0.8, "HEPG2": 0.75, "U2OS": 0.65}
+EXPERIMENT_SHIFT, PLATE_SHIFT, WELL_SHIFT = 1.0, 0.1, 0.05  # sd
+EXPERIMENT_MIXING = 0.4  # mixing = I + .4 G / sqrt(24), G standard normal
+EXPERIMENT_EFFICACY = 0.2  # log-sd
+EXPERIMENT_GAIN, PLATE_GAIN, WELL_GAIN = 0.35, 0.08, 0.02  # log-sd per channel
+EXPERIMENT_OFFSET = 0.3  # sd, counts
+EXPERIMENT_BLEED = 0.4  # log-sd
+EXPERIMENT_BLUR = 0.5  # log-sd
+EXPERIMENT_ILLUMINATION = 0.12  # sd of slope and curvature, relative to the field's half-width
+EXPERIMENT_NOISE = 0.2  # log-sd
+EDGE_DENSITY = 0.25  # latent units of cell density lost in the outermost used rows and columns
+TYPICAL_BLUR = 1.5  # native pixels
+
+# Correlation of log gains over the real experiments (all values given there; the others follow).
+_GAIN_CORRELATION = np.array(
+    [
+        [1.00, 0.35, 0.30, 0.51, 0.05, 0.30],
+        [0.35, 1.00, 0.45, 0.76, 0.10, 0.40],
+        [0.30, 0.45, 1.00, 0.59, 0.10, 0.89],
+        [0.51, 0.76, 0.59, 1.00, 0.10, 0.50],
+        [0.05, 0.10, 0.10, 0.10, 1.00, 0.10],
+        [0.30, 0.40, 0.89, 0.50, 0.10, 1.00],
+    ]
+)
+_GAIN_FACTOR = np.linalg.cholesky(_GAIN_CORRELATION)
+
+
+class ExperimentEffect(NamedTuple):
+    """What one experiment does to all its wells."""
+
+    shift: np.ndarray  # [24] latent units
+    mixing: np.ndarray  # [24, 24] acts on the siRNA effect
+    efficacy: float  # multiplies the siRNA effect
+    log_gain: np.ndarray  # [6]
+    offset: np.ndarray  # [6] counts
+    bleed: float  # factor
+    blur: float  # native pixels
+    illumination: np.ndarray  # [3] x slope, y slope, curvature
+    noise: float  # factor
+
+
+class LocalEffect(NamedTuple):
+    """What one plate, or one well, adds."""
+
+    shift: np.ndarray  # [24] latent units
+    log_gain: np.ndarray  # [6]
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A random generator that depends on the words of `key` alone."""
+    digest = hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def sirna_effects(seed: int, sirna_id: int, strength: float) -> dict[str, np.ndarray]:
+    """Effect [24] of one siRNA in each cell type; `strength` scales EFFECT_STRENGTH."""
+    rng = generator(seed, "sirna", sirna_id)
+    length = strength * EFFECT_STRENGTH * np.exp(EFFECT_SPREAD * rng.standard_normal())
+
+    def direction() -> np.ndarray:
+        sparse = rng.standard_normal(DIMENSIONS)
+        touched = rng.permutation(DIMENSIONS)[: round(EFFECT_SHARE * DIMENSIONS)]
+        out = np.zeros(DIMENSIONS)
+        out[touched] = sparse[touched]
+        return out / np.linalg.norm(out)
+
+    common = direction()
+    effects = {}
+    for cell_type in CELL_TYPES:
+        mixed = np.sqrt(COMMON_SHARE) * common + np.sqrt(1 - COMMON_SHARE) * direction()
+        z = length * RESPONSE[cell_type] * mixed
+        effects[cell_type] = EFFECT_LIMIT * np.tanh(z / EFFECT_LIMIT)
+    return effects
+
+
+def experiment_effect(seed: int, experiment: str, scale: float) -> ExperimentEffect:
+    """The nuisance of one experiment; `scale` 1 as calibrated, 0 none."""
+    rng = generator(seed, "experiment", experiment)
+    scatter = rng.standard_normal((DIMENSIONS, DIMENSIONS)) / np.sqrt(DIMENSIONS)
+    return ExperimentEffect(
+        shift=scale * EXPERIMENT_SHIFT * rng.standard_normal(DIMENSIONS),
+        mixing=np.eye(DIMENSIONS) + scale * EXPERIMENT_MIXING * scatter,
+        efficacy=float(np.exp(scale * EXPERIMENT_EFFICACY * rng.standard_normal())),
+        log_gain=scale * EXPERIMENT_GAIN * (_GAIN_FACTOR @ rng.standard_normal(6)),
+        offset=scale * EXPERIMENT_OFFSET * rng.standard_normal(6),
+        bleed=float(np.exp(scale * EXPERIMENT_BLEED * rng.standard_normal())),
+        blur=TYPICAL_BLUR * float(np.exp(scale * EXPERIMENT_BLUR * rng.standard_normal())),
+        illumination=scale * EXPERIMENT_ILLUMINATION * rng.standard_normal(3),
+        noise=float(np.exp(scale * EXPERIMENT_NOISE * rng.standard_normal())),
+    )
+
+
+def plate_effect(seed: int, experiment: str, plate: int, scale: float) -> LocalEffect:
+    """The nuisance of one plate, scaled like its experiment's."""
+    rng = generator(seed, "plate", experiment, plate)
+    return LocalEffect(
+        scale * PLATE_SHIFT * rng.standard_normal(DIMENSIONS),
+        scale * PLATE_GAIN * rng.standard_normal(6),
+    )
+
+
+def well_effect(seed: int, experiment: str, plate: int, row: int, column: int) -> LocalEffect:
+    """The nuisance of one well (row B = 2, column from 1); fewer cells at the plate's edge."""
+    rng = generator(seed, "well", experiment, plate, row, column)
+    shift = WELL_SHIFT * rng.standard_normal(DIMENSIONS)
+    if row in (2, 15) or column in (2, 23):
+        shift[0] -= EDGE_DENSITY
+    return LocalEffect(shift, WELL_GAIN * rng.standard_normal(6))
+
+
+def well_phenotype(
+    effect: np.ndarray, experiment: ExperimentEffect, plate: LocalEffect, well: LocalEffect
+) -> np.ndarray:
+    """Latent phenotype [24] of a well with siRNA effect [24]; the formula of the module's head."""
+    biology = experiment.mixing @ (experiment.efficacy * effect)
+    return biology + experiment.shift + plate.shift + well.shift
+
+
+def well_optics(experiment: ExperimentEffect, plate: LocalEffect, well: LocalEffect) -> Optics:
+    """How a well is imaged."""
+    return Optics(
+        gain=np.exp(experiment.log_gain + plate.log_gain + well.log_gain),
+        offset=experiment.offset,
+        bleed=experiment.bleed,
+        blur=experiment.blur,
+        illumination=experiment.illumination,
+        noise=experiment.noise,
+    )

@@ -1,0 +1,313 @@
+"""A synthetic screen: an RxRx1 release in the official layout, with planted biology and batches.
+
+    python -m tfds_builder.rxrx1.synthetic OUT --size 64 --seed 0
+
+writes OUT/images/<EXPERIMENT>/Plate<N>/<WELL>_s<SITE>_w<CHANNEL>.png, OUT/metadata.csv and, last,
+OUT/truth.json with every planted effect. The plates are the real ones, thinned out: positive
+controls at their 30 fixed wells, B02 untreated, treatments drawn anew for every experiment over
+the other inner wells. Each site is a pure function of (parameters, experiment, plate, well, site),
+so sites are drawn in any order, by any number of processes, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from . import planted
+from .cells import PARAMETER_NAMES, draw_site
+from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site
+
+ROWS = "BCDEFGHIJKLMNO"  # inner rows of the 16 x 24 plate
+COLUMNS_USED = range(2, 24)  # inner columns
+CONTROL_WELLS = tuple(f"{r}{c:02d}" for r in "CFHJM" for c in (3, 7, 11, 15, 19, 22))
+UNTREATED_WELL = "B02"
+TREATMENT_WELLS = tuple(
+    well
+    for well in (f"{r}{c:02d}" for r in ROWS for c in COLUMNS_USED)
+    if well not in CONTROL_WELLS and well != UNTREATED_WELL
+)  # 277, as in the real plates
+FIRST_CONTROL_ID, UNTREATED_ID = 1108, 1138
+SCREEN_FILE, TRUTH_FILE = "screen.json", "truth.json"
+DRAWING = 1  # raise it whenever the same parameters give other images
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Parameters of a synthetic screen; the defaults are the demo (4,680 sites, 32 classes)."""
+
+    seed: int = 0
+    size: int = 64  # side of the images, pixels
+    field: float = 384.0  # side of the imaged field, pixels of the real 512 x 512 images
+    huvec: int = 6  # experiments per cell type
+    rpe: int = 3
+    hepg2: int = 3
+    u2os: int = 3
+    plates: int = 4  # per experiment, 1..4; each holds one group of treatments
+    treatments: int = 8  # siRNAs per plate, at most 277
+    replicates: int = 1  # wells per treatment on its plate
+    positive_controls: int = 30  # per plate, at most 30
+    sites: int = 2  # per well, 1 or 2
+    batch_effect: float = 1.0  # scales experiment and plate effects; 0: none, a control
+    effect: float = 1.0  # scales siRNA effects; 0: none, a control
+
+    def __post_init__(self) -> None:
+        limits = {
+            "size": (16, 2048), "field": (64, 1024), "plates": (1, 4), "treatments": (1, 277),
+            "replicates": (1, 277), "positive_controls": (0, 30), "sites": (1, 2),
+            "batch_effect": (0, 3), "effect": (0, 3),
+        }  # fmt: skip
+        limits |= {cell_type.lower(): (0, 99) for cell_type in CELL_TYPES}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"Screen.{name} is {getattr(self, name)!r}; expected {low} to {high}"
+                )
+        if self.treatments * self.replicates > len(TREATMENT_WELLS):
+            raise ValueError(
+                f"Screen: {self.treatments} treatments x {self.replicates} replicates need "
+                f"{self.treatments * self.replicates} wells; a plate has {len(TREATMENT_WELLS)}"
+            )
+        if not self.experiments():
+            raise ValueError("Screen: no experiments; set huvec, rpe, hepg2 or u2os above 0")
+
+    def experiments(self) -> list[tuple[str, str, str]]:
+        """(experiment, cell type, dataset) of all experiments.
+
+        The last fifth of each cell type, rounded up, is "test", the others "train".
+        """
+        out = []
+        for cell_type in CELL_TYPES:
+            count = getattr(self, cell_type.lower())
+            train = count - -(-count // 5)
+            out += [
+                (f"{cell_type}-{k + 1:02d}", cell_type, "train" if k < train else "test")
+                for k in range(count)
+            ]
+        return out
+
+
+def sirna_name(sirna_id: int) -> str:
+    """A name that cannot be taken for a real product id."""
+    return UNTREATED if sirna_id == UNTREATED_ID else f"synthetic{sirna_id:04d}"
+
+
+def screen_sites(screen: Screen) -> list[Site]:
+    """All sites in the official order: test first, then experiment, plate, well, site."""
+    out = []
+    for number, (experiment, cell_type, dataset) in enumerate(screen.experiments()):
+        for plate in range(1, screen.plates + 1):
+            # The official screens rotate the treatment groups over the plates.
+            group = (plate - 1 + number) % screen.plates
+            for well, (well_type, sirna_id) in _plate_layout(screen, experiment, plate, group):
+                well_id = f"{experiment}_{plate}_{well}"
+                out += [
+                    Site(
+                        f"{well_id}_{site}", well_id, cell_type, dataset, experiment, plate, well,
+                        site, well_type, sirna_name(sirna_id), sirna_id,
+                    )
+                    for site in range(1, screen.sites + 1)
+                ]  # fmt: skip
+    return sorted(out, key=lambda s: (s.dataset != "test", s.experiment, s.plate, s.well, s.site))
+
+
+def _plate_layout(screen: Screen, experiment: str, plate: int, group: int):
+    """Sorted (well, (well_type, sirna_id)) of one plate."""
+    rng = planted.generator(screen.seed, "layout", experiment, plate)
+    layout = {UNTREATED_WELL: ("negative_control", UNTREATED_ID)}
+    for k, position in enumerate(rng.permutation(len(CONTROL_WELLS))):
+        if k < screen.positive_controls:
+            layout[CONTROL_WELLS[position]] = ("positive_control", FIRST_CONTROL_ID + k)
+    free = rng.permutation(len(TREATMENT_WELLS))[: screen.treatments * screen.replicates]
+    for k, position in enumerate(free):
+        sirna_id = group * screen.treatments + k % screen.treatments
+        layout[TREATMENT_WELLS[position]] = ("treatment", sirna_id)
+    return sorted(layout.items())
+
+
+def site_phenotype(screen: Screen, site: Site) -> tuple[np.ndarray, planted.Optics]:
+    """Latent phenotype [24] and optics of a site's well."""
+    experiment = _experiment_effect(screen, site.experiment)
+    plate = planted.plate_effect(screen.seed, site.experiment, site.plate, screen.batch_effect)
+    well = planted.well_effect(screen.seed, site.experiment, site.plate, site.row, site.column)
+    effect = _sirna_effects(screen, site.sirna_id)[site.cell_type]
+    phenotype = planted.well_phenotype(effect, experiment, plate, well)
+    return phenotype, planted.well_optics(experiment, plate, well)
+
+
+@functools.lru_cache(maxsize=256)
+def _experiment_effect(screen: Screen, experiment: str) -> planted.ExperimentEffect:
+    return planted.experiment_effect(screen.seed, experiment, screen.batch_effect)
+
+
+@functools.lru_cache(maxsize=2048)
+def _sirna_effects(screen: Screen, sirna_id: int) -> dict[str, np.ndarray]:
+    strength = 0.0 if sirna_id == UNTREATED_ID else screen.effect
+    return planted.sirna_effects(screen.seed, sirna_id, strength)
+
+
+def render_site(screen: Screen, site: Site) -> np.ndarray:
+    """The image of one site, uint8 [6, size, size]."""
+    phenotype, optics = site_phenotype(screen, site)
+    rng = planted.generator(screen.seed, "site", site.site_id)
+    return draw_site(site.cell_type, phenotype, optics, rng, screen.size, screen.field)
+
+
+def write_release(
+    screen: Screen, out_dir: str | os.PathLike, processes: int | None = None, progress: bool = True
+) -> Path:
+    """Write the whole release and return its folder.
+
+    processes: worker processes (None: one per core this process may use; 1: none are started). A
+    folder that holds the finished screen is returned at once; an unfinished one of the same
+    parameters is completed, whole files being kept.
+
+    Raises:
+        ReleaseError: the folder holds a screen of other parameters, or something else.
+    """
+    root = Path(out_dir)
+    if _claim(root, screen):
+        return root
+    sites = screen_sites(screen)
+    for folder in {(site.experiment, site.plate) for site in sites}:
+        (root / "images" / folder[0] / f"Plate{folder[1]}").mkdir(parents=True, exist_ok=True)
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    work = functools.partial(_write_site, screen, str(root))
+    with tqdm(total=len(sites), unit="site", desc="synthetic screen", disable=not progress) as bar:
+        if processes <= 1:
+            for site in sites:
+                work(site)
+                bar.update()
+        else:
+            # spawn, not fork: the caller may have threads (TensorFlow), which fork would break.
+            with multiprocessing.get_context("spawn").Pool(processes, _start_worker) as pool:
+                for _ in pool.imap_unordered(work, sites, chunksize=16):
+                    bar.update()
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(site, name) for name in COLUMNS] for site in sites)
+    _write_atomically(root / "metadata.csv", table.getvalue().encode())
+    truth = json.dumps(screen_truth(screen, sites))
+    _write_atomically(root / TRUTH_FILE, truth.encode())
+    return root
+
+
+def _claim(root: Path, screen: Screen) -> bool:
+    """Mark the folder as this screen's; True when it is finished already."""
+    wanted = {"drawing": DRAWING, **asdict(screen)}
+    marker = root / SCREEN_FILE
+    if not marker.exists():
+        if root.exists() and any(root.iterdir()):
+            raise ReleaseError(
+                f"{root}: not empty and without {SCREEN_FILE}, so not a synthetic screen; "
+                "choose an empty folder"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        _write_atomically(marker, json.dumps(wanted, indent=1).encode())
+        return False
+    found = json.loads(marker.read_text())
+    if found != wanted:
+        names = [k for k in wanted | found if wanted.get(k) != found.get(k)]
+        changes = ", ".join(f"{k} {found.get(k)!r} (asked: {wanted.get(k)!r})" for k in names)
+        raise ReleaseError(
+            f"{marker}: the folder holds another screen: {changes}; "
+            "choose another folder or delete this one"
+        )
+    return (root / TRUTH_FILE).exists()
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)  # the processes are the parallelism
+
+
+def _write_site(screen: Screen, root: str, site: Site) -> None:
+    """Draw and write the six planes of a site, unless they are all there."""
+    folder = f"{root}/images/{site.experiment}/Plate{site.plate}/{site.well}_s{site.site}_w"
+    paths = [Path(f"{folder}{channel}.png") for channel in range(1, len(CHANNELS) + 1)]
+    if all(path.exists() for path in paths):
+        return
+    for path, plane in zip(paths, render_site(screen, site), strict=True):
+        done, data = cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if not done:
+            raise RuntimeError(f"{path}: OpenCV could not encode the image as PNG")
+        _write_atomically(path, data.tobytes())
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def screen_truth(screen: Screen, sites: list[Site]) -> dict:
+    """Everything planted, ready for JSON: siRNA effects, nuisance of experiments, plates, wells.
+
+    Vectors [24] follow "parameters", vectors [6] follow "channels".
+    """
+
+    def plain(effect) -> dict:
+        return {k: np.round(v, 5).tolist() for k, v in effect._asdict().items()}
+
+    def well_nuisance(site: Site) -> Iterator[tuple[str, dict]]:
+        effect = planted.well_effect(
+            screen.seed, site.experiment, site.plate, site.row, site.column
+        )
+        yield site.well_id, plain(effect)
+
+    plates = sorted({(site.experiment, site.plate) for site in sites})
+    return {
+        "screen": {"drawing": DRAWING, **asdict(screen)},
+        "parameters": PARAMETER_NAMES,
+        "channels": CHANNELS,
+        "sirnas": {
+            sirna_id: {
+                cell_type: np.round(effect, 5).tolist()
+                for cell_type, effect in _sirna_effects(screen, sirna_id).items()
+            }
+            for sirna_id in sorted({site.sirna_id for site in sites})
+        },
+        "experiments": {
+            name: plain(_experiment_effect(screen, name)) for name, _, _ in screen.experiments()
+        },
+        "plates": {
+            f"{experiment}_{plate}": plain(
+                planted.plate_effect(screen.seed, experiment, plate, screen.batch_effect)
+            )
+            for experiment, plate in plates
+        },
+        "wells": dict(pair for site in sites if site.site == 1 for pair in well_nuisance(site)),
+    }
+
+
+def main() -> None:
+    """Command line: one option per field of Screen."""
+    parser = argparse.ArgumentParser(description="Write a synthetic RxRx1 release.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--processes", type=int, default=None)
+    for f in fields(Screen):
+        kind = type(f.default)
+        parser.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default)
+    options = vars(parser.parse_args())
+    out, processes = options.pop("out"), options.pop("processes")
+    try:
+        write_release(Screen(**options), out, processes)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
