@@ -1,7 +1,7 @@
 """Split + records -> device batches.
 
 Two halves. The host reads, inflates and batches uint8 planes in threads (Grain). The device
-crops, orients, transposes and normalises them in one jitted function; it is the faster of the two
+crops, orients, normalises and transposes them in one jitted function; it is the faster of the two
 at that, and bytes are four times less to ship than floats.
 
 The order and the augmentation are functions of (seed, epoch, record): not of time, threads or
@@ -186,9 +186,10 @@ def prepare(
     elif crop:
         top, left = ((side - crop) // 2 for side in images.shape[2:])
         images = images[:, :, top : top + crop, left : left + crop]
-    images = jnp.transpose(images, (0, 2, 3, 1)).astype(jnp.float32)
-    images = (images - mean[:, None, None, :]) / std[:, None, None, :]
-    return {"image": images.astype(dtype), **{name: batch[name] for name in ON_DEVICE}}
+    # Transposing last costs XLA's CPU backend half of what transposing the bytes first does.
+    images = (images.astype(jnp.float32) - mean[:, :, None, None]) / std[:, :, None, None]
+    images = jnp.transpose(images.astype(dtype), (0, 2, 3, 1))
+    return {"image": images, **{name: batch[name] for name in ON_DEVICE}}
 
 
 def _augment(image: jax.Array, key: jax.Array, crop: int) -> jax.Array:

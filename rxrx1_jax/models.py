@@ -32,7 +32,8 @@ classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """2-D convolution with odd kernel k and k // 2 zeros on every side.
 
-    x: [N, H, W, C], kernel: [k, k, C, D] of the same dtype -> [N, ceil(H/stride), ceil(W/stride), D].
+    x: [N, H, W, C] and kernel: [k, k, C, D] of the same dtype -> [N, H', W', D] with
+    H' = ceil(H / stride), W' = ceil(W / stride).
 
     GPUs and TPUs get the plain convolution. XLA's CPU back-end runs naive loops for maps smaller
     than the kernel and for the input gradient of strided convolutions; there the same sums are
@@ -167,8 +168,8 @@ class ResNet(nn.Module):
 class DemoResNet(nn.Module):
     """About 100,000 parameters for 64-pixel sites: images [N, H, W, 6] -> logits [N, num_classes].
 
-    A 3x3 stem with stride 2, three basic blocks (32 /2, 32, 64 /2 at the default width), and both the
-    mean and the standard deviation of each feature over the site: in a field of many cells, how
+    A 3x3 stem with stride 2, three basic blocks (32 /2, 32, 64 /2 at the default width), and both
+    the mean and the standard deviation of each feature over the site: in a field of many cells, how
     much a feature varies says as much as its mean. dtype, train and bn_axis_name as in `ResNet`.
     """
 
@@ -206,7 +207,7 @@ def _classify(features: jax.Array, num_classes: int) -> jax.Array:
     return dense(features.astype(dtype))
 
 
-RESNETS = {
+RESNETS: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[BottleneckBlock]]] = {
     "resnet18": ((2, 2, 2, 2), BasicBlock),
     "resnet34": ((3, 4, 6, 3), BasicBlock),
     "resnet50": ((3, 4, 6, 3), BottleneckBlock),

@@ -204,7 +204,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "accuracy": accuracy,
-        "gradient_norm": optax.global_norm(grads),
+        "gradient_norm": optax.tree.norm(grads),
         "learning_rate": schedule(state.step),
     }
     state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
@@ -223,7 +223,7 @@ def eval_step(
     del axis_name
     params = state.params if state.ema_params is None else state.ema_params
     variables = {"params": params, "batch_stats": state.batch_stats}
-    logits = model.apply(variables, batch["image"], train=False)
+    logits: Any = model.apply(variables, batch["image"], train=False)
     loss = jnp.where(
         batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0
     )

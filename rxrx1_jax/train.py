@@ -131,6 +131,9 @@ def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
     sites = task.records.sites
     rows = np.flatnonzero(sites["well_type"] == "treatment")
     table, _ = _evaluate(config, task, state, rows)
+    loss = table["loss"].to_numpy().copy()
+    loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
+    table = table.set_column(table.column_names.index("loss"), "loss", [loss])
     role = np.full(len(sites), "other")
     role[task.split.train], role[task.split.test] = "train", "test"
     path = workdir / "predictions_all.parquet"

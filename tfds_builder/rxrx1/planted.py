@@ -23,7 +23,7 @@ from .release import CELL_TYPES
 DIMENSIONS = len(PARAMETERS)
 
 # Sizes are in latent units (steps of cells.PARAMETERS) unless they say otherwise.
-EFFECT_STRENGTH = 6.5  # median length of a siRNA's effect in HUVEC
+EFFECT_STRENGTH = 8.5  # median length of a siRNA's effect in HUVEC
 EFFECT_SPREAD = 0.35  # log-sd of that length between siRNAs
 EFFECT_LIMIT = 6.0  # saturation: limit * tanh(z / limit)
 EFFECT_SHARE = 0.4  # of the parameters that a siRNA touches

@@ -1,0 +1,206 @@
+"""Whole runs on the tiny release: results, exact resuming, both parallel modes, one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from configs import demo
+from rxrx1_jax import checkpoint, input_pipeline, records, report, run, steps, train
+
+pytest_plugins = ["dataset_fixture"]
+
+ROOT = Path(__file__).parent.parent
+STEPS = 8  # 21 training sites, batches of 8, 3 epochs
+
+
+def make_config(dataset: Path, **changes):
+    config = demo.get_config()
+    config.data.dir = str(dataset.parent.parent.parent)
+    config.data.name = "rxrx1/tiny"
+    config.data.protocol = "official"  # three experiments are too few for the paper's draws
+    config.model.width = 8
+    config.optim.batch_size = 8
+    config.optim.epochs = 3
+    config.optim.warmup_epochs = 1.0
+    config.optim.ema_decay = 0.5
+    config.train.log_every = 2
+    config.train.eval_every = 1
+    config.train.checkpoint_every = 1
+    config.eval.batch_size = 8
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    config = make_config(tiny.dataset)
+    return config, workdir, train.train_and_evaluate(config, workdir)
+
+
+def curves(workdir, without=("images_per_second",)):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in line.items() if name not in without} for line in lines]
+
+
+def test_a_run_leaves_its_results(finished, tiny):
+    config, workdir, results = finished
+    assert results == json.loads((workdir / "results.json").read_text())
+    test = [
+        row for row in tiny.rows.values()
+        if row["dataset"] == "test" and row["well_type"] == "treatment" and row["sirna_id"] != "-1"
+    ]  # fmt: skip
+    table = pq.read_table(workdir / "predictions.parquet")
+    assert sorted(table["site_id"].to_pylist()) == sorted(row["site_id"] for row in test)
+    assert results["data"]["test_sites"] == len(test) and results["data"]["train_sites"] == 21
+    assert results["data"]["classes"] == 3 and results["step"] == STEPS
+    right = [a == b for a, b in zip(table["prediction"].to_pylist(), table["label"].to_pylist())]
+    assert results["accuracy"]["site"]["all"] == np.mean(right)
+    roles = (workdir / "split.csv").read_text().split()[1:]
+    assert sum(line.endswith(",train") for line in roles) == 21
+    for name in ("config.json", "environment.json", "tensorboard"):
+        assert (workdir / name).exists()
+
+
+def test_learning_curves(finished):
+    lines = curves(finished[1])
+    assert [line["step"] for line in lines if "train_loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if "test_loss" in line] == [3, 5, 8]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
+    config, workdir, results = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train.train_and_evaluate(config, workdir) == results
+    assert "nothing to do" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, stop):
+    config, workdir, results = finished
+    calls = 0
+
+    def interrupted(*args, **kwargs):
+        parallel = original(*args, **kwargs)
+
+        def step(state, batch):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+            return parallel.train_step(state, batch)
+
+        return parallel._replace(train_step=step)
+
+    original = steps.parallelise
+    monkeypatch.setattr(steps, "parallelise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert train.train_and_evaluate(config, tmp_path / "run") == results
+    again, _ = checkpoint.load_params(tmp_path / "run")
+    once, _ = checkpoint.load_params(workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, once)
+    assert pq.read_table(tmp_path / "run" / "predictions.parquet").equals(
+        pq.read_table(workdir / "predictions.parquet")
+    )
+    # An interval of the log that straddles the interruption is averaged over what came after it.
+    train_only = [line for line in curves(workdir) if "test_loss" in line]
+    assert [line for line in curves(tmp_path / "run") if "test_loss" in line] == train_only
+
+
+def test_pmap_gives_the_same_run(finished, tiny, tmp_path):
+    config = make_config(tiny.dataset, train__parallelism="pmap", optim__warmup_epochs=0.0)
+    pmap = train.train_and_evaluate(config, tmp_path / "pmap")
+    config.train.parallelism = "jit"
+    jit = train.train_and_evaluate(config, tmp_path / "jit")
+    assert pmap["loss"] == pytest.approx(jit["loss"], abs=1e-4)
+    a, b = (checkpoint.load_params(tmp_path / name)[0] for name in ("pmap", "jit"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
+    # A checkpoint has one layout: the pmap run can be evaluated under jit.
+    variables, _ = checkpoint.load_params(tmp_path / "pmap")
+    assert jax.tree.structure(variables) == jax.tree.structure(b)
+
+
+def test_evaluate_and_predict_again(finished):
+    config, workdir, results = finished
+    before = pq.read_table(workdir / "predictions.parquet")
+    assert train.evaluate_run(config, workdir) == results
+    table = pq.read_table(train.predict_run(config, workdir))
+    sites = records.Records(records.find_dataset(config.data.dir, config.data.name)).sites
+    treatments = sites[sites["well_type"] == "treatment"]
+    assert table["site_id"].to_pylist() == treatments["site_id"].tolist()
+    unlabelled = np.array(table["label"].to_pylist()) == -1
+    assert unlabelled.sum() == 2
+    assert np.isnan(table["loss"].to_numpy()[unlabelled]).all()
+    assert np.isfinite(table["loss"].to_numpy()[~unlabelled]).all()
+    assert set(table["role"].to_pylist()) == {"train", "test", "other"}
+    tested = table.filter(np.array(table["role"].to_pylist()) == "test")
+    same = tested.sort_by("site_id")["prediction"], before.sort_by("site_id")["prediction"]
+    assert same[0].to_pylist() == same[1].to_pylist()
+
+
+def test_report_reads_the_run(finished, tmp_path, capsys):
+    report.main([str(finished[1]), f"--out={tmp_path / 'page'}"])
+    assert (tmp_path / "page" / "index.html").exists()
+    assert "44.1" in capsys.readouterr().out  # the paper's figure stands beside
+
+
+def test_runs_that_cannot_work_are_refused_before_training(tiny, tmp_path):
+    for changes, message in [
+        ({"data__crop": 17}, r"data.crop=17.*16"),
+        ({"optim__batch_size": 24}, r"batch_size=24.*only 21 training sites"),
+        ({"data__fold": 1}, r"fold 1 of the official split"),
+        ({"data__cell_type": "CHO"}, r"cell type 'CHO'.*HUVEC"),
+        ({"optim__warmup_epochs": 3.0}, r"warmup_epochs"),
+        ({"data__name": "rxrx1/native"}, r"tfds build"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train.train_and_evaluate(make_config(tiny.dataset, **changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(run.RunError, match="no run here"):
+        train.evaluate_run(make_config(tiny.dataset), tmp_path / "run")
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "rxrx1_jax.main", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/demo.py", "--config.optim.lr=1"], "no field optim.lr; expected"),
+        (["--config=configs/demo.py:fold=two"], "'fold=two': expected int, found 'two'"),
+        (["--config=configs/demo.py", "--config.data.dir=nowhere"], "tfds build"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, arguments, message):
+    code, stderr = command(*arguments, f"--workdir={tmp_path}/run")
+    assert code == 1
+    assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_sites_have_no_class(tiny):
+    dataset = records.Records(tiny.dataset)
+    split = train.prepare(make_config(tiny.dataset)).split
+    rows = np.flatnonzero(dataset.sites["sirna_id"] == -1)
+    (batch,) = input_pipeline.eval_batches(
+        dataset, rows, split, batch_size=2, normalisation="none"
+    )
+    assert batch["label"].tolist() == [-1, -1]
