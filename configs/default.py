@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     c.data.fold = 0  # 0, 1, 2: which draw of held-out experiments
     c.data.cell_type = "all"  # all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone
     c.data.seed = 0  # of the split
-    c.data.normalisation = "plate_control"  # plate_control | experiment_control | global_control | site | none
+    c.data.normalisation = (
+        "plate_control"  # plate_control | experiment_control | global_control | site | none
+    )
     c.data.augment = True  # one of the 8 orientations of the square, drawn per site and epoch
     c.data.crop = 0  # px: random crop in training, centre crop in evaluation; 0 = whole image
     c.data.threads = 8  # threads that read and inflate records, per host

@@ -1,4 +1,4 @@
-"""Trains, evaluates or predicts: `python -m rxrx1_jax.main --config=configs/demo.py --workdir=...`"""
+"""Trains, evaluates or predicts: `python -m rxrx1_jax.main --config=CONFIG --workdir=RUN`."""
 
 import difflib
 import os
@@ -35,21 +35,24 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
     # Imported here, so that --help answers at once.
-    from rxrx1_jax import train
+    from rxrx1_jax import checkpoint, records, run, splits, train
 
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     try:
         if _MODE.value == "train":
             train.train_and_evaluate(config, workdir)
         elif _MODE.value == "evaluate":
             accuracy = train.evaluate_run(config, workdir)["accuracy"]
-            print(f"accuracy by site {accuracy['site']['all']:.4f}, "
-                  f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json")
+            print(
+                f"accuracy by site {accuracy['site']['all']:.4f}, "
+                f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
+            )
         else:
             print(train.predict_run(config, workdir))
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("RXRX1_TRACEBACK"):
-            raise
+    except (
+        run.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
+        FloatingPointError, PermissionError,
+    ) as error:  # fmt: skip
         sys.exit(f"error: {error}")
 
 

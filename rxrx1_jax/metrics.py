@@ -77,8 +77,8 @@ class Log:
         for offset, one in enumerate(fetched):
             if not math.isfinite(one["loss"]):
                 raise FloatingPointError(
-                    f"step {step - len(fetched) + 1 + offset}: loss is {one['loss']}, gradient norm "
-                    f"{one['gradient_norm']}; lower optim.learning_rate or lengthen "
+                    f"step {step - len(fetched) + 1 + offset}: loss is {one['loss']}, gradient "
+                    f"norm {one['gradient_norm']}; lower optim.learning_rate or lengthen "
                     "optim.warmup_epochs. The last checkpoint is kept"
                 )
         mean = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}

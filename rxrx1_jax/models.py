@@ -5,10 +5,10 @@ bottleneck, symmetric explicit padding, BatchNorm epsilon 1e-5), so that weights
 give the same logits and gradients. `resnet_demo` is a network of about 100,000 parameters for
 64-pixel sites that trains in minutes on two CPU cores.
 
-Initialisation (that of torchvision, after He et al. 2015, arXiv:1502.01852, and Goyal et al. 2017,
-arXiv:1706.02677): convolutions normal with variance 2 / fan_out; BatchNorm scale 1 and bias 0, but
-scale 0 in the last BatchNorm of every residual branch, so that a block starts as the identity
-(torchvision's `zero_init_residual=True`); classifier uniform within +-1 / sqrt(fan_in), bias 0.
+Initialisation (He et al. 2015, arXiv:1502.01852; Goyal et al. 2017, arXiv:1706.02677): convolutions
+normal with variance 2 / fan_out; BatchNorm scale 1 and bias 0, but scale 0 in the last BatchNorm of
+every residual branch, so that a block starts as the identity (torchvision offers it as
+`zero_init_residual`); classifier uniform within +-1 / sqrt(fan_in), bias 0.
 """
 
 from __future__ import annotations

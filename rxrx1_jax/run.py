@@ -1,9 +1,9 @@
 """A run is a directory: settings checked before work starts, and what reproduces it, written down.
 
-    config.json       the resolved settings        split.csv            role of each site
-    environment.json  versions, devices, commit    metrics.jsonl        learning curves
-    checkpoints/      state (orbax)                tensorboard/         the same curves
-    predictions.parquet, results.json              the evaluation of the final state
+config.json       the resolved settings        split.csv            role of each site
+environment.json  versions, devices, commit    metrics.jsonl        learning curves
+checkpoints/      state (orbax)                tensorboard/         the same curves
+predictions.parquet, results.json              the evaluation of the final state
 """
 
 import importlib.metadata
@@ -76,7 +76,8 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         _refuse_other_run(path, config)
     elif workdir.exists() and any(workdir.iterdir()):
         raise RunError(
-            f"{workdir}: holds files but no config.json, so it is not a run; choose another --workdir"
+            f"{workdir}: holds files but no config.json, so it is not a run; choose another "
+            "--workdir"
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -95,9 +95,7 @@ def make_split(
     return split
 
 
-def draw_experiments(
-    sites: np.ndarray, fold: int, seed: int
-) -> tuple[list[str], list[str]]:
+def draw_experiments(sites: np.ndarray, fold: int, seed: int) -> tuple[list[str], list[str]]:
     """Experiments of the task, and those among them that the batch split's `fold` holds out.
 
     Args:

@@ -186,9 +186,9 @@ def train_step(
             x.reshape(rows // accumulation, accumulation, *x.shape[1:])[:, i]
             for x in (batch["image"], batch["label"], mask)
         )
-        (part_loss, (batch_stats, part_accuracy)), part = jax.value_and_grad(
-            loss_fn, has_aux=True
-        )(state.params, batch_stats, images, labels, part_mask)
+        (part_loss, (batch_stats, part_accuracy)), part = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, images, labels, part_mask
+        )
         loss, accuracy = loss + part_loss, accuracy + part_accuracy
         grads = part if grads is None else jax.tree.map(jnp.add, grads, part)
     # Running statistics are averaged too, so that every device keeps the same state.
@@ -224,9 +224,7 @@ def eval_step(
     params = state.params if state.ema_params is None else state.ema_params
     variables = {"params": params, "batch_stats": state.batch_stats}
     logits: Any = model.apply(variables, batch["image"], train=False)
-    loss = jnp.where(
-        batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0
-    )
+    loss = jnp.where(batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0)
     return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}
 
 

@@ -50,7 +50,10 @@ def prepare(config: ConfigDict) -> Task:
         config.model.name, len(split.classes), width=config.model.width,
         dtype=jnp.dtype(config.model.dtype), bn_axis_name=axis,
     )  # fmt: skip
-    tx, schedule = steps.create_optimizer(config.optim, total_steps)
+    try:
+        tx, schedule = steps.create_optimizer(config.optim, total_steps)
+    except ValueError as error:
+        raise run.RunError(str(error)) from error
     parallel = steps.parallelise(
         config.train.parallelism,
         partial(

@@ -42,8 +42,13 @@ def built(tiny, tmp_path_factory) -> Builder:
 
 
 def controls_of(rows, experiment, plate=None):
-    return [r for r in rows if r["experiment"] == experiment and r["well_type"] != "treatment"
-            and plate in (None, r["plate"])]
+    return [
+        r
+        for r in rows
+        if r["experiment"] == experiment
+        and r["well_type"] != "treatment"
+        and plate in (None, r["plate"])
+    ]
 
 
 def test_every_example_equals_the_pngs(tiny, built):
@@ -89,8 +94,9 @@ def test_splits_files_and_metadata(tiny, built):
     for experiment, plates in metadata["control_pixels"].items():
         for plate, groups in plates.items():
             for well_type, sums in groups.items():
-                group = [r for r in controls_of(rows, experiment, plate)
-                         if r["well_type"] == well_type]
+                group = [
+                    r for r in controls_of(rows, experiment, plate) if r["well_type"] == well_type
+                ]
                 pixels = np.stack([read_pngs(tiny / "rxrx1", r) for r in group]).astype(np.int64)
                 assert sums == {
                     "count": len(group) * SIZE * SIZE,
@@ -104,7 +110,9 @@ def test_registered_with_tfds(built, tmp_path):
     native = tfds.builder("rxrx1/native", data_dir=tmp_path)
     assert native.info.features["image"].shape == (6, 512, 512)
     assert tfds.builder("rxrx1/synthetic", data_dir=tmp_path).info.features["image"].shape == (
-        6, 64, 64,
+        6,
+        64,
+        64,
     )
     assert "CC BY-NC-SA 4.0" in native.info.redistribution_info.license
     assert native.info.citation and native.info.description and native.info.homepage
@@ -136,7 +144,10 @@ print(json.dumps(sums))
 def test_readable_without_this_code(tiny, built, tmp_path):
     output = subprocess.run(
         [sys.executable, "-I", "-c", STRANGER, str(built.data_path)],
-        cwd=tmp_path, check=True, capture_output=True, text=True,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     expected = {
         row["site_id"]: read_pngs(tiny / "rxrx1", row).sum(axis=(1, 2)).tolist()
@@ -211,11 +222,23 @@ def test_generator_that_fails_stops_the_build(tmp_path, capfd):
 
 def test_plain_command_line_builds_a_synthetic_screen(tmp_path):
     """`tfds build` from a clone, with nothing installed; the release is generated on the way."""
-    screen = {"huvec": 2, "rpe": 0, "hepg2": 0, "u2os": 1, "plates": 1, "treatments": 2,
-              "positive_controls": 2}
+    screen = {
+        "huvec": 2,
+        "rpe": 0,
+        "hepg2": 0,
+        "u2os": 1,
+        "plates": 1,
+        "treatments": 2,
+        "positive_controls": 2,
+    }
     config = json.dumps({"name": "small", "size": 32, "screen": screen})
-    command = [str(Path(sys.executable).with_name("tfds")), "build", "tfds_builder/rxrx1",
-               f"--config={config}", f"--data_dir={tmp_path}"]
+    command = [
+        str(Path(sys.executable).with_name("tfds")),
+        "build",
+        "tfds_builder/rxrx1",
+        f"--config={config}",
+        f"--data_dir={tmp_path}",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -18,9 +18,7 @@ def step_metrics(loss):
 
 
 def open_log(path, step=0, steps=6, every=2):
-    return metrics.Log(
-        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every
-    )
+    return metrics.Log(path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every)
 
 
 def lines(path):

@@ -62,8 +62,10 @@ def test_images_and_fields_equal_the_release(tiny):
 
 def test_order_is_that_of_the_splits_then_of_the_file(tiny):
     records = Records(tiny.dataset)
-    names = [split["name"] for split in json.loads(
-        (tiny.dataset / "dataset_info.json").read_text())["splits"]]
+    names = [
+        split["name"]
+        for split in json.loads((tiny.dataset / "dataset_info.json").read_text())["splits"]
+    ]
     place = [names.index(name) for name in records.sites["experiment"].tolist()]
     assert place == sorted(place)
     frames = raw_records(tiny.dataset / SHARD)

@@ -174,8 +174,11 @@ def broken(path: Path, kind: str) -> None:
         raw = zlib.decompress(data[start + 4 : start + 4 + length])
         chunk = b"IDAT" + zlib.compress(raw[: len(raw) // 2])
         path.write_bytes(
-            data[: start - 4] + (len(chunk) - 4).to_bytes(4, "big") + chunk
-            + zlib.crc32(chunk).to_bytes(4, "big") + data[start + 8 + length :]
+            data[: start - 4]
+            + (len(chunk) - 4).to_bytes(4, "big")
+            + chunk
+            + zlib.crc32(chunk).to_bytes(4, "big")
+            + data[start + 8 + length :]
         )
 
 
@@ -241,9 +244,21 @@ def test_real_metadata(tmp_path):
 def test_real_images(tmp_path):
     (tmp_path / "images").symlink_to(REAL / "images")
     sites = [
-        release.Site(f"{e}_{p}_B02_1", f"{e}_{p}_B02", e[:-3], "train", e, p, "B02", 1,
-                     "negative_control", "EMPTY", 1138)
-        for e in ("HUVEC-01", "RPE-01", "U2OS-01") for p in (1, 2)
+        release.Site(
+            f"{e}_{p}_B02_1",
+            f"{e}_{p}_B02",
+            e[:-3],
+            "train",
+            e,
+            p,
+            "B02",
+            1,
+            "negative_control",
+            "EMPTY",
+            1138,
+        )
+        for e in ("HUVEC-01", "RPE-01", "U2OS-01")
+        for p in (1, 2)
     ]
     release.check_images(tmp_path, sites, 512, progress=False)
     with pytest.raises(ReleaseError, match="is 512x512 pixels, expected 256x256"):

@@ -168,8 +168,10 @@ def test_properties_of_every_split(sites, protocol, fold, seed):
     names = [set(sites["experiment"][rows].tolist()) for rows in batch[:2]]
     assert not names[0] & names[1]
     for cell_type in ("HUVEC", "U2OS"):
-        n = min(len(set(sites["experiment"][sites["cell_type"] == cell_type].tolist())),
-                PAPER_EXPERIMENTS[cell_type])
+        n = min(
+            len(set(sites["experiment"][sites["cell_type"] == cell_type].tolist())),
+            PAPER_EXPERIMENTS[cell_type],
+        )
         assert experiments(sites, batch.test)[cell_type] == -(-n // 5)
         assert experiments(sites, both)[cell_type] == n
     if protocol in RANDOM:

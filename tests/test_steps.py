@@ -198,9 +198,7 @@ def test_moving_average_of_parameters_and_its_use_in_evaluation():
     for _ in range(3):
         state, _ = step(state, batch)
         history.append(state.params)
-    expected = jax.tree.map(
-        lambda a, b, c, d: 0.343 * a + 0.3 * (0.49 * b + 0.7 * c + d), *history
-    )
+    expected = jax.tree.map(lambda a, b, c, d: 0.343 * a + 0.3 * (0.49 * b + 0.7 * c + d), *history)
     assert largest_difference(state.ema_params, expected) < 1e-6
     assert largest_difference(state.params, expected) > 1e-3
     of_average = evaluate(state.replace(params=state.ema_params, ema_params=None), batch)
@@ -227,9 +225,7 @@ def run_parallel(parallelism, bn_axis_name, batch, accumulation=1):
 def one_device():
     """Three steps and an evaluation by plain jit on one device: the reference."""
     batch = make_batch(32) | {"mask": jnp.arange(32) != 5}
-    state, train, evaluate = prepare(
-        small_resnet(), ema=True, ema_decay=0.9, label_smoothing=0.1
-    )
+    state, train, evaluate = prepare(small_resnet(), ema=True, ema_decay=0.9, label_smoothing=0.1)
     step, losses = jax.jit(train), []
     for _ in range(3):
         state, metrics = step(state, batch)

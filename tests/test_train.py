@@ -62,8 +62,8 @@ def test_a_run_leaves_its_results(finished, tiny):
     assert sorted(table["site_id"].to_pylist()) == sorted(row["site_id"] for row in test)
     assert results["data"]["test_sites"] == len(test) and results["data"]["train_sites"] == 21
     assert results["data"]["classes"] == 3 and results["step"] == STEPS
-    right = [a == b for a, b in zip(table["prediction"].to_pylist(), table["label"].to_pylist())]
-    assert results["accuracy"]["site"]["all"] == np.mean(right)
+    right = np.equal(table["prediction"].to_pylist(), table["label"].to_pylist())
+    assert results["accuracy"]["site"]["all"] == right.mean()
     roles = (workdir / "split.csv").read_text().split()[1:]
     assert sum(line.endswith(",train") for line in roles) == 21
     for name in ("config.json", "environment.json", "tensorboard"):
@@ -200,7 +200,5 @@ def test_unlabelled_sites_have_no_class(tiny):
     dataset = records.Records(tiny.dataset)
     split = train.prepare(make_config(tiny.dataset)).split
     rows = np.flatnonzero(dataset.sites["sirna_id"] == -1)
-    (batch,) = input_pipeline.eval_batches(
-        dataset, rows, split, batch_size=2, normalisation="none"
-    )
+    (batch,) = input_pipeline.eval_batches(dataset, rows, split, batch_size=2, normalisation="none")
     assert batch["label"].tolist() == [-1, -1]

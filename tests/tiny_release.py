@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLUMNS = ("site_id,well_id,cell_type,dataset,experiment,plate,well,site,well_type,sirna,sirna_id"
-           ).split(",")
+COLUMNS = (
+    "site_id,well_id,cell_type,dataset,experiment,plate,well,site,well_type,sirna,sirna_id"
+).split(",")
 EXPERIMENTS = {"HUVEC-01": "train", "HUVEC-02": "test", "U2OS-01": "train"}
 PLATES = (1, 2)
 LAYOUT = (  # well, well_type, sirna_id
@@ -49,8 +50,19 @@ def tiny_rows() -> list[dict[str, str]]:
                     sirna, sirna_id = "", -1
                 for site in (2,) if place == ONE_SITE_WELL else (1, 2):
                     well_id = f"{experiment}_{plate}_{well}"
-                    values = (f"{well_id}_{site}", well_id, experiment.split("-")[0], dataset,
-                              experiment, plate, well, site, well_type, sirna, sirna_id)
+                    values = (
+                        f"{well_id}_{site}",
+                        well_id,
+                        experiment.split("-")[0],
+                        dataset,
+                        experiment,
+                        plate,
+                        well,
+                        site,
+                        well_type,
+                        sirna,
+                        sirna_id,
+                    )
                     rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
     return rows
 

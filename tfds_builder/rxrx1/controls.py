@@ -114,7 +114,8 @@ def plate_statistics(
                 )
             logging.warning(
                 "%s plate %d has no control wells: the controls of the whole experiment serve",
-                experiment, plate,
+                experiment,
+                plate,
             )
         statistics[experiment, plate] = mean_and_std(pool(groups))
     return statistics

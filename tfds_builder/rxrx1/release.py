@@ -139,13 +139,31 @@ def read_release(root: str | os.PathLike[str]) -> list[Site]:
                 f" {lines[site.site_id]}; a site may be listed once, remove one of the two rows"
             )
         lines[site.site_id] = line
-        _check_agreement(site, line, wells.setdefault(site.well_id, (line, site)), "well_id",
-                         ("dataset", "well_type", "sirna", "sirna_id"), where)
+        _check_agreement(
+            site,
+            line,
+            wells.setdefault(site.well_id, (line, site)),
+            "well_id",
+            ("dataset", "well_type", "sirna", "sirna_id"),
+            where,
+        )
         if site.sirna_id != UNKNOWN:
-            _check_agreement(site, line, names.setdefault(site.sirna, (line, site)), "sirna",
-                             ("sirna_id",), where)
-            _check_agreement(site, line, ids.setdefault(site.sirna_id, (line, site)), "sirna_id",
-                             ("sirna",), where)
+            _check_agreement(
+                site,
+                line,
+                names.setdefault(site.sirna, (line, site)),
+                "sirna",
+                ("sirna_id",),
+                where,
+            )
+            _check_agreement(
+                site,
+                line,
+                ids.setdefault(site.sirna_id, (line, site)),
+                "sirna_id",
+                ("sirna",),
+                where,
+            )
         sites.append(site)
     if not sites:
         raise ReleaseError(f"{path} has no rows below its header; extract the release again")
@@ -251,8 +269,13 @@ def _site(row: Mapping[str, str], where: str) -> Site:
     def refuse(field: str, expected: str) -> ReleaseError:
         return ReleaseError(f"{where}, field {field}: found {row[field]!r}, expected {expected}")
 
-    choices = (("cell_type", CELL_TYPES), ("dataset", DATASETS), ("plate", PLATES),
-               ("site", SITES), ("well_type", WELL_TYPES))
+    choices = (
+        ("cell_type", CELL_TYPES),
+        ("dataset", DATASETS),
+        ("plate", PLATES),
+        ("site", SITES),
+        ("well_type", WELL_TYPES),
+    )
     for field, valid in choices:
         if row[field] not in valid:
             raise refuse(field, "one of " + ", ".join(valid))
@@ -281,8 +304,17 @@ def _site(row: Mapping[str, str], where: str) -> Site:
     if (sirna == UNTREATED) != (well_type == "negative_control"):
         raise refuse("sirna", f"{UNTREATED!r} for a negative_control and for nothing else")
     return Site(
-        row["site_id"], well_id, row["cell_type"], row["dataset"], row["experiment"],
-        int(row["plate"]), row["well"], int(row["site"]), well_type, sirna, int(row["sirna_id"]),
+        row["site_id"],
+        well_id,
+        row["cell_type"],
+        row["dataset"],
+        row["experiment"],
+        int(row["plate"]),
+        row["well"],
+        int(row["site"]),
+        well_type,
+        sirna,
+        int(row["sirna_id"]),
     )
 
 
