@@ -4,7 +4,8 @@
 
 Paper (real data, ResNet-50, mean ± sd over three draws): 44.1 ± 5.7 % by site. `fold` is 0, 1 or 2;
 `cell_type=HUVEC` trains on one cell type alone (the paper's other columns). Needs the `native`
-dataset (about 71 GB) and a GPU or TPU: 90 epochs of some 57,000 sites of 512 px.
+dataset (about 71 GB) and a GPU or TPU: 90 epochs of some 73,000 sites of 512 px. Time and cost on
+real data have not been measured yet.
 """
 
 from configs import default
