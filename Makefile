@@ -4,10 +4,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= data
+FOLDS  ?= 0 1 2
+# The dataset of the demo: what `tfds build --config=` takes, its name, and where its runs go.
+BUILD  ?= synthetic
+SCREEN ?= synthetic
 RUNS   ?= runs/demo
-FOLDS  ?= 0 1
 
-.PHONY: demo test lint types clean
+.PHONY: demo control test lint types clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,16 +24,22 @@ $(VENV)/.dev: pyproject.toml
 
 # Every step reuses what is there: the screen, the records, finished runs.
 demo: $(VENV)/.demo
-	@test -f $(DATA)/rxrx1/synthetic/1.0.0/dataset_info.json || \
-	  TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/tfds build tfds_builder/rxrx1 --config=synthetic --data_dir=$(DATA)
+	@test -f $(DATA)/rxrx1/$(SCREEN)/1.0.0/dataset_info.json || TF_CPP_MIN_LOG_LEVEL=3 \
+	  $(BIN)/tfds build tfds_builder/rxrx1 --config='$(BUILD)' --data_dir=$(DATA)
 	@set -e; for fold in $(FOLDS); do \
 	  for run in batch random_site random_well batch:none; do \
 	    protocol=$${run%:*}; norm=plate_control; test $$run = $$protocol || norm=$${run#*:}; \
 	    $(BIN)/python -m rxrx1_jax.main --config=configs/demo.py:protocol=$$protocol,fold=$$fold \
-	      --config.data.dir=$(DATA) --config.data.normalisation=$$norm \
+	      --config.data.dir=$(DATA) --config.data.name=rxrx1/$(SCREEN) \
+	      --config.data.normalisation=$$norm \
 	      --workdir=$(RUNS)/$$protocol-$$norm-$$fold; \
 	  done; done
 	@$(BIN)/python -m rxrx1_jax.report $(RUNS)/*/ --out=$(RUNS)-report
+
+# The same on a screen without experiment and plate effects: what is left is no batch effect.
+control:
+	@$(MAKE) demo SCREEN=no_batch_effect RUNS=runs/control \
+	  BUILD='{"name": "no_batch_effect", "size": 64, "screen": {"batch_effect": 0}}'
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -42,4 +51,4 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(DATA)/rxrx1/synthetic $(RUNS) $(RUNS)-report
+	rm -rf $(DATA)/rxrx1/$(SCREEN) $(DATA)/downloads/rxrx1_$(SCREEN) $(RUNS) $(RUNS)-report

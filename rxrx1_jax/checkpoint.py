@@ -80,6 +80,6 @@ def load_params(workdir: str | Path) -> tuple[dict[str, Any], np.ndarray]:
         state = checkpointer.restore(step / "state", target)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         classes = checkpointer.restore(step / "classes")
-    params = state["params"] if state.get("ema_params") is None else state["ema_params"]
-    variables = {"params": params, "batch_stats": state["batch_stats"]}
+    prefix = "" if state.get("ema_params") is None else "ema_"
+    variables = {name: state[prefix + name] for name in ("params", "batch_stats")}
     return variables, np.asarray(classes, np.int32)

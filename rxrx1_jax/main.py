@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     # Imported here, so that --help answers at once.
     from rxrx1_jax import checkpoint, records, run, splits, train
 
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     try:
+        config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
         if _MODE.value == "train":
             train.train_and_evaluate(config, workdir)
         elif _MODE.value == "evaluate":
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> None:
             print(train.predict_run(config, workdir))
     except (
         run.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
-        FloatingPointError, PermissionError,
+        FloatingPointError, OSError,
     ) as error:  # fmt: skip
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -61,19 +61,20 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError):  # ml_collections: an override of a field that is not there
-        path = next(f for f in argv if f.startswith("--config=")).removeprefix("--config=")
+        words = [word for flag in argv for word in flag.split("=", 1)]
+        path = words[words.index("--config") + 1]
         config = runpy.run_path(path.partition(":")[0])["get_config"]()
         fields = [f"{section}.{name}" for section in config for name in config[section]]
-        for flag in argv:
-            field = flag.partition("=")[0].removeprefix("--config.")
-            if flag.startswith("--config.") and field not in fields:
+        for word in words:
+            field = word.removeprefix("--config.")
+            if word.startswith("--config.") and field not in fields:
                 near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or fields
                 sys.exit(f"error: the config has no field {field}; expected {' or '.join(near)}")
         raise
     except flags.Error as error:
         # absl wraps what a config file raised into a traceback; its own message is what helps.
         raised = re.findall(r"^\s*\w*(?:Error|Exception): (.*)$", str(error), re.MULTILINE)
-        sys.exit(f"error: {raised[-1] if raised else error}")
+        sys.exit(f"error: {raised[-1] if raised else str(error).splitlines()[-1].strip()}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class Log:
         self._steps, self._per_epoch, self._batch_size = steps, steps_per_epoch, batch_size
         self._every, self._start = every, step
         self._current: list[Metrics] = []  # device scalars of the interval that grows
-        self._complete: tuple[int, float, list[Metrics]] | None = None
+        self._steps_done = step
+        self._complete: tuple[int, float, float, list[Metrics]] | None = None
         self._began = self._interval_began = time.monotonic()
         self._main = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
@@ -39,15 +40,18 @@ class Log:
     def train(self, step: int, metrics: Metrics) -> None:
         """Metrics (device scalars) of step `step`, counted from 1."""
         self._current.append(metrics)
+        self._steps_done = step
         if step % self._every == 0 or step == self._steps:
             self._flush_complete()
             now = time.monotonic()
-            self._complete = (step, now - self._interval_began, self._current)
+            self._complete = (step, now, now - self._interval_began, self._current)
             self._current, self._interval_began = [], now
 
     def flush(self) -> None:
-        """Writes what is complete: before a checkpoint, an evaluation and the end."""
+        """Writes what is complete and checks every step so far: before a checkpoint or the end."""
         self._flush_complete()
+        last = self._steps_done - len(self._current)
+        _check_finite(jax.device_get(self._current), first=last + 1)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Figures of an evaluation after `step`; the time it took is not training time."""
@@ -56,8 +60,9 @@ class Log:
         self.say(f"{self._position(step)}  {text}")
 
     def exclude(self, seconds: float) -> None:
-        """Keeps `seconds` (an evaluation, a save) out of the training speed."""
+        """Keeps `seconds` (of an evaluation) out of the training speed."""
         self._interval_began += seconds
+        self._began += seconds
 
     def say(self, text: str) -> None:
         if self._main:
@@ -71,16 +76,10 @@ class Log:
     def _flush_complete(self) -> None:
         if self._complete is None:
             return
-        step, seconds, interval = self._complete
+        step, when, seconds, interval = self._complete
         self._complete = None
         fetched = jax.device_get(interval)
-        for offset, one in enumerate(fetched):
-            if not math.isfinite(one["loss"]):
-                raise FloatingPointError(
-                    f"step {step - len(fetched) + 1 + offset}: loss is {one['loss']}, gradient "
-                    f"norm {one['gradient_norm']}; lower optim.learning_rate or lengthen "
-                    "optim.warmup_epochs. The last checkpoint is kept"
-                )
+        _check_finite(fetched, first=step - len(fetched) + 1)
         mean = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
         values = {
             "train_loss": mean["loss"],
@@ -90,7 +89,7 @@ class Log:
             "images_per_second": len(fetched) * self._batch_size / max(seconds, 1e-9),
         }
         self._write(step, values)
-        left = (time.monotonic() - self._began) / (step - self._start) * (self._steps - step)
+        left = (when - self._began) / (step - self._start) * (self._steps - step)
         self.say(
             f"{self._position(step)}  loss {values['train_loss']:.3f}  "
             f"accuracy {values['train_accuracy']:.3f}  "
@@ -108,6 +107,17 @@ class Log:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+
+def _check_finite(fetched: list[Metrics], first: int) -> None:
+    """Raises FloatingPointError for the first step whose loss or gradient is not finite."""
+    for step, one in enumerate(fetched, first):
+        if not (math.isfinite(one["loss"]) and math.isfinite(one["gradient_norm"])):
+            raise FloatingPointError(
+                f"step {step}: loss is {one['loss']}, gradient norm {one['gradient_norm']}; the "
+                "last checkpoint is from before it. In a new --workdir lower optim.learning_rate "
+                "or lengthen optim.warmup_epochs"
+            )
 
 
 def _drop_after(path: Path, step: int) -> None:

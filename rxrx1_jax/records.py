@@ -23,6 +23,7 @@ from typing import Any
 
 import deflate
 import numpy as np
+from tqdm import tqdm
 
 INDEX_NAME = "rxrx1_jax_index.npz"
 INDEX_FORMAT = 1  # raise it when the content of the index changes
@@ -80,7 +81,8 @@ class Records:
       sites: structured array, one row a record: every feature except the image. Text is
         fixed-width unicode, integers int32, control_mean and control_std float32 [6].
       image_shape: (6, H, W).
-      metadata: content of metadata.json: channels and pixel sums of the controls.
+      metadata: content of metadata.json: source ("release" or "synthetic"), channels, pixel sums of
+        the controls.
 
     Raises:
       DatasetError: a missing, truncated or damaged file, by name; features unlike our builder's.
@@ -230,7 +232,8 @@ def _build_index(
 ) -> dict[str, np.ndarray]:
     columns: dict[str, list] = {name: [] for name in dtypes}
     places: list[tuple[int, int, int]] = []
-    for number, (file, length) in enumerate(zip(files, lengths, strict=True)):
+    bar = tqdm(files, "Indexing", unit=" files", disable=None)  # None: on a terminal only
+    for number, (file, length) in enumerate(zip(bar, lengths, strict=True)):
         before = len(places)
         for data, start, stop in _scan(file):
             try:
@@ -270,6 +273,8 @@ def _scan(file: Path) -> Iterator[tuple[mmap.mmap, int, int]]:
     if not total:
         return
     with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
+        if hasattr(mmap, "MADV_RANDOM"):  # no read-ahead, which would fetch the images
+            data.madvise(mmap.MADV_RANDOM)
         position = 0
         while position < total:
             start = position + TFRECORD_HEADER

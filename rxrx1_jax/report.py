@@ -3,7 +3,7 @@
     python -m rxrx1_jax.report RUNS... [--out report/]
 
 RUNS are workdirs of rxrx1_jax.main: any mixture of protocols, folds, normalisations and cell types.
-Runs on the same data with the same model share a table.
+Runs on the same data with the same model share a table; all their other settings must agree.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from rxrx1_jax.report_table import (
     Run,
     Screen,
     describe,
+    gap_note,
     gaps,
     has_separate_models,
     load_runs,
@@ -40,9 +41,11 @@ def table_text(screen: Screen, runs: list[Run]) -> str:
     if has_separate_models(runs):
         kinds.append((True, "cell types: separate models, each trained on that cell type alone"))
     blocks = {}
+    notes = {}
     for separate, said in kinds:
         for unit, how in (("site", ""), ("well", " (mean log-probability over its sites)")):
-            blocks[f"By {unit}{how}; {said}"] = _block(table(runs, unit, separate))
+            heading, lines = f"By {unit}{how}; {said}", table(runs, unit, separate)
+            blocks[heading], notes[heading] = _block(lines, unit), gap_note(lines, unit)
     blocks[f"The paper ({PAPER_DATA})"] = _paper_block()
     # One set of widths, so that the blocks (the paper's too) stand under each other.
     every_row = [row for rows in blocks.values() for row in rows]
@@ -52,6 +55,8 @@ def table_text(screen: Screen, runs: list[Run]) -> str:
         for first, *rest in rows:
             cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
             out.append("  ".join((first.ljust(widths[0]), *cells)).rstrip())
+        if notes.get(heading):
+            out.append(notes[heading])
     return "\n".join(out) + "\n"
 
 
@@ -82,10 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _block(lines: list[Line]) -> list[list[str]]:
+def _block(lines: list[Line], unit: str) -> list[list[str]]:
     rows = [["", "folds", *COLUMNS.values()]]
     rows += [line.texts() for line in lines]
-    for label, points, ratios in gaps(lines):
+    for label, points, ratios in gaps(lines, unit):
         rows.append([f"{label} - batch", "", *points])
         rows.append([f"{label} / batch", "", *ratios])
     return rows

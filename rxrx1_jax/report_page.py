@@ -15,6 +15,7 @@ from rxrx1_jax.report_table import (
     Run,
     Screen,
     describe,
+    gap_note,
     gaps,
     has_separate_models,
     row_label,
@@ -138,16 +139,17 @@ def _table1(runs: list[Run], unit: str, separate: bool, caption: str) -> str:
     lines = table(runs, unit, separate)
     rows: list[tuple[str, list[str]]] = []
     rows += [("", line.texts()) for line in lines]
-    for label, points, ratios in gaps(lines):
+    for label, points, ratios in gaps(lines, unit):
         rows.append(("derived", [f"{label} - batch, points", "", *points]))
         rows.append(("derived", [f"{label} / batch, ratio", "", *ratios]))
-    note = ""
+    notes = [gap_note(lines, unit)]
     if unit == "site":  # the paper tells of no accuracy by well
         for label, cells in PAPER.items():
             figures_of_paper = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in cells]
             rows.append(("paper", [f"The paper: {label}", "", *figures_of_paper]))
-        note = f'<p class="note">The paper: {escape(PAPER_DATA)}.</p>'
-    return _html_table(caption, ["", "folds", *COLUMNS.values()], rows) + note
+        notes.append(f"The paper: {PAPER_DATA}.")
+    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes if note)
+    return _html_table(caption, ["", "folds", *COLUMNS.values()], rows) + said
 
 
 def _settings(runs: list[Run]) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rxrx1_jax.evaluate import accuracies
+from rxrx1_jax.run import FREE
 
 # Column key -> heading. Cell types in the paper's order and spelling.
 COLUMNS = {"all": "All", "HUVEC": "HUVEC", "RPE": "RPE", "HEPG2": "HepG2", "U2OS": "U2OS"}
@@ -36,6 +37,11 @@ PAPER = {
     "Batch": [(44.1, 5.7), (56.7, 8.4), (31.2, 2.7), (30.8, 4.0), (2.4, 1.0)],
     "Random": [(52.8, 0.0), (68.9, 0.3), (40.0, 0.9), (39.7, 0.2), (22.0, 0.4)],
 }
+SOURCES = {
+    "synthetic": "a synthetic screen with planted biology and batch effects, not the paper's "
+    "images",
+    "release": "real images",
+}
 PAPER_DATA = "real RxRx1, 1,108 classes, 512 px, ResNet-50; cell types are separate models"
 
 PREDICTION_COLUMNS = [
@@ -43,9 +49,17 @@ PREDICTION_COLUMNS = [
     *("label", "prediction", "top5", "well_prediction"),
 ]
 RESULTS_FIELDS = (
-    *("data", "name", "version", "classes", "image_size", "train_sites", "test_sites"),
+    *("data", "name", "version", "source", "classes", "image_size", "train_sites", "test_sites"),
     *("protocol", "fold", "cell_type", "normalisation", "model", "epochs", "seed", "loss"),
+    *("step", "total_steps"),
 )
+# Settings in which runs of one table may differ: what it compares, and where or how fast they ran.
+# data.name: a screen holds name and version, however the run wrote them.
+DIFFERING = {
+    *("data.name", "data.fold", "data.protocol", "data.normalisation", "data.cell_type"),
+    *FREE,
+}
+UNFINISHED = "start it again with the same command, which goes on from its last checkpoint"
 
 
 class ReportError(ValueError):
@@ -57,6 +71,7 @@ class Screen(NamedTuple):
 
     name: str
     version: str
+    source: str  # one of SOURCES
     classes: int
     image_size: int
     model: str
@@ -72,8 +87,8 @@ class Run(NamedTuple):
     @property
     def screen(self) -> Screen:
         data = self.results["data"]
-        sizes = (data["classes"], data["image_size"])
-        return Screen(data["name"], data["version"], *sizes, self.results["model"])
+        names = (data["name"], data["version"], data["source"])
+        return Screen(*names, data["classes"], data["image_size"], self.results["model"])
 
     @property
     def row(self) -> tuple[str, str]:
@@ -111,11 +126,16 @@ class Line(NamedTuple):
 
 
 def load_runs(paths: list[Path]) -> dict[Screen, list[Run]]:
-    """Reads the runs and groups them by what they measure. Raises ReportError naming the run."""
+    """Reads the runs and groups them by what they measure.
+
+    Raises ReportError naming the run, or the two runs of a screen whose settings disagree.
+    """
     screens: dict[Screen, list[Run]] = {}
     seen: dict[tuple[Any, ...], Path] = {}
     for path in paths:
         run = load_run(path)
+        if run.screen in screens:
+            _check_same_settings(screens[run.screen][0], run)
         key = (run.screen, run.row, run.cell_type, run.fold)
         if key in seen:
             raise ReportError(
@@ -136,14 +156,14 @@ def load_run(path: Path) -> Run:
         )
     for name in ("results.json", "predictions.parquet", "metrics.jsonl"):
         if not (path / name).exists():
-            raise ReportError(
-                f"{path}: unfinished run (no {name}); start it again with the same command, which "
-                "goes on from its last checkpoint"
-            )
+            raise ReportError(f"{path}: unfinished run (no {name}); {UNFINISHED}")
     config, results = (_read_json(path / name) for name in ("config.json", "results.json"))
     for key in RESULTS_FIELDS:
         if key not in results and key not in results.get("data", ()):
             raise ReportError(f"{path / 'results.json'}: no field {key!r}; evaluate the run again")
+    step, total = results["step"], results["total_steps"]
+    if step < total:  # evaluated at a checkpoint on the way
+        raise ReportError(f"{path}: unfinished run (step {step} of {total}); {UNFINISHED}")
     accuracy = accuracies(_read_predictions(path / "predictions.parquet"))
     for unit in ("site", "well"):
         stated = results.get("accuracy", {}).get(unit, {}).get("all", math.nan)
@@ -200,11 +220,11 @@ def has_separate_models(runs: list[Run]) -> bool:
     return any(run.cell_type != "all" for run in runs)
 
 
-def gaps(lines: list[Line]) -> list[tuple[str, list[str], list[str]]]:
+def gaps(lines: list[Line], unit: str) -> list[tuple[str, list[str], list[str]]]:
     """Random against batch at the same normalisation: (label, gap in points, ratio) of each column.
 
     The gap is paired by fold (mean ± sd over the folds both have); the ratio is that of the means
-    over these folds.
+    over these folds. By well, random_site is left out (`gap_note` says why).
     """
     by_row = {line.row: line for line in lines}
     found = []
@@ -212,6 +232,8 @@ def gaps(lines: list[Line]) -> list[tuple[str, list[str], list[str]]]:
         protocol, normalisation = line.row
         batch = by_row.get(("batch", normalisation))
         if batch is None or not protocol.startswith("random"):
+            continue
+        if unit == "well" and protocol == "random_site":
             continue
         points, ratios = [], []
         for random_cell, batch_cell in zip(line.cells, batch.cells, strict=True):
@@ -221,6 +243,16 @@ def gaps(lines: list[Line]) -> list[tuple[str, list[str], list[str]]]:
             ratios.append(f"{sum(random_cell[f] for f in folds) / below:.2f}" if below else "–")
         found.append((row_label(line.row), points, ratios))
     return found
+
+
+def gap_note(lines: list[Line], unit: str) -> str:
+    """The footnote for what `gaps` leaves out of these lines; empty where that is nothing."""
+    if len(gaps(lines, unit)) == len(gaps(lines, "site")):
+        return ""
+    return (
+        f"{PROTOCOLS['random_site']} is not compared with batch here: most of its test wells have "
+        "one test site, those of the other splits two."
+    )
 
 
 def spread(values: list[float], sign: bool = False) -> str:
@@ -238,21 +270,37 @@ def describe(screen: Screen, runs: list[Run]) -> list[str]:
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    kind = (
-        "a synthetic screen with planted biology and batch effects, not the paper's images"
-        if "synthetic" in screen.name
-        else "real images"
-    )
     folds = ", ".join(str(fold) for fold in sorted({run.fold for run in runs}))
     data = [run.results["data"] for run in runs]
-    epochs = span([run.results["epochs"] for run in runs])
     return [
-        f"Measured on {screen.name} {screen.version}: {kind}.",
+        f"Measured on {screen.name} {screen.version}: {SOURCES.get(screen.source, screen.source)}.",
         f"{screen.classes:,} classes (chance {100 / screen.classes:.1f} %), "
         f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
         f"training and {span([d['test_sites'] for d in data])} test sites a run.",
-        f"Model {screen.model}, {epochs} epochs; folds {folds}.",
+        f"Model {screen.model}, {runs[0].results['epochs']:,} epochs; folds {folds}.",
     ]
+
+
+def _check_same_settings(first: Run, second: Run) -> None:
+    """Raises ReportError for the first setting that two runs of one table must not differ in."""
+    one, two = _settings_to_share(first), _settings_to_share(second)
+    for field in sorted(one.keys() | two.keys()):
+        if one.get(field) != two.get(field):
+            raise ReportError(
+                f"{second.path} has {field}={two.get(field)!r}, {first.path} has "
+                f"{one.get(field)!r}: runs of one table must agree in it; report them separately"
+            )
+
+
+def _settings_to_share(run: Run) -> dict[str, Any]:
+    """{"section.name": value}. Of "dataset", which describes the data, only its fingerprint."""
+    return {
+        field: value
+        for section, values in run.config.items()
+        for name, value in values.items()
+        if (field := f"{section}.{name}") not in DIFFERING
+        and (section != "dataset" or name == "data_fingerprint")
+    }
 
 
 def _row_order(row: tuple[str, str]) -> tuple[int, int, str, str]:

@@ -6,6 +6,7 @@ checkpoints/      state (orbax)                tensorboard/         the same cur
 predictions.parquet, results.json              the evaluation of the final state
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax import input_pipeline, models, splits
+from rxrx1_jax import input_pipeline, models, splits, steps
 
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
-FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep")
+FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
 
 
 class RunError(ValueError):
@@ -34,7 +36,7 @@ def check(config: ConfigDict) -> None:
         "data.normalisation": input_pipeline.NORMALISATIONS,
         "model.name": models.MODELS,
         "model.dtype": ("float32", "bfloat16"),
-        "train.parallelism": ("jit", "pmap"),
+        "train.parallelism": steps.PARALLELISMS,
     }
     for field, valid in choices.items():
         if _get(config, field) not in valid:
@@ -69,25 +71,47 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
-    """Creates the run directory, or checks that it holds a run with the same settings."""
+def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    """Creates the run directory, or checks that it holds a run with the same settings and data.
+
+    `dataset` (see `describe_data`) is kept with the settings: another dataset is another run.
+    """
     path = workdir / "config.json"
+    settings = {**config.to_dict(), "dataset": dataset}
     if path.exists():
-        _refuse_other_run(path, config)
-    elif workdir.exists() and any(workdir.iterdir()):
+        _refuse_other_run(path, settings)
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise RunError(
-            f"{workdir}: holds files but no config.json, so it is not a run; choose another "
+            f"{workdir}: not empty and without config.json, so it is not a run; choose another "
             "--workdir"
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, config.to_dict())
         write_json(workdir / "environment.json", environment())
+        write_json(path, settings)  # last: it is what makes the directory a run
 
 
-def _refuse_other_run(path: Path, config: ConfigDict) -> None:
-    old = _flat(json.loads(path.read_text()))
-    new = _flat(config.to_dict())
+def describe_data(version: str, sites: np.ndarray, split: splits.Split) -> dict[str, Any]:
+    """Version and fingerprints of the data (metadata and control statistics) and of the split."""
+    rows = [split.train.astype(np.int64), split.test.astype(np.int64), split.classes]
+    return {
+        "version": version,
+        "data_fingerprint": _fingerprint([sites[name] for name in sites.dtype.names or ()]),
+        "split_fingerprint": _fingerprint(rows),
+    }
+
+
+def _fingerprint(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_other_run(path: Path, settings: dict[str, Any]) -> None:
+    old, new = _flat(json.loads(path.read_text())), _flat(settings)
     for field in sorted((old.keys() | new.keys()) - set(FREE)):
         if old.get(field) != new.get(field):
             raise RunError(
@@ -99,14 +123,10 @@ def _refuse_other_run(path: Path, config: ConfigDict) -> None:
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code: what a reader needs to judge a result."""
     packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "processes": jax.process_count(),
@@ -121,8 +141,29 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+def is_complete(workdir: Path) -> bool:
+    """Whether the run was trained to its last step and evaluated there."""
+    if not (workdir / "results.json").exists():
+        return False
+    results = read_results(workdir)
+    return results["step"] >= results["total_steps"]
+
+
 def read_results(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "results.json").read_text())
+
+
+def _commit() -> str | None:
+    """The commit of this code, where it runs from a clone and git is installed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

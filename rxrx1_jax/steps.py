@@ -39,7 +39,10 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any  # float32
     batch_stats: Any  # running mean and variance of every BatchNorm, float32
     opt_state: optax.OptState
-    ema_params: Any = None  # moving average of params, or None
+    # Moving averages of params and batch_stats, or None: averaged weights need the statistics that
+    # go with them.
+    ema_params: Any = None
+    ema_batch_stats: Any = None
 
 
 def create_schedule(optim: Any, steps: int) -> Callable[[jax.Array | int], jax.Array]:
@@ -116,6 +119,7 @@ def create_state(
             opt_state=tx.init(params),
             # A copy: the state is donated to the step, and one buffer cannot be donated twice.
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+            ema_batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]) if ema else None,
         )
 
     return initialise(key)
@@ -151,7 +155,8 @@ def train_step(
     Returns the new state and float32 scalars on the device: `loss` and `accuracy` over the rows
     whose mask is true, `gradient_norm` (before weight decay) and `learning_rate` of this update.
     Masked rows count nothing in loss, accuracy and gradient; BatchNorm sees them, which is why
-    training batches are never padded. With ema_decay d, ema = d * ema + (1 - d) * params.
+    training batches are never padded. With ema_decay d, ema = d * ema + (1 - d) * new, of
+    params and of batch_stats.
 
     accumulation: number of micro-batches the batch is cut into, their gradients summed; each has
     its own BatchNorm statistics and updates the running values in turn. The loop over them is
@@ -196,10 +201,10 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = jax.tree.map(
-            lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema_params, params
+    ema = (state.ema_params, state.ema_batch_stats)
+    if state.ema_params is not None:
+        ema = jax.tree.map(
+            lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, (params, batch_stats)
         )
     metrics = {
         "loss": loss,
@@ -207,7 +212,7 @@ def train_step(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": schedule(state.step),
     }
-    state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state, *ema)
     return state, metrics
 
 
@@ -221,8 +226,10 @@ def eval_step(
     other, so nothing is communicated under axis_name.
     """
     del axis_name
-    params = state.params if state.ema_params is None else state.ema_params
-    variables = {"params": params, "batch_stats": state.batch_stats}
+    params, batch_stats = state.params, state.batch_stats
+    if state.ema_params is not None:
+        params, batch_stats = state.ema_params, state.ema_batch_stats
+    variables = {"params": params, "batch_stats": batch_stats}
     logits: Any = model.apply(variables, batch["image"], train=False)
     loss = jnp.where(batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0)
     return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}

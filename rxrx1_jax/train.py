@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from ml_collections import ConfigDict
 
 from rxrx1_jax import checkpoint, evaluate, input_pipeline, metrics, models, records, run, steps
@@ -78,13 +79,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     workdir = Path(workdir)
     task = prepare(config)
-    run.open_run(workdir, config)
+    _open(workdir, config, task)
+    if run.is_complete(workdir):
+        print(f"{workdir}: complete, nothing to do (--mode=evaluate evaluates it again)")
+        return run.read_results(workdir)
     checkpoints = checkpoint.manager(workdir, config.train.keep)
     state = checkpoint.restore(checkpoints, task.state, task.split.classes)
     start = int(state.step)
-    if start >= task.total_steps and (workdir / "results.json").exists():
-        print(f"{workdir}: complete, nothing to do (--mode=evaluate evaluates it again)")
-        return run.read_results(workdir)
     if jax.process_index() == 0:
         splits_lib.write_split(workdir / "split.csv", task.records.sites, task.split)
 
@@ -103,6 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             log.train(step, step_metrics)
             if step in eval_steps and step < task.total_steps:
                 log.flush()
+                jax.block_until_ready(step_metrics)  # or queued steps would count as evaluation
                 began = time.monotonic()
                 _, result = _evaluate(config, task, state, task.split.test)
                 log.evaluation(step, _curve(result))
@@ -112,16 +114,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 checkpoint.save(checkpoints, step, state, task.split.classes)
         checkpoints.wait_until_finished()
     log.flush()
-    results = write_evaluation(config, workdir, task, state)
-    log.evaluation(task.total_steps, _curve(results))
+    table, result = _evaluate(config, task, state, task.split.test)
+    log.evaluation(task.total_steps, _curve(result))
     log.close()
-    return results
+    return _write_results(config, workdir, task, state, table, result)
 
 
 def evaluate_run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run again: predictions.parquet and results.json."""
     task, state = _restored(config, Path(workdir))
-    return write_evaluation(config, Path(workdir), task, state)
+    table, result = _evaluate(config, task, state, task.split.test)
+    return _write_results(config, Path(workdir), task, state, table, result)
 
 
 def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
@@ -145,16 +148,17 @@ def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
     return path
 
 
-def write_evaluation(
-    config: ConfigDict, workdir: Path, task: Task, state: steps.TrainState
-) -> dict[str, Any]:
-    """Evaluates `state` on the test sites and writes predictions.parquet, then results.json."""
-    table, result = _evaluate(config, task, state, task.split.test)
+def _write_results(
+    config: ConfigDict, workdir: Path, task: Task, state: steps.TrainState,
+    table: pa.Table, result: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Writes predictions.parquet, then results.json, which makes the run complete."""
     name, _, _ = config.data.name.partition(":")
     results = {
         "data": {
             "name": name,
             "version": task.records.path.name,
+            "source": task.records.metadata.get("source", "release"),
             "classes": len(task.split.classes),
             "image_size": task.records.image_shape[1],
             "train_sites": len(task.split.train),
@@ -168,6 +172,7 @@ def write_evaluation(
         "epochs": config.optim.epochs,
         "seed": config.train.seed,
         "step": int(state.step),
+        "total_steps": task.total_steps,
         **result,
     }
     if jax.process_index() == 0:
@@ -176,11 +181,16 @@ def write_evaluation(
     return results
 
 
+def _open(workdir: Path, config: ConfigDict, task: Task) -> None:
+    data = run.describe_data(task.records.path.name, task.records.sites, task.split)
+    run.open_run(workdir, config, data)
+
+
 def _restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]:
     if not (workdir / "config.json").exists():
         raise run.RunError(f"{workdir}: no run here (no config.json); train with this --workdir")
     task = prepare(config)
-    run.open_run(workdir, config)
+    _open(workdir, config, task)
     with checkpoint.manager(workdir, config.train.keep) as checkpoints:
         state = checkpoint.restore(checkpoints, task.state, task.split.classes)
     if not int(state.step):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build
 from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
 from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
 
+pytest_plugins = ["dataset_fixture"]
 SIZE = 16
 ROOT = Path(__file__).parents[1]
 
@@ -29,16 +31,9 @@ def build(release: Path, data_dir: Path, size: int = SIZE) -> Builder:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """A release in a subfolder rxrx1/, as the archives unpack."""
-    root = tmp_path_factory.mktemp("release")
-    write_tiny_release(root / "rxrx1", SIZE)
-    return root
-
-
-@pytest.fixture(scope="module")
-def built(tiny, tmp_path_factory) -> Builder:
-    return build(tiny, tmp_path_factory.mktemp("data"))
+def built(tiny) -> Builder:
+    """The builder as a later process finds it, its dataset already on the disk."""
+    return Builder(config=Rxrx1Config(name="tiny", size=SIZE), data_dir=tiny.dataset.parents[2])
 
 
 def controls_of(rows, experiment, plate=None):
@@ -68,12 +63,12 @@ def test_every_example_equals_the_pngs(tiny, built):
                 np.dtype(np.int32)
             }
             assert example["image"].dtype == np.uint8
-            np.testing.assert_array_equal(example["image"], read_pngs(tiny / "rxrx1", row))
+            np.testing.assert_array_equal(example["image"], read_pngs(tiny.release, row))
             # U2OS-01 plate 2 has no controls of its own: those of the experiment serve
             group = controls_of(rows.values(), experiment, row["plate"]) or controls_of(
                 rows.values(), experiment
             )
-            pixels = np.stack([read_pngs(tiny / "rxrx1", r) for r in group]).astype(float)
+            pixels = np.stack([read_pngs(tiny.release, r) for r in group]).astype(float)
             mean, std = pixels.mean(axis=(0, 2, 3)), pixels.std(axis=(0, 2, 3))
             np.testing.assert_allclose(example["control_mean"], mean, rtol=1e-6)
             np.testing.assert_allclose(example["control_std"], std, rtol=1e-6)
@@ -89,6 +84,7 @@ def test_splits_files_and_metadata(tiny, built):
     assert (folder.parent.name, folder.name) == ("tiny", "1.0.0")
     assert (folder / "rxrx1-HUVEC-01.tfrecord-00000-of-00001").is_file()
     metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["source"] == "release"
     assert len(metadata["channels"]) == 6 and metadata["channels"][0] == "nuclei"
     assert list(metadata["control_pixels"]["U2OS-01"]) == ["1"]
     for experiment, plates in metadata["control_pixels"].items():
@@ -97,7 +93,7 @@ def test_splits_files_and_metadata(tiny, built):
                 group = [
                     r for r in controls_of(rows, experiment, plate) if r["well_type"] == well_type
                 ]
-                pixels = np.stack([read_pngs(tiny / "rxrx1", r) for r in group]).astype(np.int64)
+                pixels = np.stack([read_pngs(tiny.release, r) for r in group]).astype(np.int64)
                 assert sums == {
                     "count": len(group) * SIZE * SIZE,
                     "sum": pixels.sum(axis=(0, 2, 3)).tolist(),
@@ -150,7 +146,7 @@ def test_readable_without_this_code(tiny, built, tmp_path):
         text=True,
     ).stdout
     expected = {
-        row["site_id"]: read_pngs(tiny / "rxrx1", row).sum(axis=(1, 2)).tolist()
+        row["site_id"]: read_pngs(tiny.release, row).sum(axis=(1, 2)).tolist()
         for row in tiny_rows()
     }
     assert json.loads(output) == expected
@@ -162,7 +158,7 @@ def nothing_is_left(data_dir: Path) -> bool:
 
 
 def test_broken_input_stops_before_writing(tmp_path):
-    """A release whose table, or whose images by their headers, cannot be right."""
+    """A release whose table, or whose images by their headers or checksums, cannot be right."""
     root, data_dir = tmp_path / "release", tmp_path / "data"
     rows = tiny_rows()
     write_tiny_release(root, SIZE)
@@ -171,6 +167,16 @@ def test_broken_input_stops_before_writing(tmp_path):
     with pytest.raises(ReleaseError, match="bit depth 16") as error:
         build(root, data_dir)
     assert str(victim) in str(error.value) and rows[9]["site_id"] in str(error.value)
+    assert nothing_is_left(data_dir)
+
+    treatment = next(i for i, r in enumerate(rows) if r["well_type"] == "treatment")
+    write_tiny_release(root, SIZE)
+    victim = image_path(root, rows[treatment], 2)
+    data = bytearray(victim.read_bytes())
+    data[data.index(b"IDAT") + 30] ^= 0xFF
+    victim.write_bytes(data)
+    with pytest.raises(ReleaseError, match=rf"line {treatment + 2}, site .*wrong checksum"):
+        build(root, data_dir)
     assert nothing_is_left(data_dir)
 
     victim.unlink()
@@ -184,13 +190,15 @@ def test_broken_input_stops_before_writing(tmp_path):
 
 @pytest.mark.parametrize("well_type", ["treatment", "positive_control"])
 def test_image_that_does_not_decode_leaves_nothing_finished(tmp_path, well_type):
-    """Header and tail are right, so only decoding finds it; treatments are decoded last."""
+    """All checksums are right, so only decoding finds it; treatments are decoded last."""
     root, data_dir = write_tiny_release(tmp_path / "release", SIZE), tmp_path / "data"
     row = [r for r in tiny_rows() if r["well_type"] == well_type][-1]
     path = image_path(root, row, 6)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"IDAT") + 30] ^= 0xFF
-    path.write_bytes(data)
+    data = path.read_bytes()
+    start, end = data.index(b"IDAT"), data.index(b"IEND") - 8  # of the only chunk's type and data
+    chunk = b"IDAT" + zlib.compress(b"too few pixels")
+    length, crc = (n.to_bytes(4, "big") for n in (len(chunk) - 4, zlib.crc32(chunk)))
+    path.write_bytes(data[: start - 4] + length + chunk + crc + data[end + 4 :])
     with pytest.raises(ReleaseError, match="cannot be decoded") as error:
         build(root, data_dir)
     assert str(path) in str(error.value) and row["site_id"] in str(error.value)
@@ -253,4 +261,5 @@ def test_plain_command_line_builds_a_synthetic_screen(tmp_path):
     assert features["image"]["pythonClassName"].startswith("tensorflow_datasets.")
     assert features["image"]["tensor"]["encoding"] == "zlib"
     metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["source"] == "synthetic"
     assert sorted(metadata["control_pixels"]) == sorted(lengths)

@@ -66,12 +66,15 @@ def test_other_classes_are_refused(tmp_path):
 def test_load_params_gives_the_evaluated_network(tmp_path, ema):
     model, state = make_state(ema)
     if ema:
-        state = state.replace(ema_params=jax.tree.map(lambda x: x + 1, state.params))
+        state = state.replace(
+            ema_params=jax.tree.map(lambda x: x + 1, state.params),
+            ema_batch_stats=jax.tree.map(lambda x: x + 2, state.batch_stats),
+        )
     with checkpoint.manager(tmp_path, keep=2) as checkpoints:
         checkpoint.save(checkpoints, 7, state, CLASSES)
     variables, classes = checkpoint.load_params(tmp_path)
     assert_equal(variables["params"], state.ema_params if ema else state.params)
-    assert_equal(variables["batch_stats"], state.batch_stats)
+    assert_equal(variables["batch_stats"], state.ema_batch_stats if ema else state.batch_stats)
     np.testing.assert_array_equal(classes, CLASSES)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 6))
     assert model.apply(variables, images, train=False).shape == (2, 3)

@@ -63,11 +63,13 @@ def test_evaluations_stand_beside_training(tmp_path, capsys):
     assert "test accuracy 0.500" in capsys.readouterr().out
 
 
-def test_infinite_loss_stops_the_run_and_names_the_step(tmp_path):
-    log = open_log(tmp_path)
+@pytest.mark.parametrize("every", [2, 50])  # at the end of an interval, and inside one
+@pytest.mark.parametrize("field", ["loss", "gradient_norm"])
+def test_infinite_values_stop_the_run_before_a_checkpoint(tmp_path, every, field):
+    log = open_log(tmp_path, every=every)
     log.train(1, step_metrics(1))
-    log.train(2, step_metrics(float("nan")))
-    with pytest.raises(FloatingPointError, match=r"step 2: loss is nan.*learning_rate"):
+    log.train(2, {**step_metrics(2), field: jnp.float32("nan")})
+    with pytest.raises(FloatingPointError, match=r"step 2: .*nan.*new --workdir"):
         log.flush()
 
 

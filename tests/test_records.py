@@ -1,6 +1,8 @@
 """Records: values against Pillow, the index and its cache, and every kind of damage by name."""
 
+import io
 import json
+import mmap
 import pickle
 import shutil
 import subprocess
@@ -128,6 +130,32 @@ def test_a_read_only_folder_goes_without_a_kept_index(copy, monkeypatch):
     records = Records(copy)
     assert len(records) == 61 and records[0].shape == (6, 16, 16)
     assert not list(copy.glob(f"{INDEX_NAME}*"))
+
+
+def test_indexing_asks_for_no_read_ahead(copy, monkeypatch):
+    advice = []
+
+    class Spy(mmap.mmap):
+        def madvise(self, option, *rest):
+            advice.append(option)
+            return super().madvise(option, *rest)
+
+    monkeypatch.setattr(mmap, "mmap", Spy)
+    assert len(Records(copy)) == 61
+    assert advice == [mmap.MADV_RANDOM] * 3  # one file an experiment
+    monkeypatch.delattr(mmap, "MADV_RANDOM")  # as where there is none
+    (copy / INDEX_NAME).unlink()
+    assert len(Records(copy)) == 61 and len(advice) == 3
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_indexing_shows_progress_on_a_terminal_only(copy, monkeypatch, terminal):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    Records(copy)
+    assert ("Indexing" in stderr.getvalue() and "3/3" in stderr.getvalue()) == terminal
+    assert bool(stderr.getvalue()) == terminal
 
 
 def test_several_shards(copy):

@@ -159,6 +159,17 @@ def broken(path: Path, kind: str) -> None:
         path.write_text("not found" * 20)
     elif kind == "cut":
         path.write_bytes(data[:-30])
+    elif kind == "end lost":
+        path.write_bytes(data[:-12])
+    elif kind == "middle lost":  # the tail is right
+        path.write_bytes(data[:50] + data[-16:])
+    elif kind == "trailing":
+        path.write_bytes(data + b"\n")
+    elif kind == "length":  # of the pixels' chunk: far beyond the end of the file
+        at = data.index(b"IDAT") - 3
+        path.write_bytes(data[:at] + b"\x7f" + data[at + 1 :])
+    elif kind == "no pixels":
+        path.write_bytes(data[: data.index(b"IDAT") - 4] + data[-12:])
     elif kind == "16 bit":
         Image.fromarray(pixels.astype(np.uint16)).save(path)
     elif kind == "rgb":
@@ -187,21 +198,28 @@ KINDS = {
     "empty": "is not a PNG file",
     "text": "is not a PNG file",
     "cut": "is cut off",
+    "end lost": "is cut off",
+    "middle lost": "is cut off",
+    "trailing": "goes on after its IEND chunk",
+    "length": "is cut off .within the chunk at byte 33",
+    "no pixels": "holds no pixels",
+    "pixels": "is damaged .wrong checksum of the chunk at byte 33",
     "16 bit": "has bit depth 16",
     "rgb": "PNG colour type 2",
     "size": "is 15x16 pixels, expected 16x16",
 }
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "pixels", "short"])
-def test_broken_image_names_site_and_path(tmp_path, kind):
-    row = tiny_rows()[4]
+@pytest.mark.parametrize("kind", [*KINDS, "short"])
+def test_broken_image_names_line_site_and_path(tmp_path, kind):
+    rows = tiny_rows()
+    row = rows[4]
     for channel in range(1, 7):
         path = image_path(tmp_path, row, channel)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(SIZE, SIZE)).save(path)
-    write_metadata(tmp_path, [row])
-    sites = release.read_release(tmp_path)
+    write_metadata(tmp_path, rows)  # sites of one row only, on line 6
+    sites = [site for site in release.read_release(tmp_path) if site.site_id == row["site_id"]]
     release.check_images(tmp_path, sites, SIZE, progress=False)
 
     path = image_path(tmp_path, row, 5)
@@ -209,10 +227,44 @@ def test_broken_image_names_site_and_path(tmp_path, kind):
     if kind in KINDS:
         with pytest.raises(ReleaseError, match=KINDS[kind]) as error:
             release.check_images(tmp_path, sites, SIZE, progress=False)
-        assert row["site_id"] in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(ReleaseError) as error:  # decoding finds every one of them as well
+        assert f"line 6, site {row['site_id']}: {path} " in str(error.value)
+    if kind == "trailing":  # harmless to a decoder
+        return
+    with pytest.raises(ReleaseError) as error:  # decoding finds the others as well
         release.read_image(tmp_path, sites[0], SIZE)
     assert row["site_id"] in str(error.value) and str(path) in str(error.value)
+
+
+def test_any_flipped_bit_and_any_cut_is_found(tmp_path):
+    row = tiny_rows()[4]
+    rng = np.random.default_rng(1)
+    for channel in range(1, 7):
+        path = image_path(tmp_path, row, channel)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE), np.uint8)).save(path)
+    write_metadata(tmp_path, [row])
+    sites = release.read_release(tmp_path)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        for bad in (bytes(flipped), data[:position]):
+            path.write_bytes(bad)
+            with pytest.raises(ReleaseError, match="^1 image file"):
+                release.check_images(tmp_path, sites, SIZE, progress=False)
+
+
+def test_files_are_read_in_blocks(tmp_path, monkeypatch):
+    """Of a chunk that is longer than a block, too, every byte counts."""
+    monkeypatch.setattr(release, "_BLOCK", 64)
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE), np.uint8)
+    Image.fromarray(pixels).save(path)
+    data = bytearray(path.read_bytes())
+    assert len(data) > 3 * 64 and release._fault(path, SIZE) == ""
+    data[-20] ^= 1
+    path.write_bytes(data)
+    assert "wrong checksum" in release._fault(path, SIZE)
 
 
 def test_many_faults_are_counted(tmp_path):
@@ -243,23 +295,13 @@ def test_real_metadata(tmp_path):
 @pytest.mark.skipif(not REAL.exists(), reason="the real images are not at hand")
 def test_real_images(tmp_path):
     (tmp_path / "images").symlink_to(REAL / "images")
-    sites = [
-        release.Site(
-            f"{e}_{p}_B02_1",
-            f"{e}_{p}_B02",
-            e[:-3],
-            "train",
-            e,
-            p,
-            "B02",
-            1,
-            "negative_control",
-            "EMPTY",
-            1138,
-        )
-        for e in ("HUVEC-01", "RPE-01", "U2OS-01")
-        for p in (1, 2)
+    wells = [(e, p, f"{e}_{p}_B02") for e in ("HUVEC-01", "RPE-01", "U2OS-01") for p in (1, 2)]
+    rows = [
+        (f"{well}_1", well, e[:-3], "train", e, p, "B02", 1, "negative_control", "EMPTY", 1138)
+        for e, p, well in wells
     ]
+    write_metadata(tmp_path, [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows])
+    sites = release.read_release(tmp_path)
     release.check_images(tmp_path, sites, 512, progress=False)
     with pytest.raises(ReleaseError, match="is 512x512 pixels, expected 256x256"):
         release.check_images(tmp_path, sites, 256, progress=False)

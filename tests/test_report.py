@@ -2,7 +2,7 @@
 
 import json
 import re
-import time
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def make_run(
     normalisation="plate_control",
     cell_type="all",
     name="rxrx1/synthetic",
+    source="synthetic",
 ) -> Path:
     path.mkdir(parents=True)
     table = make_predictions(right)
@@ -55,6 +56,7 @@ def make_run(
         "data": {
             "name": name,
             "version": "1.0.0",
+            "source": source,
             "classes": 32,
             "image_size": 64,
             "train_sites": 640,
@@ -68,12 +70,26 @@ def make_run(
         "epochs": 30,
         "seed": 0,
         "step": 600,
+        "total_steps": 600,
         "accuracy": accuracies(table),
         "loss": 1.25,
     }
     config = {
-        "data": {"name": name, "dir": str(path / "nowhere"), "protocol": protocol},
-        "optim": {"batch_size": 32, "learning_rate": 0.004},
+        "data": {
+            "name": name,
+            "dir": str(path / "nowhere"),  # differs from run to run, as it may
+            "protocol": protocol,
+            "fold": fold,
+            "normalisation": normalisation,
+            "cell_type": cell_type,
+        },
+        "optim": {"batch_size": 32, "learning_rate": 0.004, "epochs": 30},
+        "train": {"seed": 0, "keep": 2, "parallelism": "jit"},
+        "dataset": {
+            "version": "1.0.0",
+            "data_fingerprint": "5ca1ab1e",
+            "split_fingerprint": f"{protocol}{fold}{cell_type}",
+        },
     }
     (path / "results.json").write_text(json.dumps(results))
     (path / "config.json").write_text(json.dumps(config))
@@ -192,7 +208,8 @@ def test_runs_of_single_cell_types_alone(tmp_path, capsys):
 
 
 def test_different_data_or_model_never_share_a_table(demo, tmp_path):
-    demo.append(make_run(tmp_path / "native", all_right(4, 2), name="rxrx1/native"))
+    native = make_run(tmp_path / "native", all_right(4, 2), name="rxrx1/native", source="release")
+    demo.append(native)
     screens = load_runs(demo)
     assert [(s.name, len(runs)) for s, runs in screens.items()] == [
         ("rxrx1/synthetic", 7),
@@ -221,21 +238,33 @@ def break_run(path: Path, how: str) -> None:
         (path / "predictions.parquet").write_bytes(b"PAR1 torn")
     elif how == "not JSON":
         (path / "results.json").write_text('{"data": ')
-    elif how == "no field 'fold'":
-        results = json.loads((path / "results.json").read_text())
-        del results["fold"]
-        (path / "results.json").write_text(json.dumps(results))
+    elif how.startswith("no field"):
+        with edited(path / "results.json") as results:
+            field = how.split("'")[1]
+            del (results["data"] if field in results["data"] else results)[field]
+    elif how == "unfinished run (step 599 of 600); start it again":
+        with edited(path / "results.json") as results:
+            results["step"] = 599
     elif how == "predictions.parquet gives 0.3500":
-        results = json.loads((path / "results.json").read_text())
-        results["accuracy"]["site"]["all"] = 0.75
-        (path / "results.json").write_text(json.dumps(results))
+        with edited(path / "results.json") as results:
+            results["accuracy"]["site"]["all"] = 0.75
+
+
+@contextmanager
+def edited(path: Path):
+    """The content of a JSON file, written back with what was changed in it."""
+    content = json.loads(path.read_text())
+    yield content
+    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     "how",
     [
         *("no config.json", "no results.json", "no predictions.parquet", "unreadable", "not JSON"),
-        *("no field 'fold'", "predictions.parquet gives 0.3500"),
+        *("no field 'fold'", "no field 'step'", "no field 'total_steps'", "no field 'source'"),
+        "unfinished run (step 599 of 600); start it again",
+        "predictions.parquet gives 0.3500",
     ],
 )
 def test_a_broken_run_is_a_one_line_error_naming_it(demo, tmp_path, capsys, how):
@@ -252,6 +281,79 @@ def test_wrong_paths_and_repeated_folds(demo, tmp_path):
     again = make_run(tmp_path / "again", all_right(3, 3), fold=1)
     with pytest.raises(ReportError, match=r"again and .*batch1 are both fold 1 of Batch"):
         load_runs([*demo, again])
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("optim.epochs", 90, "has optim.epochs=90, {first} has 30: "),
+        ("train.seed", 1, "has train.seed=1, {first} has 0: "),
+        ("optim.nesterov", True, "has optim.nesterov=True, {first} has None: "),
+        (
+            "dataset.data_fingerprint",
+            "0ff",
+            "has dataset.data_fingerprint='0ff', {first} has '5ca1ab1e': ",
+        ),
+    ],
+)
+def test_runs_of_a_table_have_the_same_settings(demo, tmp_path, capsys, field, value, said):
+    section, name = field.split(".")
+    with edited(demo[4] / "config.json") as config:
+        config[section][name] = value
+    assert report.main([*map(str, demo), "--out", str(tmp_path / "page")]) == 2
+    error = capsys.readouterr().err
+    assert f"{demo[4]} {said.format(first=demo[0])}" in error
+    assert "report them separately" in error and error.count("\n") == 1
+    assert load_runs([demo[4]])  # by itself it can be reported
+
+
+def test_settings_that_a_table_compares_or_that_change_no_result_may_differ(demo, tmp_path):
+    demo.append(make_run(tmp_path / "rpe", {"RPE": (9, 5)}, "random_well", 1, "site", "RPE"))
+    for field, value in {
+        **{"data.threads": 3, "eval.batch_size": 7, "train.keep": 9, "train.parallelism": "pmap"},
+        "dataset.version": "1.0.1",
+    }.items():
+        section, name = field.split(".")
+        with edited(demo[-1] / "config.json") as config:
+            config.setdefault(section, {})[name] = value
+    ((_, runs),) = load_runs(demo).items()
+    assert len(runs) == len(demo)
+
+
+def test_by_well_the_split_by_site_is_not_compared_with_batch(demo, tmp_path):
+    screens = load_runs(demo)
+    ((screen, runs),) = screens.items()
+    text = report.table_text(screen, runs)
+    well = "By well (mean"
+    block = text.split(well, 1)[1].split("\n\n", 1)[0]
+    assert cells(text, well, "Random (by site)")[1] == "80.0 ± 0.0"  # the row itself stays
+    assert "Random (by site) - batch" not in block and "Random (by site) / batch" not in block
+    # Fold 0: 60 - 40; 60 / 40.
+    assert cells(text, well, "Random, by well (strict) - batch")[0] == "+20.0"
+    assert cells(text, well, "Random, by well (strict) / batch")[0] == "1.50"
+    note = "Random (by site) is not compared with batch here: most of its test wells have one"
+    assert block.splitlines()[-1].startswith(note) and text.count(note) == 1
+
+    page = report_page.write_page(screens, tmp_path / "page")[0].read_text()
+    by_site, by_well = page.split("<table>")[1:3]
+    assert "Random (by site) - batch" in by_site and note not in by_site
+    assert "Random, by well (strict) - batch" in by_well and note in by_well
+    assert "Random (by site) - batch" not in by_well and "Random (by site) / batch" not in by_well
+
+    without = [path for path in demo if not path.name.startswith("site")]
+    assert note not in report.table_text(*next(iter(load_runs(without).items())))
+
+
+@pytest.mark.parametrize(
+    "name, source, said",
+    [
+        ("rxrx1/mini", "synthetic", "rxrx1/mini 1.0.0: a synthetic screen"),
+        ("rxrx1/not_synthetic", "release", "rxrx1/not_synthetic 1.0.0: real images."),
+    ],
+)
+def test_source_of_the_data_is_said_by_its_metadata(tmp_path, name, source, said):
+    run = make_run(tmp_path / "run", all_right(4, 2), name=name, source=source)
+    assert f"Measured on {said}" in report.table_text(*next(iter(load_runs([run]).items())))
 
 
 def test_torn_and_repeated_lines_of_a_resumed_run(demo):
@@ -381,33 +483,3 @@ def test_composite_colours():
 def test_flat_channel_stays_black():
     low, high = report_figures.contrast_limits([np.full((6, 8, 8), 9, np.uint8)], (1, 99.5))
     assert not report_figures.stretch(np.full((6, 8, 8), 9, np.uint8), low, high).any()
-
-
-def test_whole_release_in_seconds(tmp_path):
-    """125,510 rows, the size of the real data set."""
-    run = make_run(tmp_path / "run", all_right(3, 3))
-    n = 125_510
-    rng = np.random.default_rng(0)
-    names = [f"HUVEC-{i // 2600:02d}" for i in range(n)]
-    label = rng.integers(0, 1108, n)
-    guess = np.where(rng.random(n) < 0.5, label, 1107 - label)
-    table = pa.table(
-        {
-            "well_id": [f"{names[i]}_1_{i // 2}" for i in range(n)],
-            "cell_type": ["HUVEC"] * n,
-            "experiment": names,
-            "label": label,
-            "prediction": guess,
-            "top5": np.stack([guess, label], 1).tolist(),
-            "well_prediction": guess,
-        }
-    )
-    write_predictions(run / "predictions.parquet", table)
-    results = json.loads((run / "results.json").read_text())
-    results["accuracy"] = accuracies(table)
-    (run / "results.json").write_text(json.dumps(results))
-    start = time.perf_counter()
-    ((_, (loaded,)),) = load_runs([run]).items()
-    assert time.perf_counter() - start < 5
-    assert loaded.accuracy["site"]["all"] == (guess == label).mean()
-    assert loaded.accuracy["top5"] == 1

@@ -4,11 +4,14 @@ import importlib
 import json
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from rxrx1_jax import run
+from rxrx1_jax import run, splits
+
+DATA = {"version": "1.0.0", "data_fingerprint": "a1", "split_fingerprint": "b2"}
 
 
 def make_config(**changes) -> ConfigDict:
@@ -59,21 +62,51 @@ def test_config_arguments():
 
 def test_same_settings_open_a_run_again(tmp_path):
     workdir = tmp_path / "run"
-    run.open_run(workdir, make_config())
-    assert json.loads((workdir / "config.json").read_text())["optim"]["epochs"] == 90
-    environment = json.loads((workdir / "environment.json").read_text())
-    assert environment["packages"]["jax"] == jax.__version__
-    run.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1))
+    run.open_run(workdir, make_config(), DATA)
+    settings = json.loads((workdir / "config.json").read_text())
+    assert settings["optim"]["epochs"] == 90 and settings["dataset"] == DATA
+    before = (workdir / "environment.json").read_bytes()
+    assert json.loads(before)["packages"]["jax"] == jax.__version__
+    run.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1), DATA)
+    # What the run was started with stays written down.
+    assert json.loads((workdir / "config.json").read_text()) == settings
+    assert (workdir / "environment.json").read_bytes() == before
 
 
 def test_another_run_in_the_directory_is_refused(tmp_path):
-    run.open_run(tmp_path / "run", make_config())
+    run.open_run(tmp_path / "run", make_config(), DATA)
     with pytest.raises(run.RunError, match=r"data.fold=0, this one has 1; choose another"):
-        run.open_run(tmp_path / "run", make_config(data__fold=1))
+        run.open_run(tmp_path / "run", make_config(data__fold=1), DATA)
+    with pytest.raises(run.RunError, match=r"dataset.data_fingerprint='a1', this one has 'c3'"):
+        run.open_run(tmp_path / "run", make_config(), {**DATA, "data_fingerprint": "c3"})
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["fold"] == 0
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(run.RunError, match="no config.json"):
-        run.open_run(tmp_path, make_config())
+    for workdir in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(run.RunError, match=r"config.json"):
+            run.open_run(workdir, make_config(), DATA)
+
+
+def test_fingerprints_tell_data_and_splits_apart():
+    sites = np.zeros(4, [("site_id", "U4"), ("control_mean", "f4", (6,))])
+    split = splits.Split(np.arange(3), np.array([3]), np.array([0, 1], np.int32))
+    data = run.describe_data("1.0.0", sites, split)
+    assert data == run.describe_data("1.0.0", sites.copy(), split)
+    other = sites.copy()
+    other["control_mean"][2, 3] = 1
+    changed = run.describe_data("1.0.0", other, split)
+    assert changed["data_fingerprint"] != data["data_fingerprint"]
+    assert changed["split_fingerprint"] == data["split_fingerprint"]
+    swapped = split._replace(train=np.array([0, 1, 3]), test=np.array([2]))
+    changed = run.describe_data("1.0.0", sites, swapped)
+    assert changed["split_fingerprint"] != data["split_fingerprint"]
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(run.subprocess, "run", missing)
+    assert run.environment()["commit"] is None

@@ -201,8 +201,24 @@ def test_moving_average_of_parameters_and_its_use_in_evaluation():
     expected = jax.tree.map(lambda a, b, c, d: 0.343 * a + 0.3 * (0.49 * b + 0.7 * c + d), *history)
     assert largest_difference(state.ema_params, expected) < 1e-6
     assert largest_difference(state.params, expected) > 1e-3
-    of_average = evaluate(state.replace(params=state.ema_params, ema_params=None), batch)
+    plain = state.replace(params=state.ema_params, ema_params=None, ema_batch_stats=None)
+    of_average = evaluate(plain, batch)
     np.testing.assert_array_equal(evaluate(state, batch)["log_probs"], of_average["log_probs"])
+
+
+def test_the_average_has_batch_norm_statistics_of_its_own():
+    state, train, evaluate = prepare(small_resnet(), ema=True, ema_decay=0.5)
+    start = state.batch_stats
+    state, _ = jax.jit(train)(state, make_batch())
+    expected = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, start, state.batch_stats)
+    assert largest_difference(state.ema_batch_stats, expected) < 1e-6
+    assert largest_difference(state.batch_stats, start) > 1e-3
+    plain = state.replace(
+        params=state.ema_params, batch_stats=state.ema_batch_stats,
+        ema_params=None, ema_batch_stats=None,
+    )  # fmt: skip
+    found = evaluate(state, make_batch())["log_probs"]
+    np.testing.assert_array_equal(found, evaluate(plain, make_batch())["log_probs"])
 
 
 def run_parallel(parallelism, bn_axis_name, batch, accumulation=1):

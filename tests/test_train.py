@@ -1,6 +1,7 @@
 """Whole runs on the tiny release: results, exact resuming, both parallel modes, one-line errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,9 +129,28 @@ def test_pmap_gives_the_same_run(finished, tiny, tmp_path):
     assert pmap["loss"] == pytest.approx(jit["loss"], abs=1e-4)
     a, b = (checkpoint.load_params(tmp_path / name)[0] for name in ("pmap", "jit"))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
-    # A checkpoint has one layout: the pmap run can be evaluated under jit.
-    variables, _ = checkpoint.load_params(tmp_path / "pmap")
-    assert jax.tree.structure(variables) == jax.tree.structure(b)
+    # A checkpoint has one layout: the pmap run evaluates under jit.
+    assert train.evaluate_run(config, tmp_path / "pmap")["loss"] == pytest.approx(
+        pmap["loss"], abs=1e-5
+    )
+
+
+def test_a_run_is_bound_to_its_data(finished, tiny, tmp_path):
+    config, workdir, _ = finished
+    copy = tmp_path / "rxrx1" / "tiny" / "1.0.0"
+    shutil.copytree(tiny.dataset, copy)
+    config = config.copy_and_resolve_references()
+    config.data.dir = str(tmp_path)
+    train.evaluate_run(config, workdir)  # the same data elsewhere
+    # Another, equally valid dataset: U2OS-01 holds what HUVEC-02 holds.
+    info = json.loads((copy / "dataset_info.json").read_text())
+    splits = {split["name"]: split for split in info["splits"]}
+    splits["U2OS-01"]["shardLengths"] = splits["HUVEC-02"]["shardLengths"]
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    name = "rxrx1-{}.tfrecord-00000-of-00001"
+    shutil.copy(copy / name.format("HUVEC-02"), copy / name.format("U2OS-01"))
+    with pytest.raises(run.RunError, match="dataset.data_fingerprint"):
+        train.evaluate_run(config, workdir)
 
 
 def test_evaluate_and_predict_again(finished):
@@ -186,6 +206,8 @@ def command(*arguments):
     [
         (["--config=configs/demo.py", "--config.optim.lr=1"], "no field optim.lr; expected"),
         (["--config=configs/demo.py:fold=two"], "'fold=two': expected int, found 'two'"),
+        (["--config", "configs/demo.py", "--config.optim.lr", "1"], "no field optim.lr; expected"),
+        (["--config=configs/nope.py"], "configs/nope.py"),
         (["--config=configs/demo.py", "--config.data.dir=nowhere"], "tfds build"),
     ],
 )

@@ -14,10 +14,11 @@ import csv
 import os
 import re
 import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -61,8 +62,10 @@ _EXPERIMENT = re.compile(r"(?P<cell_type>[A-Z0-9]+)-[0-9]{2}")
 _WELL = re.compile(r"[A-P](0[1-9]|1[0-9]|2[0-4])")  # 384-well plate, rows A-P, columns 01-24
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-_SITES_PER_TASK = 64  # of check_images: few enough for a smooth bar, many enough to cost nothing
+# Of check_images:
+_SITES_PER_TASK = 16  # few enough for a smooth bar, many enough to cost nothing
+_BLOCK = 1 << 18  # bytes a thread holds of a file; most files are shorter
+_FAULTS_SHOWN = 10
 
 
 class ReleaseError(ValueError):
@@ -179,36 +182,51 @@ def image_paths(root: str | os.PathLike[str], site: Site) -> list[Path]:
 def check_images(
     root: str | os.PathLike[str], sites: Sequence[Site], size: int, progress: bool = True
 ) -> None:
-    """Looks at the header and the tail of every image file, so that nothing stops a build later.
+    """Reads every image file whole, so that no broken one stops a build hours later.
 
-    Each file must exist, be a PNG of `size` x `size` 8-bit grayscale pixels by its header, and
-    end as a PNG ends. Pixels are not decoded: all 753,060 files take 12 s once the disk has given
-    them (measured, 2 cores, page cache warm).
+    Each file must exist and be a PNG of `size` x `size` 8-bit grayscale pixels whose chunks all
+    agree with their checksums, from the signature to IEND with nothing after it. Pixels are not
+    inflated: only a file written wrong, checksums included, is left for `read_image` to refuse.
+
+    Measured on 1,092 files of a synthetic 512 px release (108 MB, page cache warm, 2 shared cores):
+    11,000 to 14,500 files or 1.1 to 1.4 GB a second. A slower disk sets its own pace.
+
+    Args:
+      root: from `find_release`.
 
     Raises:
-      ReleaseError: names the sites and files at fault (the first ten, and how many there are).
+      ReleaseError: names the lines, sites and files at fault (the first ten, and how many).
     """
     tasks = [sites[i : i + _SITES_PER_TASK] for i in range(0, len(sites), _SITES_PER_TASK)]
 
-    def check(task: Sequence[Site]) -> list[str]:
-        faults = []
-        for site in task:
-            for path in image_paths(root, site):
-                if fault := _fault(path, size):
-                    faults.append(f"site {site.site_id}: {path} {fault}")
-        return faults
+    def check(task: Sequence[Site]) -> list[tuple[str, Path, str]]:
+        return [
+            (site.site_id, path, fault)
+            for site in task
+            for path in image_paths(root, site)
+            if (fault := _fault(path, size))
+        ]
 
-    faults: list[str] = []
+    count = 0
+    first: list[tuple[str, Path, str]] = []
     bar = tqdm(total=len(sites), desc="Checking images", unit=" sites", disable=not progress)
-    with bar, ThreadPoolExecutor(4 * usable_cpus()) as pool:  # waits on the disk, not the CPU
+    # Both what threads wait for, the disk, and what they compute, the CRC, leave the GIL free.
+    with bar, ThreadPoolExecutor(4 * usable_cpus()) as pool:
         for task, found in zip(tasks, pool.map(check, tasks), strict=True):
-            faults += found
+            count += len(found)
+            first += found[: _FAULTS_SHOWN - len(first)]
             bar.update(len(task))
-    if faults:
-        shown = "\n  ".join(faults[:10]) + ("\n  ..." if len(faults) > 10 else "")
+    if count:
+        metadata = Path(root, "metadata.csv")
+        lines = _lines(metadata, {site_id for site_id, _, _ in first})
+        shown = "\n  ".join(
+            f"line {lines.get(site_id, '?')}, site {site_id}: {path} {fault}"
+            for site_id, path, fault in first
+        )
         raise ReleaseError(
-            f"{len(faults)} image file(s) listed by {Path(root, 'metadata.csv')} cannot be used:"
-            f"\n  {shown}\nExtract them again, or remove the rows of these sites."
+            f"{count} image file(s) listed by {metadata} cannot be used:\n  {shown}"
+            + ("\n  ..." if count > len(first) else "")
+            + "\nExtract them again, or remove the rows of these sites."
         )
 
 
@@ -331,24 +349,63 @@ def _check_agreement(
             )
 
 
+def _lines(path: Path, site_ids: set[str]) -> dict[str, int]:
+    """{site_id: line of the metadata file}; looked up when there is a fault to report."""
+    return {row["site_id"]: line for line, row in _rows(path) if row["site_id"] in site_ids}
+
+
 def _fault(path: Path, size: int) -> str:
-    """What is wrong with an image file by its first 33 and last 12 bytes; "" if nothing is."""
+    """What is wrong with an image file short of inflating its pixels; "" if nothing is."""
     try:
-        with path.open("rb", buffering=0) as file:
-            head = file.read(33)
-            file.seek(max(file.seek(0, os.SEEK_END) - len(_PNG_END), 0))
-            tail = file.read(len(_PNG_END))
+        with path.open("rb", buffering=_BLOCK) as file:
+            return _png_fault(file, size)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if len(head) < 33 or head[:8] != _PNG_SIGNATURE or head[12:16] != b"IHDR":
+
+
+def _png_fault(file: BinaryIO, size: int) -> str:
+    """`_fault` of an open file, read to its end: every chunk must agree with its checksum.
+
+    PNG: signature, then chunks of uint32 length, type [4], data, uint32 CRC of type and data, big
+    endian (https://www.w3.org/TR/png-3/#5DataRep). The first is IHDR, the last IEND.
+    """
+    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
         return "is not a PNG file"
-    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
-    if (width, height) != (size, size):
-        return f"is {width}x{height} pixels, expected {size}x{size}"
-    if (depth, colour) != (8, 0):
-        return f"has bit depth {depth} and PNG colour type {colour}, expected 8 and 0 (grayscale)"
-    if tail != _PNG_END:
-        return "is cut off (no IEND chunk at its end)"
-    return ""
+    position = len(_PNG_SIGNATURE)
+    kinds: set[bytes] = set()
+    while True:
+        start = file.read(8)
+        if len(start) < 8:
+            return f"is cut off (ends at byte {position + len(start)}, before the IEND chunk)"
+        length, kind = struct.unpack(">I4s", start)
+        crc, left, data = zlib.crc32(kind), length, b""
+        while left:
+            data = file.read(min(left, _BLOCK))
+            if not data:
+                return f"is cut off (within the chunk at byte {position})"
+            crc, left = zlib.crc32(data, crc), left - len(data)
+        stored = file.read(4)
+        if len(stored) < 4:
+            return f"is cut off (within the chunk at byte {position})"
+        if crc != int.from_bytes(stored, "big"):
+            return f"is damaged (wrong checksum of the chunk at byte {position})"
+        if not kinds:
+            if kind != b"IHDR" or length != 13:
+                return "is not a PNG file (does not begin with an IHDR chunk)"
+            width, height, depth, colour = struct.unpack(">IIBB", data[:10])
+            if (width, height) != (size, size):
+                return f"is {width}x{height} pixels, expected {size}x{size}"
+            if (depth, colour) != (8, 0):
+                return (
+                    f"has bit depth {depth} and PNG colour type {colour}, expected 8 and 0"
+                    " (grayscale)"
+                )
+        kinds.add(kind)
+        position += length + 12
+        if kind == b"IEND":
+            break
+    if file.read(1):
+        return f"goes on after its IEND chunk, which ends at byte {position}"
+    return "" if b"IDAT" in kinds else "holds no pixels (no IDAT chunk)"

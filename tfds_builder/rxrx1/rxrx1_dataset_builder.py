@@ -84,6 +84,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         release.check_images(root, sites, size)
         sums = controls.control_sums(sites, lambda site: release.read_image(root, site, size))
         statistics = controls.plate_statistics(sites, sums)
+        synthetic = self.builder_config.screen is not None
+        self.info.metadata["source"] = "synthetic" if synthetic else "release"
         self.info.metadata["channels"] = list(release.CHANNELS)
         self.info.metadata["control_pixels"] = controls.sums_to_json(sums)
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from . import planted
 from .cells import PARAMETER_NAMES, draw_site
-from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site
+from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site, usable_cpus
 
 ROWS = "BCDEFGHIJKLMNO"  # inner rows of the 16 x 24 plate
 COLUMNS_USED = range(2, 24)  # inner columns
@@ -184,7 +184,7 @@ def write_release(
     for folder in {(site.experiment, site.plate) for site in sites}:
         (root / "images" / folder[0] / f"Plate{folder[1]}").mkdir(parents=True, exist_ok=True)
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        processes = usable_cpus()
     work = functools.partial(_write_site, screen, str(root))
     with tqdm(total=len(sites), unit="site", desc="synthetic screen", disable=not progress) as bar:
         if processes <= 1:
