@@ -171,6 +171,31 @@ def test_evaluate_and_predict_again(finished):
     assert same[0].to_pylist() == same[1].to_pylist()
 
 
+def test_bfloat16_trains_to_nearly_the_same(finished, tiny, tmp_path):
+    config = make_config(tiny.dataset, model__dtype="bfloat16")
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes the two types
+        results = train.train_and_evaluate(config, tmp_path / "run")
+    assert results["loss"] != finished[2]["loss"]
+    assert results["loss"] == pytest.approx(finished[2]["loss"], rel=0.05)
+
+
+def test_modes_of_the_command_line(finished, tmp_path):
+    config, workdir, results = finished
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    for mode, said in [
+        ("train", "nothing to do"),
+        ("evaluate", f"accuracy by site {results['accuracy']['site']['all']:.4f}"),
+        ("predict", "predictions_all.parquet"),
+    ]:
+        code, out, err = command(f"--config={path}", f"--workdir={workdir}", f"--mode={mode}")
+        assert code == 0, err
+        assert said in out
+
+
 def test_report_reads_the_run(finished, tmp_path, capsys):
     report.main([str(finished[1]), f"--out={tmp_path / 'page'}"])
     assert (tmp_path / "page" / "index.html").exists()
@@ -198,7 +223,7 @@ def command(*arguments):
         [sys.executable, "-m", "rxrx1_jax.main", *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return done.returncode, done.stderr.strip()
+    return done.returncode, done.stdout, done.stderr.strip()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +237,7 @@ def command(*arguments):
     ],
 )
 def test_errors_are_one_line(tmp_path, arguments, message):
-    code, stderr = command(*arguments, f"--workdir={tmp_path}/run")
+    code, _, stderr = command(*arguments, f"--workdir={tmp_path}/run")
     assert code == 1
     assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
