@@ -19,7 +19,7 @@ from tiny_release import (
     write_tiny_release,
 )
 
-from tfds_builder.rxrx1 import release
+from tfds_builder.rxrx1 import images, release
 from tfds_builder.rxrx1.release import ReleaseError
 
 SIZE = 16
@@ -137,12 +137,12 @@ def test_malformed_table(tmp_path, edit, message):
 
 def test_images_equal_pillow(tiny):
     sites = release.read_release(tiny)
-    release.check_images(tiny, sites, SIZE, progress=False)
+    images.check_images(tiny, sites, SIZE, progress=False)
     rows = {row["site_id"]: row for row in tiny_rows()}
     for site in sites[::7]:
         paths = [image_path(tiny, rows[site.site_id], channel) for channel in range(1, 7)]
-        assert release.image_paths(tiny, site) == paths
-        image = release.read_image(tiny, site, SIZE)
+        assert images.image_paths(tiny, site) == paths
+        image = images.read_image(tiny, site, SIZE)
         assert image.dtype == np.uint8
         np.testing.assert_array_equal(image, read_pngs(tiny, rows[site.site_id]))
 
@@ -220,18 +220,18 @@ def test_broken_image_names_line_site_and_path(tmp_path, kind):
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(SIZE, SIZE)).save(path)
     write_metadata(tmp_path, rows)  # sites of one row only, on line 6
     sites = [site for site in release.read_release(tmp_path) if site.site_id == row["site_id"]]
-    release.check_images(tmp_path, sites, SIZE, progress=False)
+    images.check_images(tmp_path, sites, SIZE, progress=False)
 
     path = image_path(tmp_path, row, 5)
     broken(path, kind)
     if kind in KINDS:
         with pytest.raises(ReleaseError, match=KINDS[kind]) as error:
-            release.check_images(tmp_path, sites, SIZE, progress=False)
+            images.check_images(tmp_path, sites, SIZE, progress=False)
         assert f"line 6, site {row['site_id']}: {path} " in str(error.value)
     if kind == "trailing":  # harmless to a decoder
         return
     with pytest.raises(ReleaseError) as error:  # decoding finds the others as well
-        release.read_image(tmp_path, sites[0], SIZE)
+        images.read_image(tmp_path, sites[0], SIZE)
     assert row["site_id"] in str(error.value) and str(path) in str(error.value)
 
 
@@ -251,27 +251,27 @@ def test_any_flipped_bit_and_any_cut_is_found(tmp_path):
         for bad in (bytes(flipped), data[:position]):
             path.write_bytes(bad)
             with pytest.raises(ReleaseError, match="^1 image file"):
-                release.check_images(tmp_path, sites, SIZE, progress=False)
+                images.check_images(tmp_path, sites, SIZE, progress=False)
 
 
 def test_files_are_read_in_blocks(tmp_path, monkeypatch):
     """Of a chunk that is longer than a block, too, every byte counts."""
-    monkeypatch.setattr(release, "_BLOCK", 64)
+    monkeypatch.setattr(images, "_BLOCK", 64)
     path = tmp_path / "a.png"
     pixels = np.random.default_rng(2).integers(0, 256, (SIZE, SIZE), np.uint8)
     Image.fromarray(pixels).save(path)
     data = bytearray(path.read_bytes())
-    assert len(data) > 3 * 64 and release._fault(path, SIZE) == ""
+    assert len(data) > 3 * 64 and images._fault(path, SIZE) == ""
     data[-20] ^= 1
     path.write_bytes(data)
-    assert "wrong checksum" in release._fault(path, SIZE)
+    assert "wrong checksum" in images._fault(path, SIZE)
 
 
 def test_many_faults_are_counted(tmp_path):
     write_metadata(tmp_path, tiny_rows())
     sites = release.read_release(tmp_path)
     with pytest.raises(ReleaseError, match="^366 image file") as error:
-        release.check_images(tmp_path, sites, SIZE, progress=False)
+        images.check_images(tmp_path, sites, SIZE, progress=False)
     assert str(error.value).count("is missing") == 10
 
 
@@ -302,10 +302,10 @@ def test_real_images(tmp_path):
     ]
     write_metadata(tmp_path, [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows])
     sites = release.read_release(tmp_path)
-    release.check_images(tmp_path, sites, 512, progress=False)
+    images.check_images(tmp_path, sites, 512, progress=False)
     with pytest.raises(ReleaseError, match="is 512x512 pixels, expected 256x256"):
-        release.check_images(tmp_path, sites, 256, progress=False)
-    image = release.read_image(tmp_path, sites[0], 512)
+        images.check_images(tmp_path, sites, 256, progress=False)
+    image = images.read_image(tmp_path, sites[0], 512)
     folder = REAL / "images" / "HUVEC-01" / "Plate1"
     expected = [np.asarray(Image.open(folder / f"B02_s1_w{c}.png")) for c in range(1, 7)]
     np.testing.assert_array_equal(image, expected)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tfds_builder.rxrx1 import cells, planted, release, synthetic
+from tfds_builder.rxrx1 import cells, images, planted, release, synthetic
 from tfds_builder.rxrx1.synthetic import Screen, render_site, screen_sites, write_release
 
 TINY = Screen(
@@ -70,8 +70,8 @@ def test_release_reader_accepts_it(tiny):
     sites = release.read_release(tiny)
     expected = screen_sites(TINY)
     assert sorted(sites) == sorted(expected) and len(sites) == 3 * 2 * 6 * 2
-    release.check_images(tiny, sites, 32)
-    image = release.read_image(tiny, sites[7], 32)
+    images.check_images(tiny, sites, 32)
+    image = images.read_image(tiny, sites[7], 32)
     assert np.array_equal(image, render_site(TINY, sites[7]))
     with (tiny / "metadata.csv").open() as file:
         rows = list(csv.reader(file))
