@@ -2,7 +2,8 @@
 
 ResNet-18/34/50/101 follow torchvision's conventions ("v1.5": stride in the 3x3 convolution of a
 bottleneck, symmetric explicit padding, BatchNorm epsilon 1e-5), so that weights ported from PyTorch
-give the same logits and gradients. `resnet_demo` is a network of about 100,000 parameters for
+give the same logits and gradients. One difference remains: Flax's running variance is biased (n),
+PyTorch's is not (n - 1). `resnet_demo` is a network of about 100,000 parameters for
 64-pixel sites that trains in minutes on two CPU cores.
 
 Initialisation (He et al. 2015, arXiv:1502.01852; Goyal et al. 2017, arXiv:1706.02677): convolutions

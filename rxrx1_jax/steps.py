@@ -1,7 +1,7 @@
 """The train state, the loss, one train step and one evaluation step, and how devices share them.
 
 `train_step` and `eval_step` are pure functions of (state, batch). `parallelise` wraps them for
-several devices in one of two ways that give the same numbers:
+several devices in one of two ways, which give the same numbers when BatchNorm is shared:
 
 - "jit": arrays are global, the batch is sharded over the devices and the compiler inserts the
   communication. BatchNorm statistics are those of the global batch.
