@@ -67,11 +67,12 @@ def test_official_partition_is_the_last_fifth():
 
 
 def test_release_reader_accepts_it(tiny):
-    sites = release.read_release(tiny)
+    opened = release.open_release(tiny)
+    sites, view = opened.sites, images.View(32, 32)
     expected = screen_sites(TINY)
     assert sorted(sites) == sorted(expected) and len(sites) == 3 * 2 * 6 * 2
-    images.check_images(tiny, sites, 32)
-    image = images.read_image(tiny, sites[7], 32)
+    images.check_images(opened, view)
+    image = images.read_image(opened, sites[7], view)
     assert np.array_equal(image, render_site(TINY, sites[7]))
     with (tiny / "metadata.csv").open() as file:
         rows = list(csv.reader(file))

@@ -1,10 +1,12 @@
-"""A hand-made release in the official layout with random pixels, for tests.
+"""A hand-made release with random pixels in the official, Kaggle and WILDS layouts, for tests.
 
 Small, but with the oddities of the real one: a missing well, a well with one site, a plate with
 fewer controls, a second untreated well, a plate without controls, an unlabelled treatment.
 """
 
 import csv
+import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,3 +102,74 @@ def write_tiny_release(root: Path, size: int = 16, seed: int = 0) -> Path:
 def read_pngs(root: Path, row: dict[str, str]) -> np.ndarray:
     """Independent reading of one site, uint8 [6, H, W]."""
     return np.stack([np.asarray(Image.open(image_path(root, row, c))) for c in range(1, 7)])
+
+
+LATER_UNTREATED = "UNTREATED"
+KAGGLE_TABLES = ("train.csv", "train_controls.csv", "test.csv", "test_controls.csv")
+
+
+def later_label(sirna_id: int) -> str:
+    """A label as in the later Kaggle files: a permutation of the ids (7 and 1138 are coprime)."""
+    return LATER_UNTREATED if sirna_id == 1138 else f"sirna_{(7 * sirna_id + 3) % 1138}"
+
+
+def write_kaggle_tables(root: Path, rows: Sequence[dict[str, str]], later: bool = False) -> None:
+    """Writes the four tables of the Kaggle layout, of official rows; test treatments unlabelled."""
+    root.mkdir(parents=True, exist_ok=True)
+    wells = {row["well_id"]: row for row in rows}.values()
+    for name in KAGGLE_TABLES:
+        columns = ["id_code", "experiment", "plate", "well"]
+        controls, dataset = name.endswith("_controls.csv"), name.split("_")[0].split(".")[0]
+        columns += ["sirna", "well_type"] if controls else ["sirna"] * (dataset == "train")
+        with (root / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            for row in wells:
+                if row["dataset"] == dataset and (row["well_type"] != "treatment") == controls:
+                    sirna_id = row["sirna_id"]
+                    label = later_label(int(sirna_id)) if later else sirna_id
+                    writer.writerow(row | {"id_code": row["well_id"], "sirna": label})
+
+
+def write_tiny_kaggle(root: Path, official: Path, later: bool = False) -> Path:
+    """Writes the Kaggle layout of an official tiny release and returns `root`."""
+    rows = tiny_rows()
+    write_kaggle_tables(root, rows, later)
+    for experiment, dataset in EXPERIMENTS.items():
+        shutil.copytree(official / "images" / experiment, root / dataset / experiment)
+    return root
+
+
+def tiny_wilds_rows() -> list[dict[str, str]]:
+    """The rows of the tiny release as WILDS has them: U2OS-01 is "val"."""
+    return [row | ({"dataset": "val"} if "U2OS" in row["site_id"] else {}) for row in tiny_rows()]
+
+
+def write_tiny_wilds(root: Path, seed: int = 0) -> Path:
+    """Writes the WILDS layout, 256 px RGB, below `root` and returns it: 61 PNGs."""
+    rng = np.random.default_rng(seed)
+    for row in tiny_wilds_rows():
+        # Blocks of 32 px: as quick to write as small images are.
+        coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        path = wilds_path(root, row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = coarse.repeat(32, axis=0).repeat(32, axis=1)
+        Image.fromarray(pixels).save(path, compress_level=1)
+    write_metadata(root, tiny_wilds_rows())
+    return root
+
+
+def wilds_path(root: Path, row: dict[str, str]) -> Path:
+    """The PNG of one row in the WILDS layout."""
+    folder = root / "images" / row["experiment"] / f"Plate{row['plate']}"
+    return folder / f"{row['well']}_s{row['site']}.png"
+
+
+def zip_files(archive: Path, folder: Path, tops: Sequence[str], prefix: str = "rxrx1/") -> Path:
+    """Packs the files below `folder` that are, or lie in, one of `tops`."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder)
+            if path.is_file() and name.parts[0] in tops:
+                packed.write(path, prefix + name.as_posix())
+    return archive

@@ -1,61 +1,88 @@
 """The images of a release: checked whole before a build, decoded site by site."""
 
-import os
+import dataclasses
 import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .release import CHANNELS, ReleaseError, Site, lines, usable_cpus
+from .release import CHANNELS, Release, ReleaseError, Site, places, usable_cpus
+
+RGB_CHANNELS = 3  # of CHANNELS, in the WILDS layout's images, as red, green, blue
+RGB_SIZE = 256  # side of the WILDS layout's images, pixels
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GRAY, _RGB = 0, 2  # PNG colour types
 _SITES_PER_TASK = 16  # few enough for a smooth bar, many enough to cost nothing
-_BLOCK = 1 << 18  # bytes a thread holds of a file; most files are shorter
 _FAULTS_SHOWN = 10
 
 
-def image_paths(root: str | os.PathLike[str], site: Site) -> list[Path]:
-    """The six PNG files of a site, in the order of `CHANNELS`. `root` is from `find_release`."""
-    folder = Path(root, "images", site.experiment, f"Plate{site.plate}")
-    return [folder / f"{site.well}_s{site.site}_w{c}.png" for c in range(1, len(CHANNELS) + 1)]
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a stored image is made from the release's: an area average or a centre crop.
 
-
-def check_images(
-    root: str | os.PathLike[str], sites: Sequence[Site], size: int, progress: bool = True
-) -> None:
-    """Reads every image file whole, so that no broken one stops a build hours later.
-
-    Each file must exist and be a PNG of `size` x `size` 8-bit grayscale pixels whose chunks all
-    agree with their checksums, from the signature to IEND with nothing after it. Pixels are not
-    inflated: only a file written wrong, checksums included, is left for `read_image` to refuse.
-
-    Measured on 1,092 files of a synthetic 512 px release (108 MB, page cache warm, 2 shared cores):
-    11,000 to 14,500 files or 1.1 to 1.4 GB a second. A slower disk sets its own pace.
-
-    Args:
-      root: from `find_release`.
+    Attributes:
+      size: height and width of the stored image, pixels.
+      source_size: height and width of the release's images: 512 (official, Kaggle), 256 (WILDS).
+      crop: takes the centre `size` x `size` pixels. Else each stored pixel is the mean of a square
+        block, rounded half up; `source_size` must then be a multiple of `size`.
+      channels: the first so many of `CHANNELS` are kept, 3 or 6.
 
     Raises:
-      ReleaseError: names the lines, sites and files at fault (the first ten, and how many).
+      ValueError: names the field.
     """
+
+    size: int
+    source_size: int
+    crop: bool = False
+    channels: int = len(CHANNELS)
+
+    def __post_init__(self) -> None:
+        if self.channels not in (RGB_CHANNELS, len(CHANNELS)):
+            raise ValueError(
+                f"View.channels: found {self.channels}, expected {RGB_CHANNELS} or {len(CHANNELS)}"
+            )
+        if not 1 <= self.size <= self.source_size:
+            raise ValueError(
+                f"View.size: found {self.size}, expected 1 to source_size ({self.source_size})"
+            )
+        if not self.crop and self.source_size % self.size:
+            raise ValueError(
+                f"View.size: found {self.size}, expected a divisor of source_size"
+                f" ({self.source_size}) for an area average, or crop=True"
+            )
+
+
+def check_images(release: Release, view: View, progress: bool = True) -> None:
+    """Reads every image file of the view whole, so that no broken one stops a build hours later.
+
+    Each file must exist and be a PNG of `source_size` x `source_size` 8-bit grayscale pixels (RGB
+    in the WILDS layout) whose chunks all agree with their checksums, from the signature to IEND
+    with nothing after it. Pixels are not inflated: only a file written wrong, checksums included,
+    is left for `read_image` to refuse.
+
+    Raises:
+      ReleaseError: names the tables' lines, sites and files at fault (the first ten, and how
+        many); or the release cannot give this view.
+    """
+    _check_view(release, view)
+    sites = release.sites
     tasks = [sites[i : i + _SITES_PER_TASK] for i in range(0, len(sites), _SITES_PER_TASK)]
 
-    def check(task: Sequence[Site]) -> list[tuple[str, Path, str]]:
+    def check(task: Sequence[Site]) -> list[tuple[str, str, str]]:
         return [
-            (site.site_id, path, fault)
+            (site.site_id, name, fault)
             for site in task
-            for path in image_paths(root, site)
-            if (fault := _fault(path, size))
+            for name in _files(release, site, view)
+            if (fault := _read(release, name, view)[1])
         ]
 
     count = 0
-    first: list[tuple[str, Path, str]] = []
+    first: list[tuple[str, str, str]] = []
     bar = tqdm(total=len(sites), desc="Checking images", unit=" sites", disable=not progress)
     # Both what threads wait for, the disk, and what they compute, the CRC, leave the GIL free.
     with bar, ThreadPoolExecutor(4 * usable_cpus()) as pool:
@@ -64,97 +91,140 @@ def check_images(
             first += found[: _FAULTS_SHOWN - len(first)]
             bar.update(len(task))
     if count:
-        metadata = Path(root, "metadata.csv")
-        line_of = lines(metadata, {site_id for site_id, _, _ in first})
+        place = places(release, {site_id for site_id, _, _ in first})
         shown = "\n  ".join(
-            f"line {line_of.get(site_id, '?')}, site {site_id}: {path} {fault}"
-            for site_id, path, fault in first
+            f"{place[site_id]}, site {site_id}: {release.storage.describe(name)} {fault}"
+            for site_id, name, fault in first
         )
         raise ReleaseError(
-            f"{count} image file(s) listed by {metadata} cannot be used:\n  {shown}"
+            f"{count} image file(s) listed by the tables cannot be used:\n  {shown}"
             + ("\n  ..." if count > len(first) else "")
-            + "\nExtract them again, or remove the rows of these sites."
+            + "\nGet them again, remove the rows of these sites, or select other sites."
         )
 
 
-def read_image(root: str | os.PathLike[str], site: Site, size: int) -> np.ndarray:
-    """Decodes one site: uint8 [6, size, size], channels as in `CHANNELS`.
+def read_image(release: Release, site: Site, view: View) -> np.ndarray:
+    """Decodes one site: uint8 [view.channels, view.size, view.size], channels as in `CHANNELS`.
+
+    The bytes that are decoded are those whose checksums are compared here, so that a file that
+    changes after `check_images` is found (the decoder itself takes some wrong checksums).
 
     Raises:
       ReleaseError: names the site and the file.
     """
-    image = np.empty((len(CHANNELS), size, size), np.uint8)
-    for channel, path in zip(image, image_paths(root, site), strict=True):
-        try:
-            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-        except (OSError, cv2.error) as error:  # missing, empty
-            raise ReleaseError(f"site {site.site_id}: {path} cannot be read ({error})") from error
-        if pixels is None:
-            raise ReleaseError(
-                f"site {site.site_id}: {path} cannot be decoded, its data is broken; extract it"
-                " again, or remove the row of this site from metadata.csv"
-            )
-        if pixels.dtype != np.uint8 or pixels.shape != (size, size):
-            raise ReleaseError(
-                f"site {site.site_id}: {path} holds {pixels.dtype} pixels of shape"
-                f" {pixels.shape}, expected uint8 (8-bit grayscale) of shape {(size, size)}"
-            )
-        channel[:] = pixels
+    _check_view(release, view)
+    planes: list[np.ndarray] = []
+    for name in _files(release, site, view):
+        pixels = _decode(release, site, name, view)
+        if pixels.ndim == 3:
+            planes += [pixels[..., channel] for channel in (2, 1, 0)]  # OpenCV decodes to BGR
+        else:
+            planes.append(pixels)
+    image = np.empty((view.channels, view.size, view.size), np.uint8)
+    for plane, pixels in zip(image, planes, strict=True):
+        plane[:] = _centre(pixels, view.size) if view.crop else _area_mean(pixels, view.size)
     return image
 
 
-def _fault(path: Path, size: int) -> str:
-    """What is wrong with an image file short of inflating its pixels; "" if nothing is."""
+def _check_view(release: Release, view: View) -> None:
+    if release.layout == "wilds" and view != View(RGB_SIZE, RGB_SIZE, view.crop, RGB_CHANNELS):
+        raise ReleaseError(
+            f"the release in {release.storage.root} is of the WILDS layout, whose images hold"
+            f" {RGB_CHANNELS} channels of {RGB_SIZE} px; {view} cannot be made from it: build the"
+            " official release or the Kaggle data, or ask for what is there"
+        )
+
+
+def _files(release: Release, site: Site, view: View) -> list[str]:
+    """The files that a view needs."""
+    return release.image_names(site)[: view.channels]
+
+
+def _decode(release: Release, site: Site, name: str, view: View) -> np.ndarray:
+    """Pixels of one file, uint8 [source_size, source_size] or, RGB as BGR, [..., 3]."""
+    where = f"site {site.site_id}: {release.storage.describe(name)}"
+    data, fault = _read(release, name, view)
+    if fault:
+        raise ReleaseError(f"{where} {fault}")
     try:
-        with path.open("rb", buffering=_BLOCK) as file:
-            return _png_fault(file, size)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ReleaseError(f"{where} cannot be decoded ({error})") from error
+    if pixels is None:
+        raise ReleaseError(
+            f"{where} cannot be decoded, its data is broken; get it again, or remove the row of"
+            " this site from the table"
+        )
+    shape = (view.source_size,) * 2 + ((RGB_CHANNELS,) if release.layout == "wilds" else ())
+    if pixels.shape != shape:  # a transparent colour makes the decoder add a plane
+        raise ReleaseError(f"{where} decodes to shape {pixels.shape}, expected {shape}")
+    return pixels
+
+
+def _centre(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The centre of [H, W] pixels; of an odd remainder, one more is cut at the end."""
+    start = (len(pixels) - size) // 2
+    return pixels[start : start + size, start : start + size]
+
+
+def _area_mean(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Mean of k x k blocks, rounded half up: uint8 [k * size, k * size] -> [size, size].
+
+    Sums are integers, so that the result is exact; cv2.INTER_AREA rounds half up for k = 2 but
+    half to even for others.
+    """
+    k = len(pixels) // size
+    if k == 1:
+        return pixels
+    rows = pixels.reshape(size, k, -1).sum(axis=1, dtype=np.uint32)
+    sums = sum((rows[:, column::k] for column in range(1, k)), start=rows[:, ::k])
+    return ((sums + k * k // 2) // (k * k)).astype(np.uint8)
+
+
+def _read(release: Release, name: str, view: View) -> tuple[bytes, str]:
+    """A file, and what is wrong with it short of inflating its pixels; "" if nothing is."""
+    try:
+        data = release.storage.read(name)
     except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return b"", "is missing"
+    except ReleaseError as error:
+        return b"", str(error).removeprefix(f"{release.storage.describe(name)} ")
+    return data, _png_fault(data, view.source_size, _RGB if release.layout == "wilds" else _GRAY)
 
 
-def _png_fault(file: BinaryIO, size: int) -> str:
-    """`_fault` of an open file, read to its end: every chunk must agree with its checksum.
+def _png_fault(data: bytes, size: int, colour: int) -> str:
+    """What is wrong with a file; every chunk must agree with its checksum.
 
     PNG: signature, then chunks of uint32 length, type [4], data, uint32 CRC of type and data, big
     endian (https://www.w3.org/TR/png-3/#5DataRep). The first is IHDR, the last IEND.
     """
-    if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+    if not data.startswith(_PNG_SIGNATURE):
         return "is not a PNG file"
+    view = memoryview(data)
     position = len(_PNG_SIGNATURE)
     kinds: set[bytes] = set()
-    while True:
-        start = file.read(8)
-        if len(start) < 8:
-            return f"is cut off (ends at byte {position + len(start)}, before the IEND chunk)"
-        length, kind = struct.unpack(">I4s", start)
-        crc, left, data = zlib.crc32(kind), length, b""
-        while left:
-            data = file.read(min(left, _BLOCK))
-            if not data:
-                return f"is cut off (within the chunk at byte {position})"
-            crc, left = zlib.crc32(data, crc), left - len(data)
-        stored = file.read(4)
-        if len(stored) < 4:
+    while b"IEND" not in kinds:
+        if len(data) < position + 8:
+            return f"is cut off (ends at byte {len(data)}, before the IEND chunk)"
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if len(data) < end + 4:
             return f"is cut off (within the chunk at byte {position})"
-        if crc != int.from_bytes(stored, "big"):
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             return f"is damaged (wrong checksum of the chunk at byte {position})"
         if not kinds:
             if kind != b"IHDR" or length != 13:
                 return "is not a PNG file (does not begin with an IHDR chunk)"
-            width, height, depth, colour = struct.unpack(">IIBB", data[:10])
+            width, height, depth, found = struct.unpack_from(">IIBB", data, position + 8)
             if (width, height) != (size, size):
                 return f"is {width}x{height} pixels, expected {size}x{size}"
-            if (depth, colour) != (8, 0):
+            if (depth, found) != (8, colour):
                 return (
-                    f"has bit depth {depth} and PNG colour type {colour}, expected 8 and 0"
-                    " (grayscale)"
+                    f"has bit depth {depth} and PNG colour type {found}, expected 8 and {colour}"
+                    f" ({'RGB' if colour == _RGB else 'grayscale'})"
                 )
         kinds.add(kind)
-        position += length + 12
-        if kind == b"IEND":
-            break
-    if file.read(1):
+        position = end + 4
+    if len(data) > position:
         return f"goes on after its IEND chunk, which ends at byte {position}"
     return "" if b"IDAT" in kinds else "holds no pixels (no IDAT chunk)"

@@ -1,90 +1,121 @@
-"""The official RxRx1 release on disk -> one validated table of sites.
+"""Any public layout of RxRx1 -> one validated table of sites.
 
-Layout (recursionpharma/rxrx-datasets, rxrx1/README.md):
+    official (2020)                             metadata.csv, images/<EXPERIMENT>/Plate<1-4>/
+                                                    <WELL>_s<1|2>_w<1-6>.png, 8-bit grayscale
+    Kaggle (2019), see kaggle.py                the same below train/ and test/, and four tables
+    WILDS v1.0 (p-lambda/wilds,                 metadata.csv, images/<EXPERIMENT>/Plate<1-4>/
+        wilds/datasets/rxrx1_dataset.py)            <WELL>_s<1|2>.png, 256 px RGB
 
-    metadata.csv
-    images/<EXPERIMENT>/Plate<1-4>/<WELL>_s<1|2>_w<1-6>.png      8-bit grayscale
-
-Partial releases are normal input: missing wells, wells with one site, plates with fewer than 30
-positive controls or with several untreated wells, and plates without controls are all legal.
-Everything else is refused with the file, line and field at fault.
+Which one it is, is seen from what lies there, extracted or in zip archives (storage.py). Partial
+releases are normal input. Rows whose images are missing are refused by `images.check_images`.
 """
 
-import csv
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Container, Iterable, Iterator
 from typing import NamedTuple
 
-CHANNELS = (  # file suffix w1..w6, the paper's order
-    "nuclei",
-    "endoplasmic reticulum",
-    "actin",
-    "nucleoli and cytoplasmic RNA",
-    "mitochondria",
-    "Golgi",
+from etils import epath
+
+from . import kaggle
+from .metadata import (
+    CELL_TYPES,
+    CHANNELS,
+    COLUMNS,
+    DATASETS,
+    SIRNA_IDS,
+    UNKNOWN,
+    UNTREATED,
+    WELL_TYPES,
+    WILDS_DATASETS,
+    ReleaseError,
+    Site,
+    read_metadata,
 )
-COLUMNS = (  # of metadata.csv, in the official order
-    "site_id",
-    "well_id",
-    "cell_type",
-    "dataset",
-    "experiment",
-    "plate",
-    "well",
-    "site",
-    "well_type",
-    "sirna",
-    "sirna_id",
-)
-CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
-WELL_TYPES = ("treatment", "positive_control", "negative_control")
-DATASETS = ("train", "test")
-PLATES = ("1", "2", "3", "4")
-SITES = ("1", "2")
-UNTREATED = "EMPTY"  # what metadata.csv writes in `sirna` for untreated wells
-SIRNA_IDS = {  # well_type -> ids of the official release
-    "treatment": range(0, 1108),
-    "positive_control": range(1108, 1138),
-    "negative_control": range(1138, 1139),
-}
-UNKNOWN = -1  # sirna_id of a treatment whose label is not public
+from .selection import ALL, Selection
+from .storage import Storage
 
-_EXPERIMENT = re.compile(r"(?P<cell_type>[A-Z0-9]+)-[0-9]{2}")
-_WELL = re.compile(r"[A-P](0[1-9]|1[0-9]|2[0-4])")  # 384-well plate, rows A-P, columns 01-24
-_INTEGER = re.compile(r"-?[0-9]{1,9}")
-# Of check_images:
+__all__ = [
+    "CELL_TYPES", "CHANNELS", "COLUMNS", "SIRNA_IDS", "UNKNOWN", "UNTREATED", "WELL_TYPES",
+    "Release", "ReleaseError", "Selection", "Site", "open_release", "places", "usable_cpus",
+]  # fmt: skip
+
+# The Kaggle files list four wells that the official metadata does not; images of such wells may
+# lie in an archive and must not stop a build. More than this share means a table was cut off.
+_STRAY_SHARE = 0.01
+_STRAYS_SHOWN = 5
+_NAMES_JUDGED = 100  # by the majority of so many, as a few files may have strayed in
+_IMAGE = re.compile(r"(?P<well>[A-P][0-9]{2})_s(?P<site>[12])(_w(?P<channel>[1-6]))?\.png")
+_PLATE = re.compile(r"Plate([1-4])")
 
 
-class ReleaseError(ValueError):
-    """The release on disk is not what it should be; says where, what was found, what to do."""
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A validated table of sites and where their images lie. Can be pickled."""
+
+    layout: str  # "official" | "kaggle" | "wilds"
+    storage: Storage
+    sites: tuple[Site, ...]  # the selected ones, by experiment, plate, well (row-major), site
+
+    def image_names(self, site: Site) -> list[str]:
+        """The six PNG files of a site in the order of `CHANNELS`; in the WILDS layout the one."""
+        tree = site.dataset if self.layout == "kaggle" else "images"
+        stem = f"{tree}/{site.experiment}/Plate{site.plate}/{site.well}_s{site.site}"
+        if self.layout == "wilds":
+            return [f"{stem}.png"]
+        return [f"{stem}_w{channel}.png" for channel in range(1, len(CHANNELS) + 1)]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the layout and all rows; the same in every process and folder."""
+        return hashlib.sha256(json.dumps([self.layout, self.sites]).encode()).hexdigest()
 
 
-class Site(NamedTuple):
-    """One row of metadata.csv: one field of view of one well."""
+def open_release(root: epath.PathLike, selection: Selection = ALL) -> Release:
+    """Detects the layout, reads and validates the tables, lists the images.
 
-    site_id: str  # HUVEC-01_1_B02_1
-    well_id: str  # HUVEC-01_1_B02
-    cell_type: str
-    dataset: str  # "train" | "test", the official partition
-    experiment: str  # HUVEC-01
-    plate: int  # 1..4
-    well: str  # B02
-    site: int  # 1 | 2
-    well_type: str
-    sirna: str  # ThermoFisher id, "EMPTY" if untreated, "" if the label is unknown
-    sirna_id: int  # 0..1107 treatments, 1108..1137 positive controls, 1138 untreated, -1 unknown
+    Args:
+      root: folder of the release, extracted or zipped, or an archive; see `storage.Storage`.
+      selection: the part to keep. Every row is validated; images are looked at of this part only.
 
-    @property
-    def row(self) -> int:
-        """Row of the plate, 1 (A) to 16 (P)."""
-        return ord(self.well[0]) - ord("A") + 1
+    Raises:
+      ReleaseError: names the file, line and field at fault, or what is missing.
+    """
+    storage = Storage(root)
+    layout = _layout(storage)
+    if layout == "kaggle":
+        sites = _kaggle_sites(storage, selection)
+    else:
+        datasets = WILDS_DATASETS if layout == "wilds" else DATASETS
+        source = storage.describe("metadata.csv")
+        table = read_metadata(storage.read("metadata.csv"), source, datasets)
+        sites = [site for _, site in table.values()]
+        selection.check(sites, source)
+        if selection.is_all:
+            _check_strays(storage, table, len(table), layout)
+    chosen = [site for site in sites if selection.takes(site)]
+    if not chosen:
+        raise ReleaseError(
+            f"no site of the release in {storage.root} matches all of {selection}; select others"
+        )
+    return Release(layout, storage, tuple(sorted(chosen, key=_position)))
 
-    @property
-    def column(self) -> int:
-        """Column of the plate, 1 to 24."""
-        return int(self.well[1:])
+
+def places(release: Release, site_ids: Collection[str]) -> dict[str, str]:
+    """{site_id: "<table>, line <n>"}; looked up anew, when there is a fault to report."""
+    storage = release.storage
+    if release.layout == "kaggle":
+        wells = kaggle.read_wells(storage)
+        return {site_id: wells[site_id.rpartition("_")[0]].where for site_id in site_ids}
+    source = storage.describe("metadata.csv")
+    table = read_metadata(storage.read("metadata.csv"), source, WILDS_DATASETS)
+    return {site_id: f"{source}, line {table[site_id][0]}" for site_id in site_ids}
 
 
 def usable_cpus() -> int:
@@ -92,169 +123,115 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_release(root: str | os.PathLike[str]) -> Path:
-    """Folder that holds metadata.csv: `root` itself, or `root/rxrx1` as the archives unpack."""
-    root = Path(root)
-    for folder in (root, root / "rxrx1"):
-        if (folder / "metadata.csv").is_file():
-            return folder
-    raise ReleaseError(
-        f"no metadata.csv in {root} nor in {root / 'rxrx1'}; name the folder that holds"
-        " metadata.csv and images/, where the official archives were extracted"
+def _position(site: Site) -> tuple[str, int, str, int]:
+    return site.experiment, site.plate, site.well, site.site
+
+
+def _layout(storage: Storage) -> str:
+    """The layout of what lies there."""
+    expected = (
+        "expected metadata.csv and images/ (official or WILDS), or train/, test/ and their four"
+        " tables (Kaggle), extracted or in zip archives; name the folder that holds them"
     )
+    if storage.holds("images"):
+        if not storage.holds("metadata.csv"):
+            raise ReleaseError(f"no metadata.csv in {storage.root}, only images/; {expected}")
+        sites = (image for image in _images(storage, "images") if image.site_id)
+        first = list(itertools.islice(sites, _NAMES_JUDGED))
+        if not first:
+            raise ReleaseError(f"no images below {storage.describe('images')}; {expected}")
+        channels = sum(image.channel != "" for image in first)
+        return "official" if 2 * channels > len(first) else "wilds"
+    if storage.holds("train") or storage.holds("test"):
+        return "kaggle"
+    if storage.holds("metadata.csv") or storage.holds("train.csv"):
+        raise ReleaseError(f"no images in {storage.root}, only tables; {expected}")
+    raise ReleaseError(f"no metadata.csv and no images in {storage.root}; {expected}")
 
 
-def read_release(root: str | os.PathLike[str]) -> list[Site]:
-    """Reads and validates metadata.csv, without looking at the images.
+class _Image(NamedTuple):
+    """A PNG file of a release, by its name alone."""
 
-    Args:
-      root: folder of the release, see `find_release`.
+    name: str
+    site_id: str  # "" if the name is none of a site
+    channel: str  # "1".."6"; "" if the name has none
 
-    Returns:
-      All sites, sorted by experiment, plate, well (row-major), site.
 
-    Raises:
-      ReleaseError: names the line and field at fault.
-    """
-    path = find_release(root) / "metadata.csv"
-    sites: list[Site] = []
-    lines: dict[str, int] = {}  # site_id -> line
-    wells: dict[str, tuple[int, Site]] = {}  # well_id -> first line and site of the well
-    names: dict[str, tuple[int, Site]] = {}  # sirna -> first line and site with it
-    ids: dict[int, tuple[int, Site]] = {}  # sirna_id -> the same
-    for line, row in _rows(path):
-        where = f"{path}, line {line}"
-        site = _site(row, where)
-        if site.site_id in lines:
-            raise ReleaseError(
-                f"{where}, field site_id: {site.site_id!r} is already on line"
-                f" {lines[site.site_id]}; a site may be listed once, remove one of the two rows"
-            )
-        lines[site.site_id] = line
-        _check_agreement(
-            site,
-            line,
-            wells.setdefault(site.well_id, (line, site)),
-            "well_id",
-            ("dataset", "well_type", "sirna", "sirna_id"),
-            where,
+def _images(
+    storage: Storage, tree: str, plates: Iterable[tuple[str, str]] | None = None
+) -> Iterator[_Image]:
+    """Lists the image files of some plates ((experiment, "Plate1") pairs), or of all."""
+    if plates is None:
+        experiments = storage.names(tree)
+        plates = ((e, plate) for e in experiments for plate in storage.names(f"{tree}/{e}"))
+    for experiment, folder in plates:
+        plate = _PLATE.fullmatch(folder)
+        for file in storage.names(f"{tree}/{experiment}/{folder}"):
+            name = f"{tree}/{experiment}/{folder}/{file}"
+            image = _IMAGE.fullmatch(file)
+            if plate and image:
+                site_id = f"{experiment}_{plate[1]}_{image['well']}_{image['site']}"
+                yield _Image(name, site_id, image["channel"] or "")
+            elif file.endswith(".png") and not file.startswith("."):
+                yield _Image(name, "", "")
+
+
+def _kaggle_sites(storage: Storage, selection: Selection) -> list[Site]:
+    """The sites of the selected wells that have an image."""
+    wells = kaggle.read_wells(storage)
+    selection.check([well.site for well in wells.values()], f"the tables in {storage.root}")
+    found: dict[str, set[int]] = {}  # well_id -> sites
+    strays: list[str] = []
+    chosen = [well for well in wells.values() if selection.takes_well(well.site)]
+    for tree in DATASETS:
+        sites = [well.site for well in chosen if well.site.dataset == tree]
+        plates = None
+        if not selection.is_all:
+            plates = sorted({(site.experiment, f"Plate{site.plate}") for site in sites})
+        for image in _images(storage, tree, plates):
+            well_id, _, site = image.site_id.rpartition("_")
+            if well_id in wells and wells[well_id].site.dataset == tree and image.channel:
+                found.setdefault(well_id, set()).add(int(site))
+            else:
+                strays.append(image.name)
+    empty = [well for well in chosen if well.site.well_id not in found]
+    if empty:
+        raise ReleaseError(
+            f"{empty[0].where}: well {empty[0].site.well_id} has no image in"
+            f" {storage.describe(empty[0].site.dataset)}, nor have {len(empty) - 1} further wells;"
+            " extract the images again, remove these rows, or select other wells"
         )
-        if site.sirna_id != UNKNOWN:
-            _check_agreement(
-                site,
-                line,
-                names.setdefault(site.sirna, (line, site)),
-                "sirna",
-                ("sirna_id",),
-                where,
-            )
-            _check_agreement(
-                site,
-                line,
-                ids.setdefault(site.sirna_id, (line, site)),
-                "sirna_id",
-                ("sirna",),
-                where,
-            )
-        sites.append(site)
-    if not sites:
-        raise ReleaseError(f"{path} has no rows below its header; extract the release again")
-    return sorted(sites, key=lambda s: (s.experiment, s.plate, s.well, s.site))
+    if selection.is_all:
+        _report_strays(storage, strays, len(wells) * 2 * len(CHANNELS))
+    single = sum(len(found[well.site.well_id]) == 1 for well in chosen)
+    if single:
+        logging.info("%s: %d of %d wells have one site only", storage.root, single, len(chosen))
+    return [
+        well.site._replace(site=site, site_id=f"{well.site.well_id}_{site}")
+        for well in chosen
+        for site in sorted(found[well.site.well_id])
+    ]
 
 
-def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
-    """Yields (line number, row) of a metadata file; further columns are let through."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            for column in COLUMNS:
-                if header.count(column) != 1:
-                    raise ReleaseError(
-                        f"{path}, line 1: column {column!r} occurs {header.count(column)} times in"
-                        f" the header {header}, expected once each: {', '.join(COLUMNS)}"
-                    )
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise ReleaseError(
-                        f"{path}, line {reader.line_num}: {len(values)} fields, expected"
-                        f" {len(header)} as in the header"
-                    )
-                yield reader.line_num, dict(zip(header, values, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ReleaseError(f"{path}, line {reader.line_num + 1}: {error}") from error
+def _check_strays(storage: Storage, site_ids: Container[str], count: int, layout: str) -> None:
+    """`_report_strays` of the official and the WILDS layout."""
+    strays = [
+        image.name
+        for image in _images(storage, "images")
+        if image.site_id not in site_ids or bool(image.channel) != (layout == "official")
+    ]
+    _report_strays(storage, strays, count * (len(CHANNELS) if layout == "official" else 1))
 
 
-def _site(row: Mapping[str, str], where: str) -> Site:
-    """Validates one row on its own."""
-
-    def refuse(field: str, expected: str) -> ReleaseError:
-        return ReleaseError(f"{where}, field {field}: found {row[field]!r}, expected {expected}")
-
-    choices = (
-        ("cell_type", CELL_TYPES),
-        ("dataset", DATASETS),
-        ("plate", PLATES),
-        ("site", SITES),
-        ("well_type", WELL_TYPES),
-    )
-    for field, valid in choices:
-        if row[field] not in valid:
-            raise refuse(field, "one of " + ", ".join(valid))
-    experiment = _EXPERIMENT.fullmatch(row["experiment"])
-    if not experiment or experiment["cell_type"] != row["cell_type"]:
-        raise refuse("experiment", f"{row['cell_type']}-NN, as cell_type says")
-    if not _WELL.fullmatch(row["well"]):
-        raise refuse("well", "A01 to P24")
-    well_id = f"{row['experiment']}_{row['plate']}_{row['well']}"
-    if row["well_id"] != well_id:
-        raise refuse("well_id", f"{well_id!r}, as experiment, plate and well say")
-    if row["site_id"] != f"{well_id}_{row['site']}":
-        raise refuse("site_id", f"'{well_id}_{row['site']}', as well_id and site say")
-
-    well_type, sirna = row["well_type"], row["sirna"]
-    valid_ids = SIRNA_IDS[well_type]
-    unknown = well_type == "treatment" and row["sirna_id"] == str(UNKNOWN)
-    known = _INTEGER.fullmatch(row["sirna_id"]) and int(row["sirna_id"]) in valid_ids
-    if not (known or unknown):
-        also = f", or {UNKNOWN} if unknown" if well_type == "treatment" else ""
-        raise refuse("sirna_id", f"{valid_ids[0]} to {valid_ids[-1]} for a {well_type}{also}")
-    if unknown and sirna:
-        raise refuse("sirna", f"nothing, since sirna_id is {UNKNOWN} (unknown)")
-    if not unknown and not sirna:
-        raise refuse("sirna", f"a name, since sirna_id is {row['sirna_id']}")
-    if (sirna == UNTREATED) != (well_type == "negative_control"):
-        raise refuse("sirna", f"{UNTREATED!r} for a negative_control and for nothing else")
-    return Site(
-        row["site_id"],
-        well_id,
-        row["cell_type"],
-        row["dataset"],
-        row["experiment"],
-        int(row["plate"]),
-        row["well"],
-        int(row["site"]),
-        well_type,
-        sirna,
-        int(row["sirna_id"]),
-    )
-
-
-def _check_agreement(
-    site: Site, line: int, first: tuple[int, Site], key: str, fields: Sequence[str], where: str
-) -> None:
-    """Rows with the same `key` must agree in `fields`; `first` is the first such row."""
-    for field in fields:
-        found, expected = getattr(site, field), getattr(first[1], field)
-        if found != expected:
-            raise ReleaseError(
-                f"{where}, field {field}: found {found!r} for {key} {getattr(site, key)!r}, but"
-                f" line {first[0]} says {expected!r}; correct one of the two rows"
-            )
-
-
-def lines(path: Path, site_ids: set[str]) -> dict[str, int]:
-    """{site_id: line of the metadata file}; looked up when there is a fault to report."""
-    return {row["site_id"]: line for line, row in _rows(path) if row["site_id"] in site_ids}
+def _report_strays(storage: Storage, strays: list[str], expected: int) -> None:
+    """Warns of images without a row; refuses when they are many."""
+    if not strays:
+        return
+    shown = ", ".join(storage.describe(name) for name in strays[:_STRAYS_SHOWN])
+    what = f"{len(strays)} images have no row in the tables, the first: {shown}"
+    if len(strays) > _STRAY_SHARE * expected:
+        raise ReleaseError(
+            f"{what}; the rows ask for {expected} images, so the table may be cut off. Get it"
+            " again; to build a part on purpose, select it (experiments, plates, wells, sites)"
+        )
+    logging.warning("%s; they are left out", what)
