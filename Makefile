@@ -24,7 +24,7 @@ $(VENV)/.dev: pyproject.toml
 
 # Every step reuses what is there: the screen, the records, finished runs.
 demo: $(VENV)/.demo
-	@test -f $(DATA)/rxrx1/$(SCREEN)/1.0.0/dataset_info.json || TF_CPP_MIN_LOG_LEVEL=3 \
+	@test -f $(DATA)/rxrx1/$(SCREEN)/1.1.0/dataset_info.json || TF_CPP_MIN_LOG_LEVEL=3 \
 	  $(BIN)/tfds build tfds_builder/rxrx1 --config='$(BUILD)' --data_dir=$(DATA)
 	@set -e; for fold in $(FOLDS); do \
 	  for run in batch random_site random_well batch:none; do \

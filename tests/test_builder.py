@@ -81,7 +81,7 @@ def test_splits_files_and_metadata(tiny, built):
         e: sum(row["experiment"] == e for row in rows) for e in ("HUVEC-01", "HUVEC-02", "U2OS-01")
     }
     folder = Path(built.data_path)
-    assert (folder.parent.name, folder.name) == ("tiny", "1.0.0")
+    assert (folder.parent.name, folder.name) == ("tiny", "1.1.0")
     assert (folder / "rxrx1-HUVEC-01.tfrecord-00000-of-00001").is_file()
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["source"] == "release"
@@ -113,7 +113,7 @@ def test_registered_with_tfds(built, tmp_path):
     assert "CC BY-NC-SA 4.0" in native.info.redistribution_info.license
     assert native.info.citation and native.info.description and native.info.homepage
     data_dir = Path(built.data_path).parents[2]
-    data = tfds.load("rxrx1/tiny:1.0.0", split="HUVEC-01+U2OS-01", data_dir=data_dir)
+    data = tfds.load("rxrx1/tiny:1.1.0", split="HUVEC-01+U2OS-01", data_dir=data_dir)
     assert len(data) == 21 + 18
 
 
@@ -153,8 +153,8 @@ def test_readable_without_this_code(tiny, built, tmp_path):
 
 
 def nothing_is_left(data_dir: Path) -> bool:
-    """No record, and no folder that could pass for a finished or half-finished dataset."""
-    return not [p for p in data_dir.rglob("*") if "tfrecord" in p.name or "1.0.0" in p.name]
+    """No record, and no folder that could pass for a finished dataset."""
+    return not [p for p in data_dir.rglob("*") if "tfrecord" in p.name or p.name == "1.1.0"]
 
 
 def test_broken_input_stops_before_writing(tmp_path):
@@ -202,15 +202,19 @@ def test_image_that_does_not_decode_leaves_nothing_finished(tmp_path, well_type)
     with pytest.raises(ReleaseError, match="cannot be decoded") as error:
         build(root, data_dir)
     assert str(path) in str(error.value) and row["site_id"] in str(error.value)
-    assert nothing_is_left(data_dir)
+    assert not [p for p in data_dir.rglob("*") if p.name == "1.1.0" or "incomplete" in p.name]
     with pytest.raises(Exception, match="rxrx1"):
         tfds.builder("rxrx1/tiny", data_dir=data_dir)
+    path.write_bytes(data)  # repaired, the same command goes on
+    assert len(build(root, data_dir).as_dataset(split="train")) == 39
 
 
-def test_missing_manual_dir_tells_what_to_download(tmp_path):
-    builder = Builder(config="native", data_dir=tmp_path)
-    with pytest.raises(AssertionError, match="rxrx1-images.zip"):
-        builder.download_and_prepare()
+def test_manual_dir_that_is_not_there_is_no_download(tmp_path):
+    builder = Builder(config="native", data_dir=tmp_path / "data")
+    config = tfds.download.DownloadConfig(manual_dir=str(tmp_path / "typing_error"))
+    with pytest.raises(ReleaseError, match="typing_error"):
+        builder.download_and_prepare(download_config=config)
+    assert nothing_is_left(tmp_path)
 
 
 def test_generator_that_fails_stops_the_build(tmp_path, capfd):
@@ -250,7 +254,7 @@ def test_plain_command_line_builds_a_synthetic_screen(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    folder = tmp_path / "rxrx1" / "small" / "1.0.0"
+    folder = tmp_path / "rxrx1" / "small" / "1.1.0"
     info = json.loads((folder / "dataset_info.json").read_text())
     lengths = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
     lines = (tmp_path / "downloads" / "rxrx1_small" / "metadata.csv").read_text().splitlines()

@@ -1,5 +1,6 @@
 """controls.py against plain NumPy over stacked pixels and exact fractions."""
 
+import json
 import logging
 import math
 import threading
@@ -7,17 +8,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tiny_release import PLATE_WITHOUT_CONTROLS, tiny_rows, write_metadata
+from tiny_release import PLATE_WITHOUT_CONTROLS, tiny_rows
 
 from tfds_builder.rxrx1 import controls
-from tfds_builder.rxrx1.release import ReleaseError, read_release, usable_cpus
+from tfds_builder.rxrx1.release import ReleaseError, Site, usable_cpus
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    root = tmp_path_factory.mktemp("release")
-    write_metadata(root, tiny_rows())
-    return read_release(root)
+def sites() -> list[Site]:
+    numbers = ("plate", "site", "sirna_id")
+    rows = sorted(tiny_rows(), key=lambda row: row["site_id"])
+    return [Site(**(row | {name: int(row[name]) for name in numbers})) for row in rows]
 
 
 def fake_image(site) -> np.ndarray:
@@ -35,8 +36,29 @@ def is_control(site) -> bool:
     return site.well_type != "treatment"
 
 
+def read(sites, image=fake_image):
+    return controls.read_statistics(sites, image, progress=False)
+
+
+def without(sites, *dropped):
+    """The sites less the controls of the plates (or whole experiments) given."""
+    return [
+        s
+        for s in sites
+        if not (is_control(s) and {s.experiment, (s.experiment, s.plate)} & set(dropped))
+    ]
+
+
+def assert_moments(statistics, group, image=fake_image):
+    mean, std = statistics
+    pixels = np.concatenate([image(s).reshape(6, -1) for s in group], axis=1).astype(float)
+    assert mean.dtype == std.dtype == np.float32 and mean.shape == std.shape == (6,)
+    np.testing.assert_array_equal(mean, pixels.mean(axis=1).astype(np.float32))
+    np.testing.assert_allclose(std, pixels.std(axis=1), rtol=1e-7)
+
+
 def test_sums_are_exact_per_plate_and_well_type(sites):
-    sums = controls.control_sums(sites, fake_image, progress=False)
+    sums = read(sites).sums
     keys = {(s.experiment, s.plate, s.well_type) for s in sites if is_control(s)}
     assert set(sums) == keys
     for key in keys:
@@ -44,41 +66,180 @@ def test_sums_are_exact_per_plate_and_well_type(sites):
         assert sums[key].pixels == pixels.shape[1]
         assert sums[key].sum == tuple(pixels.sum(axis=1))
         assert sums[key].sum_of_squares == tuple((pixels**2).sum(axis=1))
-    # order of the sites is no matter
-    assert controls.control_sums(sites[::-1], fake_image, progress=False) == sums
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_order_of_the_sites_changes_no_bit(sites, channels):
+    partial = without(sites, "HUVEC-02")
+
+    def image(site):
+        return fake_image(site)[:channels]
+
+    expected = read(partial, image)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(partial))
+        found = read([partial[i] for i in order], image)
+        assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
+        for plate, (mean, std) in expected.plate.items():
+            assert mean.shape == std.shape == (channels,)
+            assert found.plate[plate][0].tobytes() == mean.tobytes()
+            assert found.plate[plate][1].tobytes() == std.tobytes()
 
 
 def test_statistics_pool_both_kinds_of_controls(sites, caplog):
     with caplog.at_level(logging.WARNING):
-        statistics = controls.plate_statistics(
-            sites, controls.control_sums(sites, fake_image, progress=False)
-        )
-    assert set(statistics) == {(s.experiment, s.plate) for s in sites}
-    for (experiment, plate), (mean, std) in statistics.items():
+        statistics = read(sites)
+    assert set(statistics.plate) == {(s.experiment, s.plate) for s in sites}
+    for (experiment, plate), found in statistics.plate.items():
         group = [s for s in sites if is_control(s) and s.experiment == experiment]
         if (experiment, plate) != PLATE_WITHOUT_CONTROLS:
             group = [s for s in group if s.plate == plate]
-        assert group
-        pixels = stacked(group)
-        assert mean.dtype == std.dtype == np.float32
-        np.testing.assert_array_equal(mean, pixels.mean(axis=1).astype(np.float32))
-        np.testing.assert_allclose(std, pixels.std(axis=1), rtol=1e-7)
+        assert_moments(found, group)
+    assert statistics.source == {
+        plate: "experiment_controls" if plate == PLATE_WITHOUT_CONTROLS else "plate_controls"
+        for plate in statistics.plate
+    }
     assert [record.getMessage() for record in caplog.records] == [
-        "U2OS-01 plate 2 has no control wells: the controls of the whole experiment serve"
+        "1 of 6 plates have no usable controls of their own (1 without control wells)."
+        " What serves them: the controls of its experiment: U2OS-01 2"
     ]
 
 
-def test_experiment_without_controls_is_refused(sites):
-    rest = [s for s in sites if s.experiment != "U2OS-01" or not is_control(s)]
-    sums = controls.control_sums(rest, fake_image, progress=False)
-    with pytest.raises(ReleaseError, match="experiment U2OS-01 has no control wells"):
-        controls.plate_statistics(rest, sums)
+def test_experiment_without_controls_takes_all_sites_of_the_plate(sites, caplog):
+    partial = without(sites, "HUVEC-02", "U2OS-01")
+    looked_at = []
+
+    def image(site):
+        looked_at.append(site)
+        return fake_image(site)
+
+    with caplog.at_level(logging.WARNING):
+        statistics = read(partial, image)
+    for experiment in ("HUVEC-02", "U2OS-01"):
+        for plate in (1, 2):
+            assert statistics.source[experiment, plate] == "plate_sites"
+            group = [s for s in partial if (s.experiment, s.plate) == (experiment, plate)]
+            assert group
+            assert_moments(statistics.plate[experiment, plate], group)
+    # treatments of the experiment that has controls are not read
+    assert {s for s in looked_at if s.experiment == "HUVEC-01"} == {
+        s for s in sites if s.experiment == "HUVEC-01" and is_control(s)
+    }
+    assert len(looked_at) == len(set(looked_at))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "4 of 6 plates" in message and "(4 without control wells)" in message
+    assert message.endswith("all its sites: HUVEC-02 1+2, U2OS-01 1+2")
+
+
+def dark(*places):
+    """`fake_image`, but channel 3 is black where experiment, plate or well_type is in places."""
+
+    def image(site):
+        pixels = fake_image(site)
+        keys = {
+            (site.experiment,),
+            (site.experiment, site.plate),
+            (site.experiment, site.well_type),
+        }
+        pixels[3] *= not keys & set(places)
+        return pixels
+
+    return image
+
+
+def of(sites, experiment, plate=None, controls_only=False):
+    return [
+        s
+        for s in sites
+        if s.experiment == experiment
+        and plate in (None, s.plate)
+        and (is_control(s) or not controls_only)
+    ]
+
+
+def test_constant_channel_makes_controls_unusable(sites, caplog):
+    one_plate = dark(("HUVEC-01", 1))
+    with caplog.at_level(logging.WARNING):
+        statistics = read(sites, one_plate)
+    assert statistics.source["HUVEC-01", 1] == "experiment_controls"
+    assert statistics.source["HUVEC-01", 2] == "plate_controls"
+    group = of(sites, "HUVEC-01", controls_only=True)
+    assert_moments(statistics.plate["HUVEC-01", 1], group, one_plate)
+    assert "1 with a constant channel in them, 1 without control wells" in caplog.text
+
+    all_controls = dark(("HUVEC-01", "positive_control"), ("HUVEC-01", "negative_control"))
+    statistics = read(sites, all_controls)
+    assert statistics.source["HUVEC-01", 2] == "plate_sites"
+    assert_moments(statistics.plate["HUVEC-01", 2], of(sites, "HUVEC-01", 2), all_controls)
+
+    # Plate 1 is dark altogether and the controls of plate 2 are: only its treatments differ.
+    both = dark(("HUVEC-01", 1), ("HUVEC-01", "positive_control"), ("HUVEC-01", "negative_control"))
+    statistics = read(sites, both)
+    assert statistics.source["HUVEC-01", 1] == "experiment_sites"
+    assert_moments(statistics.plate["HUVEC-01", 1], of(sites, "HUVEC-01"), both)
+    assert statistics.source["HUVEC-01", 2] == "plate_sites"
+
+
+def test_channel_constant_everywhere_keeps_the_best_source(sites, caplog):
+    image = dark(("HUVEC-01",), ("U2OS-01",))
+    with caplog.at_level(logging.WARNING):
+        statistics = read(sites, image)
+    assert statistics.source["HUVEC-01", 1] == "plate_controls"
+    assert statistics.source[PLATE_WITHOUT_CONTROLS] == "experiment_controls"
+    assert_moments(
+        statistics.plate["HUVEC-01", 1], of(sites, "HUVEC-01", 1, controls_only=True), image
+    )
+    assert statistics.plate["HUVEC-01", 1][1][3] == 0
+    assert "4 plates keep a standard deviation of zero" in caplog.text
+
+
+def test_metadata_states_every_statistic(sites):
+    statistics = read(without(sites, "HUVEC-02"))
+    tree = json.loads(json.dumps(statistics.to_json()))["control_statistics"]
+    assert list(tree) == ["plate", "experiment", "negative_control"]
+    for (experiment, plate), (mean, std) in statistics.plate.items():
+        entry = tree["plate"][experiment][str(plate)]
+        assert entry["source"] == statistics.source[experiment, plate]
+        np.testing.assert_array_equal(np.array(entry["mean"], np.float32), mean)
+        np.testing.assert_array_equal(np.array(entry["std"], np.float32), std)
+    assert {e: entry["source"] for e, entry in tree["experiment"].items()} == {
+        "HUVEC-01": "experiment_controls",
+        "HUVEC-02": "experiment_sites",
+        "U2OS-01": "experiment_controls",
+    }
+
+    def moments(entry):
+        return np.array(entry["mean"], np.float32), np.array(entry["std"], np.float32)
+
+    for experiment, entry in tree["experiment"].items():
+        only = experiment != "HUVEC-02"
+        group = of(without(sites, "HUVEC-02"), experiment, controls_only=only)
+        assert_moments(moments(entry), group)
+    negative = tree["negative_control"]
+    untreated = [s for s in without(sites, "HUVEC-02") if s.well_type == "negative_control"]
+    assert {(e, int(p)) for e, plates in negative["plate"].items() for p in plates} == {
+        (s.experiment, s.plate) for s in untreated
+    }
+    for experiment, entry in negative["experiment"].items():
+        assert_moments(moments(entry), [s for s in untreated if s.experiment == experiment])
+        for plate, entry in negative["plate"][experiment].items():
+            group = [s for s in untreated if (s.experiment, s.plate) == (experiment, int(plate))]
+            assert_moments(moments(entry), group)
+
+
+def test_everything_follows_from_the_stored_sums(sites):
+    statistics = read(without(sites, "HUVEC-02"))
+    stored = json.loads(json.dumps(statistics.to_json()))
+    sums = controls.sums_from_json(stored["control_pixels"])
+    assert sums == statistics.sums
+    again = controls.choose_statistics(statistics.plate, sums)
+    assert again.to_json() == stored
 
 
 def test_no_cancellation_where_float64_sums_fail():
     """10^13 pixels of 255, one of 254: float64 arithmetic gives a std of 0 or worse."""
     n = 10**13
-    sums = controls.ControlSums(n, (255 * n - 1,) * 6, (255**2 * n - 509,) * 6)
+    sums = controls.PixelSums(n, (255 * n - 1,) * 6, (255**2 * n - 509,) * 6)
     mean, std = controls.mean_and_std(sums)
     variance = Fraction(255**2 * n - 509, n) - Fraction(255 * n - 1, n) ** 2
     np.testing.assert_allclose(std, math.sqrt(variance), rtol=1e-7)
@@ -93,8 +254,8 @@ def test_constant_channel_has_zero_std():
 
 
 def test_json_layout(sites):
-    sums = controls.control_sums(sites, fake_image, progress=False)
-    tree = controls.sums_to_json(sums)
+    statistics = read(sites)
+    sums, tree = statistics.sums, statistics.to_json()["control_pixels"]
     assert list(tree) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
     assert list(tree["U2OS-01"]) == ["1"]
     group = tree["HUVEC-01"]["2"]["negative_control"]

@@ -4,138 +4,231 @@
     tfds build tfds_builder/rxrx1 --config=native --data_dir=DIR --manual_dir=RELEASE
 
 The stored data uses feature types of TFDS only: `tfds.builder_from_directory` reads it without
-this code. No Apache Beam pipeline is involved; one machine builds the dataset with threads.
+this code. Records are written by `shards`, which resumes, not by TFDS's own writer.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import deflate
-import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from . import controls, images, release
+from . import controls, downloads, images, shards, staging
+from .builder_configs import BUILDER_CONFIGS, Rxrx1Config
+from .examples import ZLIB_LEVEL, SiteEncoder, features
+from .release import CHANNELS, Release, ReleaseError, open_release
 
-ZLIB_LEVEL = 6  # of libdeflate; 9 saves 2 % of the disk for four times the work, 1 costs 6 %
 DATA_LICENCE = "RxRx1 images and metadata: CC BY-NC-SA 4.0 (Recursion Pharmaceuticals)."
 SYNTHETIC_LICENCE = "Generated images, under the licence of the code; they hold no RxRx1 data."
-
-Examples = Iterator[tuple[str, dict[str, Any]]]
-
-
-@dataclasses.dataclass(eq=False)
-class Rxrx1Config(tfds.core.BuilderConfig):
-    """One release to build from.
-
-    Attributes:
-      size: height and width of the images, pixels.
-      screen: parameters of `synthetic.Screen` other than `size` ({}: its defaults); the release is
-        then generated under the download directory. None: it lies extracted in `--manual_dir`.
-    """
-
-    size: int = 512
-    screen: Mapping[str, Any] | None = None
+# Of the release's test experiments, those that WILDS v1.0 validates on.
+WILDS_VALIDATION = ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04")
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     """RxRx1: six-channel fluorescence microscopy of siRNA-treated cells in 51 batches."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.1.0": "Configs px256, px128, wilds and monai; zip archives, the layouts of Kaggle and"
+        " WILDS; control statistics and partitions in the metadata; plates without controls.",
+        "1.0.0": "First version.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
-    Only config `native` needs files by hand. Download and extract rxrx1-images.zip (49 GB) and
-    rxrx1-metadata.zip from https://storage.googleapis.com/rxrx/rxrx1/ into one folder, and pass
-    it as --manual_dir. It (or its subfolder rxrx1/) then holds metadata.csv and images/.
+    The folder holds rxrx1-images.zip (49 GB) and rxrx1-metadata.zip from
+    https://storage.googleapis.com/rxrx/rxrx1/ as they are, or extracted (metadata.csv and images/),
+    or the files of the Kaggle competition, or the WILDS v1.0 release. Without it the archives are
+    downloaded.
     """
-    BUILDER_CONFIGS = [
-        Rxrx1Config(
-            name="synthetic",
-            description="A small synthetic screen with planted biology and batch effects, 64 px."
-            " It generates its release itself. Not real data.",
-            size=64,
-            screen={},
-        ),
-        Rxrx1Config(
-            name="native",
-            description="The official release (August 2020), or any part of it, 512 px.",
-        ),
-    ]
+    BUILDER_CONFIGS = BUILDER_CONFIGS
 
     builder_config: Rxrx1Config
 
     def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features(self.builder_config.size)),
+            features=tfds.features.FeaturesDict(features(config.channels, config.size)),
             homepage="https://www.rxrx.ai/rxrx1",
-            license=DATA_LICENCE if self.builder_config.screen is None else SYNTHETIC_LICENCE,
+            license=DATA_LICENCE if config.screen is None else SYNTHETIC_LICENCE,
             metadata=tfds.core.MetadataDict(),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
-        """Validates the whole release and reads the controls before anything is written."""
-        size = self.builder_config.size
-        root = release.find_release(self._release_folder(dl_manager))
-        sites = release.read_release(root)
-        images.check_images(root, sites, size)
-        sums = controls.control_sums(sites, lambda site: images.read_image(root, site, size))
-        statistics = controls.plate_statistics(sites, sums)
-        synthetic = self.builder_config.screen is not None
-        self.info.metadata["source"] = "synthetic" if synthetic else "release"
-        self.info.metadata["channels"] = list(release.CHANNELS)
-        self.info.metadata["control_pixels"] = controls.sums_to_json(sums)
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Builds the dataset, or what is left of a build that was stopped. Arguments: see TFDS.
 
-        # TFDS would compress with zlib on its only thread, three times the work of libdeflate.
-        # Our examples bring finished zlib streams; the stock feature (and so features.json and
-        # every reader) stays as it is, only the encoder of this one object lets bytes through.
-        self.info.features["image"].encode_example = bytes
+        Raises:
+          ReleaseError: something is wrong with the release or the images; names the file.
+          RuntimeError: another build of this dataset is running.
+          OSError: among others, the disk is full; what is finished is kept.
+        """
+        config = kwargs.get("download_config") or tfds.download.DownloadConfig()
+        if self.data_path.exists() and not config.download_mode.overwrite_dataset:
+            super().download_and_prepare(**kwargs)  # writes nothing: the data may be read-only
+            return
+        folder, version = self.data_path.parent, str(self.version)
+        with staging.build_lock(folder, version):
+            staging.remove_leftovers(folder, version)
+            super().download_and_prepare(**kwargs)
+            staging.remove_leftovers(folder, version)
 
-        by_experiment: dict[str, list[release.Site]] = {}
-        for site in sites:
-            by_experiment.setdefault(site.experiment, []).append(site)
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig | None = None,
+    ) -> None:
+        """Writes the records into `self.data_path`, here TFDS's temporary folder."""
+        download_config = download_config or tfds.download.DownloadConfig()
+        if download_config.max_examples_per_split is not None:
+            raise ReleaseError(
+                "--max_examples_per_split leaves a dataset that passes for a whole one; build a"
+                ' part under a name of its own, for example --config=\'{"name": "pilot",'
+                ' "experiments": ["HUVEC-01"], "sites": [1]}\''
+            )
+        release = self._open_release(self._folder(dl_manager, download_config.manual_dir))
+        view = self._view(release)
+        site_bytes = view.channels * view.size**2
+        plan = shards.plan_shards(release.sites, site_bytes)
+        stage = staging.Staging(
+            os.fspath(self.data_path.parent),
+            str(self.version),
+            hashlib.sha256(f"{release.fingerprint} {view} {ZLIB_LEVEL}".encode()).hexdigest(),
+            self.info.file_format.value,
+        )
+        statistics = self._check_and_read_controls(release, view, plan, stage)
+        # Workers of Beam receive the encoder, so it goes without the table of all sites.
+        encode = SiteEncoder(dataclasses.replace(release, sites=()), view, statistics.plate)
+        written = shards.write_shards(
+            plan,
+            encode,
+            stage,
+            site_bytes,
+            beam_runner=download_config.beam_runner,
+            beam_options=download_config.beam_options,
+        )
+        self.info.metadata.update(self._metadata(release, view, statistics))
+        self.info.set_splits(
+            tfds.core.splits.SplitDict(
+                tfds.core.SplitInfo(
+                    name=experiment,
+                    shard_lengths=[part.examples for part in parts],
+                    num_bytes=sum(part.bytes for part in parts),
+                    filename_template=self._get_filename_template(experiment),
+                )
+                for experiment, parts in written.items()
+            )
+        )
+        stage.place(plan, self.data_path)
+
+    def as_dataset(self, split: Any = None, **kwargs: Any) -> Any:
+        """As TFDS's; `train`, `test` and (config wilds) `val` are the release's partition."""
+        return super().as_dataset(split=self._experiments(split), **kwargs)
+
+    def as_data_source(self, split: Any = None, **kwargs: Any) -> Any:
+        """As TFDS's; `train`, `test` and (config wilds) `val` are the release's partition."""
+        return super().as_data_source(split=self._experiments(split), **kwargs)
+
+    def _experiments(self, split: Any) -> Any:
+        """Replaces the names of partitions in a split argument by their experiments."""
+        if isinstance(split, Mapping):
+            return {key: self._experiments(value) for key, value in split.items()}
+        if isinstance(split, list | tuple):
+            return type(split)(self._experiments(value) for value in split)
+        if not isinstance(split, str):
+            return split
+        partitions = self.info.metadata["partitions"] if self.info.metadata else {}
+        terms = []
+        for term in str(split).split("+"):
+            name, bracket, part = term.strip().partition("[")
+            terms += [e + bracket + part for e in partitions.get(name, [name])]
+        return "+".join(terms)
+
+    def _open_release(self, folder: epath.PathLike) -> Release:
+        """The selected sites, with the partition that the config asks for."""
+        config = self.builder_config
+        release = open_release(folder, config.selection)
+        sites = release.sites
+        if config.present_only:
+            sites = tuple(s for s in sites if release.storage.exists(release.image_names(s)[0]))
+        if config.wilds:
+            sites = tuple(
+                site._replace(dataset="val") if site.experiment in WILDS_VALIDATION else site
+                for site in sites
+            )
+        return dataclasses.replace(release, sites=sites)
+
+    def _folder(
+        self, dl_manager: tfds.download.DownloadManager, manual_dir: epath.PathLike | None
+    ) -> epath.PathLike:
+        """Where the release lies, after it was generated or downloaded if need be."""
+        config = self.builder_config
+        folder = dl_manager.download_dir / f"rxrx1_{config.name}"
+        if config.screen is not None:
+            write_screen({"size": config.size, **config.screen}, folder)
+            return folder
+        if manual_dir:  # given but not there is a typing error, no wish to download 49 GB
+            return manual_dir
+        try:
+            return dl_manager.manual_dir  # TFDS's default, in the download directory
+        except AssertionError:  # its way to say that it is not there or empty
+            return downloads.fetch(config.archives, dl_manager, folder)
+
+    def _view(self, release: Release) -> images.View:
+        config = self.builder_config
+        source_size = config.source_size or config.size
+        if release.layout == "wilds":  # cropped already
+            source_size = images.RGB_SIZE
+        return images.View(config.size, source_size, config.crop, config.channels)
+
+    def _check_and_read_controls(
+        self,
+        release: Release,
+        view: images.View,
+        plan: Sequence[staging.Shard],
+        stage: staging.Staging,
+    ) -> controls.Statistics:
+        """Checks the images that are not in finished shards yet; a resumed build keeps the rest."""
+        finished = stage.finished(plan) if stage.folder.exists() else {}
+        missing = [site for s in plan if s.name not in finished for site in s.sites]
+        images.check_images(dataclasses.replace(release, sites=tuple(missing)), view)
+        kept = stage.folder / "control_pixels.json"
+        if kept.exists():
+            sums = controls.sums_from_json(json.loads(kept.read_text()))
+            return controls.choose_statistics(
+                {(s.experiment, s.plate) for s in release.sites}, sums
+            )
+        statistics = controls.read_statistics(
+            release.sites, lambda site: images.read_image(release, site, view)
+        )
+        stage.prepare()
+        partial = stage.folder / "control_pixels.json.tmp"
+        partial.write_text(json.dumps(statistics.to_json()["control_pixels"]))
+        partial.replace(kept)
+        return statistics
+
+    def _metadata(
+        self, release: Release, view: images.View, statistics: controls.Statistics
+    ) -> dict[str, Any]:
+        """What metadata.json says of the dataset."""
+        partitions: dict[str, set[str]] = {}
+        for site in release.sites:
+            partitions.setdefault(site.dataset, set()).add(site.experiment)
+        selection = dataclasses.asdict(self.builder_config.selection)
         return {
-            experiment: self._generate_examples(root, members, statistics)
-            for experiment, members in by_experiment.items()
+            "source": "release" if self.builder_config.screen is None else "synthetic",
+            "layout": release.layout,
+            "selection": {name: list(values) for name, values in selection.items() if values},
+            "channels": list(CHANNELS[: view.channels]),
+            "partitions": {name: sorted(found) for name, found in sorted(partitions.items())},
+            **statistics.to_json(),
         }
 
-    def _generate_examples(
-        self,
-        root: epath.PathLike,
-        sites: Sequence[release.Site],
-        statistics: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]],
-    ) -> Examples:
-        """Yields (site_id, example) in the order of `sites`, encoded in a pool of threads."""
-        size = self.builder_config.size
 
-        def encode(site: release.Site) -> tuple[str, dict[str, Any]]:
-            image = images.read_image(root, site, size)
-            mean, std = statistics[site.experiment, site.plate]
-            return site.site_id, {
-                "image": deflate.zlib_compress(image.tobytes(), ZLIB_LEVEL),
-                **site._asdict(),
-                "row": site.row,
-                "column": site.column,
-                "control_mean": mean,
-                "control_std": std,
-            }
-
-        yield from controls.map_in_order(encode, sites)
-
-    def _release_folder(self, dl_manager: tfds.download.DownloadManager) -> epath.PathLike:
-        """The folder of --manual_dir, or of the screen that is generated here."""
-        config = self.builder_config
-        if config.screen is None:
-            return dl_manager.manual_dir  # raises, with the instructions, where it is missing
-        folder = dl_manager.download_dir / f"rxrx1_{config.name}"
-        write_screen({"size": config.size, **config.screen}, folder)
-        return folder
-
-
-def write_screen(parameters: Mapping[str, Any], folder: epath.PathLike) -> None:
+def write_screen(parameters: Mapping[str, Any], folder: epath.Path) -> None:
     """Runs the generator of the synthetic screen, in an interpreter of its own.
 
     Its workers are spawned, and a spawned worker begins by importing the program that started it:
@@ -154,47 +247,7 @@ def write_screen(parameters: Mapping[str, Any], folder: epath.PathLike) -> None:
     command = [sys.executable, "-m", f"{package}.synthetic", os.fspath(folder), *arguments]
     status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
     if status:
-        raise release.ReleaseError(
+        raise ReleaseError(
             f"the synthetic screen was not written to {folder} (exit status {status}); the reason"
             " stands above"
         )
-
-
-def features(size: int) -> dict[str, tfds.features.FeatureConnector]:
-    """The features of one site; `size` in pixels."""
-    text, integer = tfds.features.Text, tfds.features.Scalar
-    channels = len(release.CHANNELS)
-    return {
-        "image": tfds.features.Tensor(
-            shape=(channels, size, size),
-            dtype=np.uint8,
-            encoding="zlib",
-            doc="Six planes in the order of metadata.json's channels, counts.",
-        ),
-        "site_id": text(doc="HUVEC-01_1_B02_1"),
-        "well_id": text(doc="HUVEC-01_1_B02"),
-        "cell_type": text(doc="HUVEC, RPE, HEPG2 or U2OS"),
-        "dataset": text(doc="The official partition: train or test."),
-        "experiment": text(doc="The batch, HUVEC-01; also the name of the split."),
-        "plate": integer(np.int32, doc="1 to 4"),
-        "well": text(doc="B02"),
-        "row": integer(np.int32, doc="Row of the well, 1 (A) to 16 (P)."),
-        "column": integer(np.int32, doc="Column of the well, 1 to 24."),
-        "site": integer(np.int32, doc="Field of view in the well, 1 or 2."),
-        "well_type": text(doc="treatment, positive_control or negative_control"),
-        "sirna": text(doc="ThermoFisher id; EMPTY if untreated; empty text if unknown."),
-        "sirna_id": integer(
-            np.int32,
-            doc="0 to 1107 treatments, 1108 to 1137 positive controls, 1138 untreated, -1 unknown.",
-        ),
-        "control_mean": tfds.features.Tensor(
-            shape=(channels,),
-            dtype=np.float32,
-            doc="Pixel mean of the plate's positive and negative control wells, counts.",
-        ),
-        "control_std": tfds.features.Tensor(
-            shape=(channels,),
-            dtype=np.float32,
-            doc="Pixel standard deviation of the same wells, counts; zero if constant.",
-        ),
-    }

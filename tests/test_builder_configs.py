@@ -1,0 +1,229 @@
+"""Configs, layouts, parts and partitions of the dataset, built from small releases."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_release import (
+    read_pngs,
+    tiny_rows,
+    wilds_path,
+    write_tiny_kaggle,
+    write_tiny_release,
+    write_tiny_wilds,
+    zip_files,
+)
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+
+from PIL import Image  # noqa: E402
+
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads  # noqa: E402
+from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
+
+pytest_plugins = ["dataset_fixture"]
+SIZE = 16
+
+
+def build(release: Path, data_dir: Path, file_format: str = "tfrecord", **config) -> Builder:
+    config = Rxrx1Config(**({"name": "tiny", "size": SIZE} | config))
+    builder = Builder(config=config, data_dir=data_dir)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(release)),
+        file_format=file_format,
+    )
+    return builder
+
+
+def by_site(builder: Builder) -> dict[str, dict]:
+    return {
+        example["site_id"].decode(): example
+        for data in builder.as_dataset().values()
+        for example in tfds.as_numpy(data)
+    }
+
+
+def same(first: dict[str, dict], second: dict[str, dict], but: tuple[str, ...] = ()) -> bool:
+    assert first.keys() == second.keys()
+    for site_id, example in first.items():
+        for name in example.keys() - set(but):
+            np.testing.assert_array_equal(example[name], second[site_id][name])
+    return True
+
+
+class TestTfds(tfds.testing.DatasetBuilderTestCase):
+    """TFDS's own checks of a builder, on the tiny release."""
+
+    DATASET_CLASS = Builder
+    SPLITS = {"HUVEC-01": 21, "HUVEC-02": 22, "U2OS-01": 18}
+    BUILDER_CONFIG_NAMES_TO_TEST = [Rxrx1Config(name="tiny", size=SIZE)]
+
+    @classmethod
+    def setUpClass(cls):
+        import tempfile
+
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.EXAMPLE_DIR = str(write_tiny_release(Path(cls.folder.name) / "release", SIZE))
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.folder.cleanup()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny) -> Builder:
+    return Builder(config=Rxrx1Config(name="tiny", size=SIZE), data_dir=tiny.dataset.parents[2])
+
+
+def test_averaged_config(tiny, tmp_path):
+    """Squares of 4 x 4 pixels, mean rounded half up; statistics are those of the stored pixels."""
+    examples = by_site(build(tiny.release, tmp_path, name="px4", size=4, source_size=SIZE))
+    stored = {}
+    for site_id, row in tiny.rows.items():
+        blocks = read_pngs(tiny.release, row).reshape(6, 4, 4, 4, 4).astype(float)
+        stored[site_id] = np.floor(blocks.mean(axis=(2, 4)) + 0.5).astype(np.uint8)
+        np.testing.assert_array_equal(examples[site_id]["image"], stored[site_id])
+    group = [
+        stored[row["site_id"]]
+        for row in tiny.rows.values()
+        if row["experiment"] == "HUVEC-01" and row["plate"] == "1"
+        and row["well_type"] != "treatment"
+    ]  # fmt: skip
+    example = examples["HUVEC-01_1_O23_1"]
+    np.testing.assert_allclose(example["control_mean"], np.mean(group, (0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(example["control_std"], np.std(group, (0, 2, 3)), rtol=1e-6)
+
+
+def test_wilds_config_from_the_official_release(tmp_path):
+    """Centre crop, three channels, and WILDS's partition with its four validation experiments."""
+    release = write_tiny_release(tmp_path / "release", SIZE)
+    table = release / "metadata.csv"
+    text = table.read_text().replace("HUVEC-02", "HUVEC-17").replace("U2OS-01", "U2OS-05")
+    table.write_text(text.replace(",train,U2OS-05", ",test,U2OS-05"))
+    for old, new in (("HUVEC-02", "HUVEC-17"), ("U2OS-01", "U2OS-05")):
+        (release / "images" / old).rename(release / "images" / new)
+    builder = build(
+        release, tmp_path / "data",
+        name="wilds8", size=8, source_size=SIZE, crop=True, channels=3, wilds=True,
+    )  # fmt: skip
+    assert builder.info.metadata["partitions"] == {
+        "train": ["HUVEC-01"], "val": ["HUVEC-17"], "test": ["U2OS-05"],
+    }  # fmt: skip
+    assert builder.info.metadata["channels"] == ["nuclei", "endoplasmic reticulum", "actin"]
+    data = {k: list(tfds.as_numpy(builder.as_dataset(split=k))) for k in ("train", "val", "test")}
+    assert [len(sites) for sites in data.values()] == [21, 22, 18]
+    for name, sites in data.items():
+        for site in sites:
+            assert site["dataset"].decode() == name
+            row = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in site.items()}
+            pixels = read_pngs(release, row)[:3, 4:12, 4:12]
+            np.testing.assert_array_equal(site["image"], pixels)
+            assert site["control_mean"].shape == (3,)
+
+
+def test_wilds_config_from_the_wilds_release(tmp_path):
+    release = write_tiny_wilds(tmp_path / "release")
+    config = next(c for c in Builder.BUILDER_CONFIGS if c.name == "wilds")
+    builder = Builder(config=config.name, data_dir=tmp_path / "data")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(release))
+    )
+    assert builder.info.metadata["layout"] == "wilds"
+    for example in by_site(builder).values():
+        row = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in example.items()}
+        pixels = np.asarray(Image.open(wilds_path(release, row)))  # [256, 256, RGB]
+        np.testing.assert_array_equal(example["image"], pixels.transpose(2, 0, 1))
+
+
+def test_kaggle_and_zip_give_the_same_records(tiny, plain, tmp_path):
+    official = by_site(plain)
+    kaggle = write_tiny_kaggle(tmp_path / "kaggle", tiny.release)
+    examples = by_site(build(kaggle, tmp_path / "from_kaggle"))
+    assert same(official, examples, but=("sirna", "sirna_id"))  # no names in Kaggle's tables
+    for site_id, example in examples.items():
+        hidden = (example["dataset"], example["well_type"]) == (b"test", b"treatment")
+        assert example["sirna_id"] == (-1 if hidden else official[site_id]["sirna_id"])
+    archive = zip_files(tmp_path / "rxrx1.zip", tiny.release, ["images", "metadata.csv"])
+    assert same(official, by_site(build(archive, tmp_path / "from_zip")))
+
+
+def test_part_of_a_release(tiny, plain, tmp_path):
+    builder = build(tiny.release, tmp_path, experiments=["HUVEC-01"], plates=[2], sites=[1])
+    expected = {
+        site_id: example
+        for site_id, example in by_site(plain).items()
+        if (example["experiment"], example["plate"], example["site"]) == (b"HUVEC-01", 2, 1)
+    }
+    assert len(expected) == 6
+    # The controls are those of the part: one site of each control well.
+    assert same(expected, by_site(builder), but=("control_mean", "control_std"))
+    assert builder.info.metadata["selection"] == {
+        "experiments": ["HUVEC-01"], "plates": [2], "sites": [1],
+    }  # fmt: skip
+    with pytest.raises(ReleaseError, match="HUVEC-1"):
+        build(tiny.release, tmp_path / "typing_error", experiments=["HUVEC-1"])
+    with pytest.raises(ReleaseError, match="max_examples_per_split"):
+        Builder(config=Rxrx1Config(name="cut"), data_dir=tmp_path).download_and_prepare(
+            download_config=tfds.download.DownloadConfig(max_examples_per_split=3)
+        )
+
+
+def test_partitions_wherever_a_split_is_named(tiny, plain):
+    counts = {"train": 39, "test": 22, "train+test": 61, "HUVEC-01+test": 43, "U2OS-01": 18}
+    for split, count in counts.items():
+        assert len(plain.as_dataset(split=split)) == count
+    assert [len(data) for data in plain.as_dataset(split=["train", "test"])] == [39, 22]
+    assert len(plain.as_dataset(split="train[:2]")) == 4  # two of each of its experiments
+    assert set(plain.as_dataset()) == {"HUVEC-01", "HUVEC-02", "U2OS-01"}
+    names = {e["dataset"] for e in tfds.as_numpy(plain.as_dataset(split="test"))}
+    assert names == {b"test"}
+    config = {"config": plain.builder_config}  # of ours: named configs need only the import
+    loaded = tfds.load(
+        "rxrx1", split="test", data_dir=tiny.dataset.parents[2], builder_kwargs=config
+    )
+    assert len(loaded) == 22
+
+
+def test_array_record_reads_at_random(tiny, plain, tmp_path):
+    builder = build(tiny.release, tmp_path, file_format="array_record")
+    source = builder.as_data_source(split="train")
+    assert len(source) == 39
+    expected = by_site(plain)
+    for i in (38, 0, 17):
+        example = source[i]
+        for name, value in expected[example["site_id"].decode()].items():
+            np.testing.assert_array_equal(example[name], value)
+
+
+def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
+    """The subset's table may list sites that were not cut; its plates may have no control."""
+    release = write_tiny_release(tmp_path / "release", SIZE)
+    gone = [row for row in tiny_rows() if row["experiment"] == "HUVEC-01" and row["plate"] == "1"]
+    (release / "images" / "HUVEC-01" / "Plate1").rename(tmp_path / "elsewhere")
+    builder = build(release, tmp_path / "data", present_only=True)
+    examples = by_site(builder)
+    assert len(examples) == len(tiny_rows()) - len(gone)
+    with pytest.raises(ReleaseError, match="is missing"):
+        build(release, tmp_path / "strict")
+    config = next(c for c in Builder.BUILDER_CONFIGS if c.name == "monai")
+    assert config.present_only and config.archives == downloads.MONAI
+
+
+def test_info_is_useful(plain):
+    info = plain.info
+    assert info.features["image"].doc.desc.startswith("Planes: nuclei, endoplasmic reticulum")
+    assert "siRNA" in info.description and "@article" in info.citation
+    assert Builder.RELEASE_NOTES.keys() >= {str(Builder.VERSION)}
+    names = [config.name for config in Builder.BUILDER_CONFIGS]
+    assert names == ["synthetic", "native", "px256", "px128", "wilds", "monai"]
+    for config in Builder.BUILDER_CONFIGS:
+        assert config.description
+        features = Builder(config=config.name, data_dir=plain.data_path).info.features
+        assert features["image"].shape == (config.channels, config.size, config.size)
+    metadata = json.loads((Path(plain.data_path) / "metadata.json").read_text())
+    statistics = metadata["control_statistics"]["plate"]["U2OS-01"]
+    assert statistics["1"]["source"] == "plate_controls"
+    assert statistics["2"]["source"] == "experiment_controls"

@@ -1,0 +1,94 @@
+"""Downloads against a server on this machine: fetched once, checked, refused when damaged."""
+
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+
+from tfds_builder.rxrx1 import downloads  # noqa: E402
+from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
+
+CONTENT = b"an archive" * 1000
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(address, list of the requested paths) of a server of tmp_path/served."""
+    folder, requested = tmp_path / "served", []
+    folder.mkdir()
+    (folder / "rxrx1-metadata.zip").write_bytes(CONTENT)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, format, *args):
+            requested.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", requested
+        running.shutdown()
+
+
+def manager(tmp_path: Path):
+    return tfds.download.DownloadManager(download_dir=tmp_path / "downloads", dataset_name="rxrx1")
+
+
+def archive(address: str, content: bytes = CONTENT) -> downloads.Archive:
+    return downloads.Archive(
+        f"{address}/rxrx1-metadata.zip", len(content), hashlib.md5(content).hexdigest()
+    )
+
+
+def test_fetched_once_and_linked_by_name(tmp_path, server):
+    address, requested = server
+    folder = tmp_path / "downloads" / "rxrx1_official"
+    for _ in range(2):  # the second run finds the link
+        assert downloads.fetch([archive(address)], manager(tmp_path), folder) == folder
+    assert (folder / "rxrx1-metadata.zip").read_bytes() == CONTENT
+    assert [path.name for path in folder.iterdir()] == ["rxrx1-metadata.zip"]
+    assert len(requested) == 1
+
+
+def test_interrupted_between_download_and_check(tmp_path, server):
+    address, requested = server
+    manager(tmp_path).download(archive(address).url)  # and then the process is killed
+    folder = downloads.fetch([archive(address)], manager(tmp_path), tmp_path / "release")
+    assert (folder / "rxrx1-metadata.zip").read_bytes() == CONTENT
+    assert len(requested) == 1
+
+
+@pytest.mark.parametrize("published", [CONTENT[:-1], CONTENT[:-1] + b"x"])
+def test_damaged_file_is_refused(tmp_path, server, published):
+    address, _ = server
+    folder = tmp_path / "release"
+    with pytest.raises(ReleaseError, match="damaged or has changed.*expected .*MD5") as error:
+        downloads.fetch([archive(address, published)], manager(tmp_path), folder)
+    assert str(tmp_path / "downloads") in str(error.value) and address in str(error.value)
+    assert not list(folder.iterdir())
+
+
+def test_missing_file_says_what_to_do_by_hand(tmp_path, server):
+    url = server[0] + "/gone.zip"
+    with pytest.raises(ReleaseError, match=f"download failed .*404.* or fetch {url} by hand"):
+        downloads.fetch([downloads.Archive(url, 1, "")], manager(tmp_path), tmp_path / "release")
+
+
+def test_full_disk_is_seen_before_the_download(tmp_path, server):
+    huge = archive(server[0])._replace(bytes=10**18)
+    with pytest.raises(ReleaseError, match="1000000000.0 GB, .* are free"):
+        downloads.fetch([huge], manager(tmp_path), tmp_path / "release")
+    assert not server[1]
+
+
+def test_published_archives():
+    """The figures of the publisher's listing."""
+    metadata, images = downloads.OFFICIAL
+    assert (metadata.name, metadata.bytes) == ("rxrx1-metadata.zip", 1_333_687)
+    assert (images.name, images.bytes) == ("rxrx1-images.zip", 49_039_640_485)
+    assert all(len(a.md5) == 32 for a in downloads.OFFICIAL + downloads.MONAI)

@@ -1,0 +1,331 @@
+"""Where finished shards wait for the dataset: nothing finished is lost, nothing half-made counts.
+
+A build writes its shards into `.building-<version>-<fingerprint>-<format>/` in the folder of the
+config, `<data_dir>/rxrx1/<config>/`. The fingerprint keeps shards of other releases, settings or
+formats apart. What a kill (even `kill -9`) may interrupt, step by step, and what the next build
+does about it:
+
+1. Writing a shard: to a `*.tmp` name, which `prepare` removes.
+2. Finishing it: one rename. The new name records the number of examples, their bytes and the size
+   of the file, so there is no moment when a file is there and its record is not, or the reverse.
+   A file of another size (cut off by a power failure) is removed and written again.
+3. Placing the shards in TFDS's `incomplete.*` folder: hard links, the shards stay here as well.
+   `remove_leftovers` removes stale `incomplete.*` folders. Where the filesystem has no links, files
+   are moved, under a journal written before, and `remove_leftovers` moves them back.
+4. TFDS renames its folder to `<version>`: one rename on a disk. The dataset is there.
+5. Removing this folder: `remove_leftovers` does so for every version that is there.
+
+Object stores (gs://) have no locks, links or atomic renames of folders: there the user sees to it
+that one build runs at a time, shards are moved, and a kill during step 4 needs a look by hand.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from etils import epath
+from tensorflow_datasets.core import file_adapters, naming
+
+from .release import Site
+
+DATASET = "rxrx1"
+FORMATS = ("tfrecord", "array_record")
+# Stored bytes of a raw byte: 0.36 at 512 px, 0.42 at 256 px, 0.48 at 128 px, 0.40 for the WILDS
+# crop (mean of six real sites). A build that has finished shards goes by those instead.
+COMPRESSION = 0.38
+_JOURNAL = "moved.json"
+_STAGED = re.compile(r"(.+)\.(\d+)-examples\.(\d+)-bytes\.(\d+)-on-disk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One record file of the dataset: the unit of resuming, and of Beam's work."""
+
+    split: str
+    index: int  # 0 .. count-1
+    count: int  # shards of the split
+    sites: tuple[Site, ...]  # in the order of the records
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
+
+
+class Written(NamedTuple):
+    """What a finished shard holds."""
+
+    examples: int
+    bytes: int  # of all serialized examples, as TFDS counts them
+
+
+class _Staged(NamedTuple):
+    path: epath.Path
+    written: Written
+    size: int  # of the file, bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Staging:
+    """The folder of one unfinished build. Picklable.
+
+    Attributes:
+      config_folder: `<data_dir>/rxrx1/<config>`.
+      version: of the dataset, "1.0.0".
+      fingerprint: hex digits, of everything that decides the bytes of the records.
+      file_format: one of FORMATS.
+
+    Raises:
+      ValueError: a file format that is not one of them.
+    """
+
+    config_folder: str
+    version: str
+    fingerprint: str
+    file_format: str
+
+    def __post_init__(self) -> None:
+        if self.file_format not in FORMATS:
+            raise ValueError(f"file_format={self.file_format!r}: expected one of {FORMATS}")
+
+    @property
+    def folder(self) -> epath.Path:
+        name = f".building-{self.version}-{self.fingerprint[:8]}-{self.file_format}"
+        return epath.Path(self.config_folder) / name
+
+    def prepare(self) -> None:
+        """Makes the folder; removes what a killed build left half-written in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)
+        for staged in self._staged().values():
+            size = staged.path.stat().length
+            if size != staged.size:
+                logging.warning(
+                    "%s has %d bytes, its name says %d: it is written again",
+                    staged.path,
+                    size,
+                    staged.size,
+                )
+                staged.path.unlink()
+
+    def finished(self, shards: Iterable[Shard]) -> dict[str, Written]:
+        """{name: what it holds} of those of the shards that are finished."""
+        staged = self._staged()
+        return {
+            shard.name: staged[shard.name].written
+            for shard in shards
+            if shard.name in staged and staged[shard.name].written.examples == len(shard.sites)
+        }
+
+    def check_space(self, shards: Sequence[Shard], site_bytes: int) -> None:
+        """Compares the free space with what the unfinished shards will take.
+
+        Args:
+          shards: of the whole dataset.
+          site_bytes: of one raw image.
+
+        Raises:
+          OSError: the space will not do; says how much is missing.
+        """
+        if is_remote(self.config_folder):
+            return
+        finished = self.finished(shards)
+        done = sum(written.examples for written in finished.values())
+        left = sum(len(shard.sites) for shard in shards) - done
+        record = COMPRESSION * site_bytes
+        if done:
+            record = sum(written.bytes for written in finished.values()) / done
+        needed, free = round(left * record), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"not enough space for {self.config_folder}: {left} sites of about {record:.0f}"
+                f" bytes need {_gigabytes(needed)}, {_gigabytes(free)} are free,"
+                f" {_gigabytes(needed - free)} are missing; free them, choose another data"
+                " directory, or build a part of the release",
+            )
+
+    def write(self, shard: Shard, examples: Iterable[bytes]) -> Written:
+        """Writes and finishes one shard.
+
+        Args:
+          shard: which one.
+          examples: its serialized examples, in order; read one at a time.
+
+        Raises:
+          OSError: the file could not be written, by a full disk for example; its remains are
+            removed, and the message names it. Errors of `examples` pass as they are.
+        """
+        temporary = self.folder / f"{shard.name}.{uuid.uuid4().hex}.tmp"
+        count = size = 0
+        fault: Exception | None = None
+
+        def counted() -> Iterator[tuple[str, bytes]]:
+            nonlocal count, size, fault
+            try:
+                for example in examples:
+                    count, size = count + 1, size + len(example)
+                    yield shard.name, example  # neither format stores the key
+            except Exception as error:
+                fault = error
+                raise
+
+        file_format = file_adapters.FileFormat(self.file_format)
+        adapter = file_adapters.ADAPTER_FOR_FORMAT[file_format]
+        try:
+            adapter.write_examples(temporary, counted())
+            if count != len(shard.sites):
+                raise ValueError(f"{count} examples for {len(shard.sites)} sites")
+            if not is_remote(self.config_folder):
+                _flush(temporary)
+            on_disk = temporary.stat().length
+            name = f"{shard.name}.{count}-examples.{size}-bytes.{on_disk}-on-disk"
+            temporary.replace(self.folder / name)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if fault is not None:
+                raise fault  # noqa: B904  closing the file may have failed as well: no matter
+            if not isinstance(error, Exception):
+                raise
+            raise OSError(
+                f"shard {shard.name} could not be written to {temporary}: {error}. Finished shards"
+                " are kept: remove the cause and run the same command again"
+            ) from error
+        return Written(count, size)
+
+    def place(self, shards: Iterable[Shard], into: epath.PathLike) -> None:
+        """Puts all shards into a folder, under TFDS's names.
+
+        Args:
+          shards: of the whole dataset, all finished.
+          into: TFDS's `incomplete.*` folder beside this one.
+        """
+        into = epath.Path(into)
+        staged = self._staged()
+        targets: dict[epath.Path, epath.Path] = {}
+        for shard in shards:
+            template = naming.ShardedFileTemplate(
+                data_dir=into,
+                dataset_name=DATASET,
+                split=shard.split,
+                filetype_suffix=self.file_format,
+            )
+            target = template.sharded_filepath(shard_index=shard.index, num_shards=shard.count)
+            targets[staged[shard.name].path] = target
+        try:
+            if is_remote(self.config_folder):
+                raise OSError(errno.EOPNOTSUPP, "no hard links in an object store")
+            for source, target in targets.items():
+                os.link(source, target)
+        except OSError as error:
+            logging.info("shards are moved, not linked (%s)", error)
+            names = {source.name: target.name for source, target in targets.items()}
+            journal = self.folder / f"{_JOURNAL}.tmp"
+            journal.write_text(json.dumps({"into": into.name, "names": names}))
+            journal.replace(self.folder / _JOURNAL)
+            for source, target in targets.items():
+                source.replace(target)
+
+    def _staged(self) -> dict[str, _Staged]:
+        """{name of the shard: its file}, by one listing of the folder."""
+        matches = ((path, _STAGED.fullmatch(path.name)) for path in self.folder.iterdir())
+        return {
+            match[1]: _Staged(path, Written(int(match[2]), int(match[3])), int(match[4]))
+            for path, match in sorted(matches)
+            if match
+        }
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path lies in an object store (gs://...) and not on a mounted filesystem."""
+    return "://" in os.fspath(path)
+
+
+def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
+    """Clears up after earlier builds of a version. Only under `build_lock`.
+
+    Unfinished builds keep their finished shards; if the version is there, none is needed any more.
+    """
+    config_folder = epath.Path(config_folder)
+    unfinished = sorted(config_folder.glob(f".building-{version}-*"))
+    for folder in unfinished:
+        if (folder / _JOURNAL).exists():
+            moved = json.loads((folder / _JOURNAL).read_text())
+            for staged, placed in moved["names"].items():
+                if (config_folder / moved["into"] / placed).exists():
+                    (config_folder / moved["into"] / placed).replace(folder / staged)
+            (folder / _JOURNAL).unlink()
+    for folder in config_folder.glob(f"incomplete.*_{version}"):
+        folder.rmtree()
+    if (config_folder / version).exists():
+        for folder in unfinished:
+            folder.rmtree()
+
+
+@contextlib.contextmanager
+def build_lock(config_folder: epath.PathLike, version: str) -> Iterator[None]:
+    """Holds the only right to build a version of a config; makes the folder where missing.
+
+    The kernel releases the lock when the process ends, however it ends. Object stores and some
+    network filesystems have no locks: there the log says so, and the user sees to it.
+
+    Raises:
+      RuntimeError: another build holds it; names its process and host.
+    """
+    config_folder = epath.Path(config_folder)
+    config_folder.mkdir(parents=True, exist_ok=True)
+    if is_remote(config_folder):
+        logging.warning("no locks in %s: see that no other build of it runs", config_folder)
+        yield
+        return
+    path = config_folder / f".building-{version}.lock"
+    while True:
+        file = open(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "not named yet"
+            file.close()
+            raise RuntimeError(
+                f"{config_folder} is being built already ({holder}); wait for that build, or stop"
+                " it: the next one goes on from its finished shards"
+            ) from None
+        except OSError as error:
+            logging.warning("%s: %s; see that no other build of it runs", path, error)
+        # Whoever held the lock before may have removed the file since it was opened here.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                break
+        file.close()
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the lock is released
+
+
+def _flush(path: epath.Path) -> None:
+    """Waits until a file is on the disk, so that after a power failure its size can be trusted."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
