@@ -12,7 +12,7 @@ the first usable of SOURCES; a group of wells is usable if none of its channels 
 import logging
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -277,7 +277,9 @@ def _warn(statistics: Statistics) -> None:
         )  # fmt: skip
 
 
-def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T]
+) -> Generator[R, None, None]:
     """`map` over a pool of threads, in order, with a bounded look-ahead.
 
     Unlike `Executor.map` it holds few results at a time, whatever the number of items. An

@@ -191,8 +191,15 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         plan: Sequence[staging.Shard],
         stage: staging.Staging,
     ) -> controls.Statistics:
-        """Checks the images that are not in finished shards yet; a resumed build keeps the rest."""
-        finished = stage.finished(plan) if stage.folder.exists() else {}
+        """Checks the images that are not in finished shards yet; a resumed build keeps the rest.
+
+        It takes images of the same release for unchanged: who replaces some between a kill and the
+        next build removes the folder `.building-*` beside the versions first.
+        """
+        finished = {}
+        if stage.folder.exists():
+            stage.prepare()
+            finished = stage.finished(plan)
         missing = [site for s in plan if s.name not in finished for site in s.sites]
         images.check_images(dataclasses.replace(release, sites=tuple(missing)), view)
         kept = stage.folder / "control_pixels.json"

@@ -14,8 +14,8 @@ import pickle
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tensorflow_datasets.core import hashing
 from tqdm import tqdm
@@ -129,7 +129,7 @@ def _write_with_threads(
 ) -> None:
     """One stream of records through all shards: no core waits for the end of a file."""
     sites = (site for shard in shards for site in shard.sites)
-    stream = cast(Generator[bytes, None, None], map_in_order(encode, sites))
+    stream = map_in_order(encode, sites)
     with contextlib.closing(stream):  # stops the threads as well if a file cannot be written
         for shard in shards:
             records = itertools.islice(stream, len(shard.sites))

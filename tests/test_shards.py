@@ -1,0 +1,535 @@
+"""The engine of the record files: TFDS's order, resuming after kills, full disks, Beam."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+
+from tfds_builder.rxrx1 import shards as shards_module  # noqa: E402
+from tfds_builder.rxrx1.release import Site  # noqa: E402
+from tfds_builder.rxrx1.shards import SHARD_BYTES, plan_shards, write_shards  # noqa: E402
+from tfds_builder.rxrx1.staging import (  # noqa: E402
+    Shard,
+    Staging,
+    build_lock,
+    remove_leftovers,
+)
+
+VERSION = "1.0.0"
+SIZES = {"HUVEC-01": 40, "RPE-02": 13, "U2OS-05": 1}  # sites of each experiment
+SITE_BYTES = SHARD_BYTES // 8  # so that a shard holds eight sites at most
+FORMATS = ("tfrecord", "array_record")
+
+
+def make_sites(sizes=SIZES) -> list[Site]:
+    sites = []
+    for experiment, size in sizes.items():
+        for i in range(size):
+            well, site = f"{'BCDEFGHIJKLMNO'[i // 40]}{i // 2 % 20 + 2:02d}", i % 2 + 1
+            well_id = f"{experiment}_1_{well}"
+            names = (f"{well_id}_{site}", well_id, experiment.split("-")[0], "train", experiment)
+            sites.append(Site(*names, 1, well, site, "treatment", f"s{20000 + i}", i))
+    return sites
+
+
+def record(site: Site) -> bytes:
+    """What stands for a serialized example: bytes that are a function of the site."""
+    rng = np.random.default_rng(list(site.site_id.encode()))
+    return site.site_id.encode() + b"\0" + rng.bytes(rng.integers(500, 1500))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """`record`, with a log of one line a call; may fail, or kill its process, at some point."""
+
+    log: str
+    run: str = "-"
+    fail_at: str = ""  # site_id
+    kill_after: int = 0  # calls
+
+    def __call__(self, site: Site) -> bytes:
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, f"{self.run} {os.getpid()} {site.site_id}\n".encode())
+        os.close(descriptor)
+        if site.site_id == self.fail_at:
+            raise ValueError(f"images/{site.site_id}.png cannot be decoded")
+        if self.kill_after:
+            time.sleep(0.001)  # lets the writer get under way between two calls
+            if Path(self.log).read_text().count(f"{self.run} ") >= self.kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return record(site)
+
+    def calls(self) -> list[list[str]]:
+        """[run, process, site_id] of each call so far."""
+        log = Path(self.log)
+        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def make_staging(folder, file_format="tfrecord", fingerprint="0123456789abcdef") -> Staging:
+    return Staging(os.fspath(folder), VERSION, fingerprint, file_format)
+
+
+def build(folder: Path, encode, sites=None, file_format="tfrecord") -> None:
+    """What the builder and TFDS do between them, without the rest of the builder."""
+    plan = plan_shards(sites or make_sites(), SITE_BYTES)
+    with build_lock(folder, VERSION):
+        remove_leftovers(folder, VERSION)
+        if not (folder / VERSION).exists():
+            with tfds.core.utils.incomplete_dir(folder / VERSION) as into:
+                staging = make_staging(folder, file_format)
+                write_shards(plan, encode, staging, 1, progress=False)
+                staging.place(plan, into)
+                Path(into, "dataset_info.json").write_text("{}")
+        remove_leftovers(folder, VERSION)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def staged(folder: Path) -> dict[str, Path]:
+    """{name of the shard: its file} of all finished shards below a config folder, by name alone."""
+    return {p.name.split(".")[0]: p for p in sorted(folder.glob(".building-*/*-on-disk"))}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """{format: the files of an uninterrupted build}."""
+    root = tmp_path_factory.mktemp("reference")
+    for file_format in FORMATS:
+        build(root / file_format, record, file_format=file_format)
+    return {name: contents(root / name / VERSION) for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A context whose processes have TensorFlow loaded, so that many can be started and killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "tfds_builder.rxrx1.shards"])
+    return context
+
+
+# The plan
+
+
+def test_plan_is_even_bounded_and_independent_of_the_order_given():
+    sites = make_sites({"HUVEC-01": 100, "RPE-02": 17, "U2OS-05": 8})
+    plan = plan_shards(sites, SITE_BYTES)
+    assert plan == plan_shards(sites[::-1], SITE_BYTES)
+    assert sorted(site for shard in plan for site in shard.sites) == sorted(sites)
+    lengths = {name: [len(s.sites) for s in plan if s.split == name] for name in SIZES}
+    assert {name: len(sizes) for name, sizes in lengths.items()} == {
+        "HUVEC-01": 13,
+        "RPE-02": 3,
+        "U2OS-05": 1,
+    }
+    for shard in plan:
+        assert {site.experiment for site in shard.sites} == {shard.split}
+        assert shard.count == len(lengths[shard.split])
+        assert shard.index == [s for s in plan if s.split == shard.split].index(shard)
+    assert all(max(sizes) <= 8 and max(sizes) - min(sizes) <= 1 for sizes in lengths.values())
+    assert len(plan_shards(sites, 6 * 512 * 512)) == 3  # small experiments: one shard each
+    assert len(plan_shards(sites, 2 * SHARD_BYTES)) == 125  # no image is too large
+
+
+class Stock(tfds.core.GeneratorBasedBuilder):
+    """TFDS's own way with the same keys."""
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"site_id": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in SIZES}
+
+    def _generate_examples(self, experiment):
+        for site in make_sites():
+            if site.experiment == experiment:
+                yield site.site_id, {"site_id": site.site_id}
+
+
+def test_order_is_that_of_tfds(tmp_path):
+    stock = Stock(data_dir=tmp_path)
+    stock.download_and_prepare()
+    plan = plan_shards(make_sites(), SITE_BYTES)
+    for split in SIZES:
+        theirs = [e["site_id"].decode() for e in tfds.as_numpy(stock.as_dataset(split=split))]
+        ours = [site.site_id for shard in plan if shard.split == split for site in shard.sites]
+        assert ours == theirs
+        assert len(ours) < 2 or ours != sorted(ours)
+
+
+# Files and resuming
+
+
+def test_files_are_read_by_tf_data_and_array_record(tmp_path, reference):
+    import tensorflow as tf
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    plan = plan_shards(make_sites(), SITE_BYTES)
+    for file_format, files in reference.items():
+        assert sorted(files) == sorted(
+            ["dataset_info.json"]
+            + [f"rxrx1-{s.split}.{file_format}-{s.index:05d}-of-{s.count:05d}" for s in plan]
+        )
+        for shard in plan:
+            path = tmp_path / f"rxrx1-{shard.split}.{file_format}-{shard.name[-14:]}"
+            path.write_bytes(files[path.name])
+            if file_format == "tfrecord":
+                records = [r.numpy() for r in tf.data.TFRecordDataset(str(path))]
+            else:
+                source = ArrayRecordDataSource(str(path))
+                records = [source[i] for i in range(len(source))]
+            assert records == [record(site) for site in shard.sites]
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_format):
+    """A failing site, then a damaged file, then foreign and half-written files beside."""
+    encode, plan = Encode(str(tmp_path / "log")), plan_shards(make_sites(), SITE_BYTES)
+    staging = make_staging(tmp_path / "rxrx1", file_format)
+    victim = plan[3].sites[2].site_id
+    failing = Encode(encode.log, fail_at=victim)
+    with pytest.raises(ValueError, match=rf"^images/{victim}.png cannot be decoded$"):
+        write_shards(plan, failing, staging, 1, progress=False)
+    first = staged(tmp_path / "rxrx1")
+    assert sorted(first) == sorted(shard.name for shard in plan[:3])
+    assert len(list(staging.folder.iterdir())) == 3  # the file that it was writing is gone
+    before = {name: path.stat() for name, path in first.items()}
+
+    short = first[plan[1].name]
+    short.write_bytes(short.read_bytes()[:-1])
+    (staging.folder / f"{plan[5].name}.0123.tmp").write_bytes(b"half")
+    written = write_shards(plan, Encode(encode.log, "second"), staging, 1)
+    message = capsys.readouterr().err
+    assert "Resuming: 0 of 3 experiments, 2 of 8 shards are there" in message
+    assert "54/54" in message
+    kept = {site.site_id for shard in (plan[0], plan[2]) for site in shard.sites}
+    second = [site_id for run, _, site_id in encode.calls() if run == "second"]
+    assert sorted(second) == sorted({site.site_id for site in make_sites()} - kept)
+    for shard in (plan[0], plan[2]):
+        now = staged(tmp_path / "rxrx1")[shard.name].stat()
+        then = before[shard.name]
+        assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
+    assert {split: [w.examples for w in parts] for split, parts in written.items()} == {
+        split: [len(s.sites) for s in plan if s.split == split] for split in SIZES
+    }
+    for split, parts in written.items():
+        size = sum(len(record(site)) for site in make_sites() if site.experiment == split)
+        assert sum(part.bytes for part in parts) == size
+    assert not list(staging.folder.glob("*.tmp"))
+    assert write_shards(plan, None, staging, 1, progress=False) == written  # nothing to encode
+
+    (tmp_path / "into").mkdir()
+    staging.place(plan, tmp_path / "into")
+    expected = {n: data for n, data in reference[file_format].items() if n != "dataset_info.json"}
+    assert contents(tmp_path / "into") == expected
+
+
+def test_other_data_and_formats_are_kept_apart(tmp_path):
+    plan = plan_shards(make_sites(), SITE_BYTES)
+    stagings = [
+        make_staging(tmp_path),
+        make_staging(tmp_path, "array_record"),
+        make_staging(tmp_path, fingerprint="abcdef0123456789"),
+    ]
+    for staging in stagings:
+        encode = Encode(str(tmp_path / f"log{stagings.index(staging)}"))
+        write_shards(plan, encode, staging, 1, progress=False)
+        assert len(encode.calls()) == sum(SIZES.values())
+    assert len({staging.folder for staging in stagings}) == 3
+    fewer = dataclasses.replace(plan[0], sites=plan[0].sites[:-1])  # cut by other code
+    assert list(stagings[0].finished([fewer, plan[1]])) == [plan[1].name]
+    with pytest.raises(OSError, match="8 examples for 7 sites"):
+        stagings[0].write(fewer, map(record, plan[0].sites))
+    with pytest.raises(ValueError, match="file_format='riegeli'.*tfrecord"):
+        make_staging(tmp_path, "riegeli")
+
+
+def test_look_ahead_is_bounded(tmp_path):
+    """A writer that stands still stops the encoders after a few sites."""
+    plan = plan_shards(make_sites({"HUVEC-01": 400}), SITE_BYTES)
+    staging = make_staging(tmp_path)
+    encode = Encode(str(tmp_path / "log"))
+    seen = []
+    write = Staging.write
+
+    def slow(self, shard: Shard, examples):
+        time.sleep(0.05)
+        seen.append(len(encode.calls()) - 8 * len(seen))
+        return write(self, shard, examples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Staging, "write", slow)
+        write_shards(plan[:10], encode, staging, 1, progress=False)
+    assert max(seen) <= 2 * shards_module.map_in_order.__globals__["usable_cpus"]() + 1
+
+
+# Kills
+
+
+def test_killed_ten_times_the_files_are_the_same(tmp_path, processes, reference):
+    """SIGKILL from inside the pool of threads, wherever the writer is at that moment."""
+    rng = random.Random(0)
+    log, folder = str(tmp_path / "log"), tmp_path / "rxrx1"
+    finished: dict[str, int] = {}
+    kills = 0
+    for run in range(10):
+        encode = Encode(log, f"run{run}", kill_after=rng.randrange(1, 14))
+        child = processes.Process(target=build, args=(folder, encode))
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        kills += 1
+        now = {name: path.stat().st_ino for name, path in staged(folder).items()}
+        assert finished.items() <= now.items()
+        redone = {site_id for r, _, site_id in encode.calls() if r == f"run{run}"}
+        for shard in plan_shards(make_sites(), SITE_BYTES):
+            if shard.name in finished:
+                assert redone.isdisjoint(site.site_id for site in shard.sites)
+        finished = now
+    assert kills >= 5 and finished
+    build(folder, Encode(log, "last"))
+    assert contents(folder / VERSION) == reference["tfrecord"]
+    assert os.listdir(folder) == [VERSION]
+
+
+STEPS = ("link", "mkdir", "open", "remove", "rename", "replace", "rmdir", "unlink")
+
+
+def kill_at(step: int) -> None:
+    """Kills this process instead of its `step`-th (from 1) change of a folder."""
+    counter = itertools.count(1)
+
+    def instead(function):
+        def change(*args, **kwargs):
+            if next(counter) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return change
+
+    for name in STEPS:
+        setattr(os, name, instead(getattr(os, name)))
+
+
+def in_fork(function, *args) -> int:
+    """Exit status of a call in a fork of this process."""
+    child = os.fork()
+    if not child:
+        try:
+            function(*args)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_build(folder: Path, run: str, step: int, links: bool) -> None:
+    if not links:
+
+        def link(*_):
+            raise PermissionError("Operation not permitted")
+
+        os.link = link
+    kill_at(step)
+    build(folder, Encode(f"{folder}.log", run), make_sites({"HUVEC-01": 16, "RPE-02": 3}))
+
+
+def kill_at_every_step(root: Path, links: bool) -> None:
+    """Builds killed at step 1, 2, ..., and killed again while they recover."""
+    rng = random.Random(1)
+    for step in itertools.count(1):
+        folder, report = root / str(step), {}
+        status = in_fork(killed_build, folder, "first", step, links)
+        if status == 0:
+            break
+        report["second"] = [status, record_files(folder)]
+        status = in_fork(killed_build, folder, "second", rng.randrange(1, 40), links)
+        report["third"] = [status, record_files(folder)]
+        Path(f"{folder}.json").write_text(json.dumps(report))
+
+
+def record_files(folder: Path) -> list[str]:
+    """Names of all finished files of records, wherever they are."""
+    return [p.name for pattern in ("*-on-disk", "rxrx1-*") for p in folder.rglob(pattern)]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "moved"])
+def test_kill_at_every_step_loses_nothing(tmp_path, processes, links):
+    child = processes.Process(target=kill_at_every_step, args=(tmp_path, links))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    sites = make_sites({"HUVEC-01": 16, "RPE-02": 3})
+    build(tmp_path / "reference", record, sites)
+    expected = contents(tmp_path / "reference" / VERSION)
+    plan = plan_shards(sites, SITE_BYTES)
+    reports = sorted(tmp_path.glob("*.json"))
+    assert len(reports) > 12
+    killed_with_all_finished = 0
+    for path in reports:
+        report = json.loads(path.read_text())
+        assert report["second"][0] == -signal.SIGKILL
+        assert report["third"][0] in (-signal.SIGKILL, 0)
+        folder, log = path.with_suffix(""), str(path.with_suffix(".log"))
+        build(folder, Encode(log, "third"), sites)
+        assert os.listdir(folder) == [VERSION]
+        assert contents(folder / VERSION) == expected
+        calls = Encode(log).calls()
+        for run in ("second", "third"):
+            redone = {site_id for r, _, site_id in calls if r == run}
+            whole = 0
+            for shard in plan:
+                final = f"rxrx1-{shard.split}.tfrecord-{shard.name[-14:]}"
+                names = report[run][1]
+                if final in names or any(name.startswith(shard.name) for name in names):
+                    assert redone.isdisjoint(site.site_id for site in shard.sites), (path, run)
+                    whole += 1
+            killed_with_all_finished += whole == len(plan)
+    assert killed_with_all_finished > 5
+
+
+def hold_lock(folder: Path, pipe) -> None:
+    with build_lock(folder, VERSION):
+        pipe.send("held")
+        pipe.recv()
+
+
+def test_second_build_stops_at_once(tmp_path, processes):
+    folder = tmp_path / "rxrx1"
+    for kill in (True, False):
+        pipe, other = processes.Pipe()
+        child = processes.Process(target=hold_lock, args=(folder, other))
+        child.start()
+        assert pipe.recv() == "held"
+        with pytest.raises(RuntimeError, match=rf"being built already \(process {child.pid} on "):
+            with build_lock(folder, VERSION):
+                pass
+        with build_lock(folder, "2.0.0"):
+            pass
+        if kill:
+            child.kill()
+        else:
+            pipe.send("release")
+        child.join()
+        with build_lock(folder, VERSION):
+            pass
+    assert os.listdir(folder) == []
+
+
+# Full disks
+
+
+def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
+    plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path)
+    encode = Encode(str(tmp_path / "log"))
+    usage = shards_module.Staging.check_space.__globals__["shutil"]._ntuple_diskusage
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**8))
+    expected = r"54 sites of about 3800000 bytes need 0.2 GB, 0.1 GB are free, 0.1 GB are missing"
+    with pytest.raises(OSError, match=expected):
+        write_shards(plan, encode, staging, 10**7, progress=False)
+    assert encode.calls() == []
+    # once shards are there, what they take counts and not the estimate
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
+    with pytest.raises(ValueError):
+        failing = Encode(encode.log, fail_at=plan[3].sites[0].site_id)
+        write_shards(plan, failing, staging, 10**7, progress=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**5))
+    assert len(write_shards(plan, record, staging, 10**7, progress=False)) == 3
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a filesystem here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_full_disk_keeps_finished_shards(tmp_path, reference, file_format):
+    """A real one, which holds about half of the files; then it is made larger."""
+    disk = tmp_path / "disk"
+    room = "28k" if file_format == "tfrecord" else "800k"
+    with small_disk(disk, room):
+        with pytest.raises(OSError, match=r"shard .* could not be written to .*No space left"):
+            build(disk / "rxrx1", record, file_format=file_format)
+        first = {name: path.stat().st_ino for name, path in staged(disk / "rxrx1").items()}
+        assert 0 < len(first) < 8
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        encode = Encode(str(tmp_path / "log"))
+        build(disk / "rxrx1", encode, file_format=file_format)
+        left = [s for s in plan_shards(make_sites(), SITE_BYTES) if s.name not in first]
+        assert len(encode.calls()) == sum(len(shard.sites) for shard in left)
+        assert contents(disk / "rxrx1" / VERSION) == reference[file_format]
+        assert os.listdir(disk / "rxrx1") == [VERSION]
+
+
+# Beam
+
+
+BEAM = {
+    "in process": [],
+    "two processes": ["--direct_num_workers=2", "--direct_running_mode=multi_processing"],
+}
+
+
+@pytest.mark.parametrize("flags", BEAM.values(), ids=BEAM)
+def test_beam_writes_the_same_files_and_resumes(tmp_path, reference, monkeypatch, flags):
+    pytest.importorskip("apache_beam")
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `Encode`
+    plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path / "rxrx1")
+    write_shards(plan[:2], record, staging, 1, progress=False)
+    encode, options = Encode(str(tmp_path / "log")), PipelineOptions(flags)
+    run = {"progress": False, "beam_runner": "FnApiRunner", "beam_options": options}
+    written = write_shards(plan, encode, staging, 1, **run)
+    calls = encode.calls()
+    expected = sorted(site.site_id for shard in plan[2:] for site in shard.sites)
+    assert sorted(site_id for *_, site_id in calls) == expected
+    others = {process for _, process, _ in calls} - {str(os.getpid())}
+    assert len(others) == (2 if flags else 0)
+    assert sum(part.examples for parts in written.values() for part in parts) == 54
+    (tmp_path / "into").mkdir()
+    staging.place(plan, tmp_path / "into")
+    assert contents(tmp_path / "into").items() <= reference["tfrecord"].items()
+    assert len(contents(tmp_path / "into")) == len(plan)
+
+
+def test_beam_names_the_file_at_fault(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path / "rxrx1")
+    encode = Encode(str(tmp_path / "log"), fail_at=plan[3].sites[2].site_id)
+    with pytest.raises(Exception, match=f"images/{encode.fail_at}.png cannot be decoded"):
+        write_shards(plan, encode, staging, 1, progress=False, beam_runner="FnApiRunner")
+    assert plan[3].name not in staged(tmp_path / "rxrx1")
+    assert not list(staging.folder.glob("*.tmp"))
+    monkeypatch.setattr(shards_module, "__package__", "rxrx1")
+    with pytest.raises(RuntimeError, match="--imports=tfds_builder.rxrx1"):
+        write_shards(plan, record, staging, 1, progress=False, beam_runner="FnApiRunner")
