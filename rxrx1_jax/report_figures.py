@@ -11,6 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rxrx1_jax.report_table import COLUMNS, PAPER, Line, Run, row_label, table
+from tfds_builder.faux_colours import (
+    CHANNEL_COLOURS,
+    CHANNEL_PERCENTILES,
+    CHANNELS,
+    COMPOSITE_PERCENTILES,
+    composite,
+    contrast_limits,
+    stretch,
+)
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 ROW_COLOURS = {
@@ -24,17 +33,7 @@ TRAIN_COLOUR = "#8A8A8A"
 TEXT: dict[str, Any] = {"fontsize": 9}
 OUTSIDE: dict[str, Any] = TEXT | {"loc": "outside upper center", "frameon": False, "ncols": 3}
 
-# The paper's faux colours, in the order of the channels. Its blue is lightened here: pure blue is
-# too dark on a screen to show the texture of a nucleus.
-CHANNELS = ("nuclei", "ER", "actin", "nucleoli, RNA", "mitochondria", "Golgi")
-CHANNEL_COLOURS = np.array(
-    [(0.2, 0.35, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)], np.float32
-)
 SHOWN_EXPERIMENTS = 6  # of a cell type, at most
-# Percentiles of the pixels drawn black and in full colour. In a composite six channels lie on each
-# other, and their dim parts together would wash it out to white, hence its higher black.
-CHANNEL_PERCENTILES = (1.0, 99.5)
-COMPOSITE_PERCENTILES = (30.0, 99.5)
 CONTRAST = (
     "Contrast: linear for each cell type and channel, from black at percentile "
     f"{CHANNEL_PERCENTILES[0]:g} (composite: {COMPOSITE_PERCENTILES[0]:g}) to full colour at "
@@ -234,26 +233,6 @@ def choose_sites(records: Images) -> dict[str, tuple[np.ndarray, list[np.ndarray
         rows = same[first[kept]]
         chosen[cell_type] = (sites[rows], [records[int(row)] for row in rows])
     return chosen
-
-
-def contrast_limits(
-    images: list[np.ndarray], percentiles: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Black and full-colour levels [6] f32 of uint8 images [6, H, W], pooled."""
-    pixels = np.concatenate([image.reshape(len(image), -1) for image in images], axis=1)
-    low, high = np.percentile(pixels, percentiles, axis=1).astype(np.float32)
-    return low, np.maximum(high, low + 1)  # a flat channel stays black
-
-
-def stretch(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """uint8 [6, H, W] -> f32 [6, H, W] in 0..1."""
-    scaled = (image.astype(np.float32) - low[:, None, None]) / (high - low)[:, None, None]
-    return scaled.clip(0, 1)
-
-
-def composite(planes: np.ndarray) -> np.ndarray:
-    """f32 [6, H, W] in 0..1 -> RGB [H, W, 3] in 0..1. Screening keeps bright overlaps unclipped."""
-    return 1 - np.prod(1 - planes[..., None] * CHANNEL_COLOURS[:, None, None, :], axis=0)
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:

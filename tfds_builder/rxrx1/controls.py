@@ -277,9 +277,7 @@ def _warn(statistics: Statistics) -> None:
         )  # fmt: skip
 
 
-def map_in_order(
-    function: Callable[[T], R], items: Iterable[T]
-) -> Generator[R, None, None]:
+def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
     """`map` over a pool of threads, in order, with a bounded look-ahead.
 
     Unlike `Executor.map` it holds few results at a time, whatever the number of items. An

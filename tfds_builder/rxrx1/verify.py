@@ -1,0 +1,308 @@
+"""Checks a built dataset: is everything there, undamaged, and what the release says?
+
+Every file is counted by its headers. Records are read whole, compared with their checksums,
+inflated and looked at in one experiment of each cell type, or in all of them. Sums of control
+pixels are taken again from the stored images and must equal those in metadata.json exactly.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from . import controls, release, stored
+
+# Sites of the whole release: metadata.csv of August 2020, and its experiments as parted by WILDS
+# v1.0 (https://github.com/p-lambda/wilds, wilds/datasets/rxrx1_dataset.py).
+OFFICIAL_SITES = {"train": 81_224, "test": 44_286}
+WILDS_SITES = {"train": 81_224, "val": 9_854, "test": 34_432}
+FAULTS_SHOWN = 10
+
+
+class Check(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    found: str
+    faults: list[str]
+
+
+class _Site(NamedTuple):
+    """What is kept of a record when its image has been dropped."""
+
+    fields: dict[str, Any]
+    sums: controls.PixelSums | None  # of the image, where it counts for the statistics
+    feature_faults: list[str]
+    image_fault: str
+
+
+def verify(
+    builder: tfds.core.DatasetBuilder, everything: bool = False, progress: bool = True
+) -> list[Check]:
+    """All checks, in the order in which they are best read.
+
+    Args:
+      builder: from `stored.open_dataset`.
+      everything: read all experiments, not one of each cell type.
+      progress: shows a bar.
+    """
+    experiments = sorted(builder.info.splits)
+    if not everything:
+        first = {name.rpartition("-")[0]: name for name in reversed(experiments)}
+        experiments = sorted(first.values())
+    return [
+        *_check_files(builder, progress),
+        _check_partitions(builder),
+        *_check_contents(builder, experiments, progress),
+    ]
+
+
+def report(builder: tfds.core.DatasetBuilder, checks: list[Check]) -> str:
+    """The checks as a table, what is wrong below it."""
+    info = builder.info
+    sites = sum(split.num_examples for split in info.splits.values())
+    pixels = " x ".join(map(str, info.features["image"].shape))
+    width = max(len(check.name) for check in checks)
+    middle = max(len(check.found) for check in checks)
+    lines = [
+        f"{info.full_name} in {builder.data_path}",
+        f"{sites:,} sites of {pixels} in {len(info.splits)} experiments,"
+        f" {info.file_format.value} files",
+        "",
+    ]
+    for name, found, faults in checks:
+        verdict = f"FAILED ({len(faults)})" if faults else "ok"
+        lines.append(f"{name:{width}}  {found:{middle}}  {verdict}")
+    for name, _, faults in checks:
+        if faults:
+            lines += ["", f"{name}:", *(f"  {fault}" for fault in faults[:FAULTS_SHOWN])]
+            if len(faults) > FAULTS_SHOWN:
+                lines.append(f"  ... and {len(faults) - FAULTS_SHOWN} more")
+    return "\n".join(lines)
+
+
+def site_faults(
+    fields: Mapping[str, Any], experiment: str, features: tfds.features.FeaturesDict
+) -> list[str]:
+    """What a record of split `experiment` says that cannot be; [] if it is sane."""
+    faults = []
+    for name, feature in features.items():
+        if name == "image":
+            continue  # `inflate` looks at it
+        if name not in fields:
+            faults.append(f"no feature {name}")
+        elif isinstance(feature, tfds.features.Text):
+            if not isinstance(fields[name], str):
+                faults.append(f"{name} is {fields[name]!r}, expected text")
+        elif feature.shape == () and not isinstance(fields[name], int):
+            faults.append(f"{name} is {fields[name]!r}, expected an integer")
+    if faults:
+        return faults
+
+    def expect(name: str, valid: Any) -> None:
+        choices = valid if isinstance(valid, tuple | list | range) else (valid,)
+        if fields[name] not in choices:
+            shown = f"{valid[0]} to {valid[-1]}" if isinstance(valid, range) else repr(valid)
+            faults.append(f"{name} is {fields[name]!r}, expected {shown}")
+
+    expect("experiment", experiment)
+    expect("cell_type", experiment.rpartition("-")[0])
+    expect("dataset", ("train", "val", "test"))
+    expect("plate", range(1, 5))
+    expect("site", range(1, 3))
+    expect("row", range(1, 17))
+    expect("column", range(1, 25))
+    expect("well", f"{chr(ord('A') - 1 + fields['row'] % 256)}{fields['column']:02d}")
+    expect("well_id", f"{experiment}_{fields['plate']}_{fields['well']}")
+    expect("site_id", f"{fields['well_id']}_{fields['site']}")
+    well_type, sirna_id = fields["well_type"], fields["sirna_id"]
+    expect("well_type", tuple(release.SIRNA_IDS))
+    if (well_type, sirna_id) != ("treatment", release.UNKNOWN):
+        expect("sirna_id", release.SIRNA_IDS.get(well_type, range(1139)))
+    if (fields["sirna"] == release.UNTREATED) != (well_type == "negative_control"):
+        faults.append(f"sirna is {fields['sirna']!r} of a {well_type}")
+    for name in ("control_mean", "control_std"):
+        values = np.asarray(fields[name])
+        if values.shape != features[name].shape or not ((values >= 0) & (values <= 255)).all():
+            faults.append(
+                f"{name} is {values}, expected {features[name].shape} values from 0 to 255"
+            )
+    return faults
+
+
+def _check_files(builder: tfds.core.DatasetBuilder, progress: bool) -> Iterator[Check]:
+    """Every file is there and holds as many records as dataset_info.json says."""
+    splits = sorted(builder.info.splits)
+    files = {
+        file: count
+        for name in splits
+        for file, count in stored.experiment_files(builder, name).items()
+    }
+    missing, wrong, total = [], [], 0
+    for file, expected in tqdm(files.items(), "Counting", unit=" files", disable=not progress):
+        try:
+            found = stored.count_records(file)
+        except OSError as error:
+            missing.append(f"{file}: {error.strerror}")
+            continue
+        except stored.DatasetError as error:
+            wrong.append(str(error))
+            continue
+        total += found
+        if found != expected:
+            wrong.append(f"{file}: {found} records, expected {expected} by dataset_info.json")
+    yield Check("files", f"{len(files) - len(missing)} of {len(files)}", missing)
+    yield Check("records in them", f"{total:,} of {sum(files.values()):,}", wrong)
+
+
+def _check_partitions(builder: tfds.core.DatasetBuilder) -> Check:
+    """Every experiment is of one partition; the whole release has the official counts."""
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    partitions = builder.info.metadata.get("partitions", {})
+    listed = sorted(name for names in partitions.values() for name in names)
+    faults = []
+    if listed != sorted(counts):
+        differ = sorted(set(listed) ^ set(counts)) or "some twice"
+        faults.append(f"metadata.json: partitions list other experiments than there are: {differ}")
+    sizes = {part: sum(counts.get(n, 0) for n in names) for part, names in partitions.items()}
+    official = WILDS_SITES if "val" in sizes else OFFICIAL_SITES
+    if builder.info.metadata["source"] == "synthetic":
+        return Check("partitions", ", ".join(f"{part} {n:,}" for part, n in sizes.items()), faults)
+    faults += [
+        f"{part}: {sizes.get(part, 0):,} sites, more than the {count:,} of the official release"
+        for part, count in official.items()
+        # Later Kaggle files hold four more, and any part of a release is a legal dataset.
+        if sizes.get(part, 0) > count and builder.info.metadata["layout"] != "kaggle"
+    ]
+    text = ", ".join(f"{part} {sizes.get(part, 0):,} of {n:,}" for part, n in official.items())
+    return Check("official release", text, faults)
+
+
+def _check_contents(
+    builder: tfds.core.DatasetBuilder, experiments: list[str], progress: bool
+) -> Iterator[Check]:
+    """Reads all records of the experiments."""
+    info = builder.info
+    damaged: list[str] = []
+    insane: list[str] = []
+    images: list[str] = []
+    statistics: list[str] = []
+    sums = controls.sums_from_json(info.metadata["control_pixels"])
+    counts = {"records": 0, "plates": 0}
+    total = sum(info.splits[name].num_examples for name in experiments)
+    with tqdm(total=total, desc="Reading", unit=" sites", disable=not progress) as bar:
+        for experiment in experiments:
+            sites: dict[str, _Site] = {}
+            whole = True
+            types = {key[2] for key in sums if key[0] == experiment} | {*controls.CONTROL_TYPES}
+            for file in stored.experiment_files(builder, experiment):
+                try:
+                    for number, site in enumerate(_read(file, experiment, types, info.features)):
+                        bar.update()
+                        counts["records"] += 1
+                        key = str(site.fields.get("site_id", "no site_id"))
+                        where = f"{file}, record {number}, {key}:"
+                        if key in sites:
+                            insane.append(f"{where} the second record of this site")
+                        sites[key] = site
+                        insane += [f"{where} {fault}" for fault in site.feature_faults]
+                        if site.image_fault:
+                            images.append(f"{where} {site.image_fault}")
+                        whole &= not (site.feature_faults or site.image_fault)
+                except (stored.DatasetError, OSError) as error:
+                    damaged.append(str(error))
+                    whole = False
+            insane += _partition_faults(experiment, sites, info.metadata)
+            if whole:
+                of_experiment = {key: group for key, group in sums.items() if key[0] == experiment}
+                statistics += _statistics_faults(experiment, sites, of_experiment, info.metadata)
+                counts["plates"] += len({site.fields["plate"] for site in sites.values()})
+            else:
+                statistics.append(f"{experiment}: not compared, records of it are faulty")
+    shown = f"{counts['records']:,} records, {len(experiments)} of {len(info.splits)} experiments"
+    yield Check("checksums", shown, damaged)
+    yield Check("features", shown, insane)
+    yield Check("images", " x ".join(map(str, info.features["image"].shape)) + " each", images)
+    yield Check("control statistics", f"{counts['plates']} plates, taken again", statistics)
+
+
+def _read(
+    file: Path, experiment: str, types: set[str], features: tfds.features.FeaturesDict
+) -> Iterator[_Site]:
+    """The records of a file, inflated in threads; sums of the images of wells in `types`."""
+
+    def work(record: bytes) -> _Site:
+        try:
+            fields = stored.parse(record)
+        except ValueError as error:
+            return _Site({}, None, [str(error)], "")
+        stream = fields.pop("image", b"")
+        faults = site_faults(fields, experiment, features)
+        try:
+            image = stored.inflate(stream, features["image"].shape)
+        except ValueError as error:
+            return _Site(fields, None, faults, str(error))
+        counted = fields.get("well_type") in types
+        return _Site(fields, controls.image_sums(image) if counted else None, faults, "")
+
+    yield from controls.map_in_order(work, stored.read_records(file))
+
+
+def _partition_faults(
+    experiment: str, sites: Mapping[str, _Site], metadata: Mapping[str, Any]
+) -> list[str]:
+    """An experiment is in one official partition, the one that metadata.json lists it in."""
+    found = {site.fields.get("dataset") for site in sites.values()}
+    listed = {p for p, names in metadata.get("partitions", {}).items() if experiment in names}
+    if not sites or found == listed:
+        return []
+    return [f"{experiment}: its sites say dataset {found}, metadata.json's partitions {listed}"]
+
+
+def _statistics_faults(
+    experiment: str,
+    sites: Mapping[str, _Site],
+    sums: Mapping[controls.Key, controls.PixelSums],
+    metadata: Mapping[str, Any],
+) -> list[str]:
+    """Stored sums and statistics against those of the stored images."""
+    found: dict[controls.Key, controls.PixelSums] = {}
+    for site in sites.values():
+        if site.sums:
+            key = (experiment, site.fields["plate"], site.fields["well_type"])
+            found[key] = controls.pool((found[key], site.sums)) if key in found else site.sums
+    faults = [
+        f"{experiment} plate {plate}, {well_type}: the images sum up to"
+        f" {found.get((experiment, plate, well_type))}, metadata.json's control_pixels say"
+        f" {sums.get((experiment, plate, well_type))}"
+        for _, plate, well_type in sorted(found.keys() | sums.keys())
+        if found.get((experiment, plate, well_type)) != sums.get((experiment, plate, well_type))
+    ]
+    if faults or not found:
+        return faults
+    plates = {(experiment, site.fields["plate"]) for site in sites.values()}
+    statistics = controls.choose_statistics(plates, found)
+    for site_id, site in sites.items():
+        mean, std = statistics.plate[experiment, site.fields["plate"]]
+        stored_mean, stored_std = (site.fields[f"control_{name}"] for name in ("mean", "std"))
+        if not (np.array_equal(mean, stored_mean) and np.array_equal(std, stored_std)):
+            faults.append(
+                f"{site_id}: control_mean {stored_mean} and control_std {stored_std}, the pixels"
+                f" give {mean} and {std}"
+            )
+    taken = statistics.to_json()["control_statistics"]
+    for name in ("plate", "experiment", "negative_control plate", "negative_control experiment"):
+        expected, listed = (
+            functools.reduce(lambda part, key: part.get(key, {}), (*name.split(), experiment), tree)
+            for tree in (taken, metadata.get("control_statistics", {}))
+        )
+        if expected != listed:
+            faults.append(
+                f"{experiment}: metadata.json's control_statistics, {name}: {listed}, the pixels"
+                f" give {expected}"
+            )
+    return faults
