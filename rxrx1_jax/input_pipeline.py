@@ -1,8 +1,8 @@
 """Split + records -> device batches.
 
-Two halves. The host reads, inflates and batches uint8 planes in threads (Grain). The device
+Two halves. The host (`host_batches`) reads and inflates uint8 planes in threads. The device
 crops, orients, normalises and transposes them in one jitted function; it is the faster of the two
-at that, and bytes are four times less to ship than floats.
+at that, and bytes are four times less to ship than floats. `benchmarks/loaders.py` times both.
 
 The order and the augmentation are functions of (seed, epoch, record): not of time, threads or
 hosts. Step k is positions [k * batch_size, (k + 1) * batch_size) of an endless order in which
@@ -10,31 +10,25 @@ every epoch is a new permutation, so a batch may straddle two epochs and the sta
 is the number of the step. Host h of n takes every n-th position, starting at the h-th.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
 from functools import partial
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rxrx1_jax.records import DatasetError, Records
+from rxrx1_jax.host_batches import Batch, host_eval_batches, host_train_batches
+from rxrx1_jax.normalisation import NORMALISATIONS, STD_FLOOR, pixel_statistics
+from rxrx1_jax.records import Records
 from rxrx1_jax.splits import Split
 
-# Whose pixels give the mean and std. Controls: positive and negative wells pooled.
-#   plate_control: the controls of the site's plate (the paper's)
-#   experiment_control: the controls of the site's experiment
-#   global_control: the controls of all experiments with a training site
-#   site: the site itself
-#   none: mean 0, std 255
-NORMALISATIONS = ("plate_control", "experiment_control", "global_control", "site", "none")
-CONTROL_TYPES = ("positive_control", "negative_control")
+__all__ = [
+    "NORMALISATIONS", "eval_batches", "host_train_batches", "memory_bytes", "pixel_statistics",
+    "prepare", "train_batches",
+]  # fmt: skip
 
-# Counts. Rounding to 8 bits alone gives a std of 1/sqrt(12); less is a constant channel.
-STD_FLOOR = np.float32(12**-0.5)
-
-Batch = dict[str, np.ndarray]
 DeviceBatch = dict[str, jax.Array]
 ON_DEVICE = ("label", "experiment", "plate", "cell_type", "site_index", "mask")  # passed through
 
@@ -47,6 +41,7 @@ def train_batches(
     seed: int,
     normalisation: str,
     start_step: int = 0,
+    end_step: int | None = None,
     augment: bool = True,
     crop: int = 0,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -56,7 +51,7 @@ def train_batches(
     host: int | None = None,
     hosts: int | None = None,
 ) -> Iterator[DeviceBatch]:
-    """Endless shuffled batches of `split.train`, from `start_step` on.
+    """Shuffled batches of `split.train`, from `start_step` on, without end or to `end_step`.
 
     Yields dicts of arrays on the device(s), N = batch_size (over all hosts):
       image: `dtype` [N, H, W, 6], normalised; H = W = crop if given.
@@ -71,6 +66,7 @@ def train_batches(
       seed: of order and augmentation.
       normalisation: one of NORMALISATIONS.
       start_step: number of the first batch; a resumed run passes the step it stands at.
+      end_step: number after the last batch, beyond which nothing is read; None: no end.
       augment: one of the 8 orientations of the square at random, and the crop at random.
       crop: side of the crop, pixels; 0 takes the whole image.
       dtype: of the images; the arithmetic is float32.
@@ -87,16 +83,17 @@ def train_batches(
     _check(records, split.train, batch_size, crop, sharding, hosts)
     if start_step < 0:
         raise ValueError(f"start_step {start_step}: expected 0 or more")
+    if end_step is not None and end_step < start_step:
+        raise ValueError(f"end_step {end_step}: expected start_step {start_step} or more")
     height, width = records.image_shape[1:]
     if augment and not crop and height != width:
         raise ValueError(f"augment of {height}x{width} images: orientations need a square; crop")
-    load = _loader(records, split.train, split, normalisation)
-    count = len(split.train)
-    order = grain.MapDataset.range(count).shuffle(_shuffle_seed(seed)).repeat()
-    sites = order.map_with_index(lambda position, i: load(i, position // count))
-    mine = sites[start_step * batch_size + host :: hosts]
-    host_batches = _read(mine, batch_size // hosts, threads, prefetch)
-    return _to_device(host_batches, seed, augment, crop, dtype, sharding)
+    batches = host_train_batches(
+        records, split, batch_size=batch_size, seed=seed, normalisation=normalisation,
+        start_step=start_step, end_step=end_step, threads=threads, prefetch=prefetch,
+        host=host, hosts=hosts,
+    )  # fmt: skip
+    return _to_device(batches, seed, augment, crop, dtype, sharding)
 
 
 def eval_batches(
@@ -123,39 +120,21 @@ def eval_batches(
     host, hosts = _hosts(host, hosts)
     rows = np.asarray(rows)
     _check(records, rows, batch_size, crop, sharding, hosts)
-    load = _loader(records, rows, split, normalisation)
-    padded = -(-len(rows) // batch_size) * batch_size
-    sites = grain.MapDataset.range(padded).map(lambda i: load(i, 0))
-    host_batches = _read(sites[host::hosts], batch_size // hosts, threads, prefetch)
-    return _to_device(host_batches, 0, False, crop, dtype, sharding)
+    batches = host_eval_batches(
+        records, rows, split, batch_size=batch_size, normalisation=normalisation,
+        threads=threads, prefetch=prefetch, host=host, hosts=hosts,
+    )  # fmt: skip
+    return _to_device(batches, 0, False, crop, dtype, sharding)
 
 
-def pixel_statistics(
-    records: Records, rows: np.ndarray, kind: str
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and std, float32 [n, 6] each in counts, that normalise the records `rows` [n].
+def memory_bytes(image_shape: tuple[int, int, int], batch_size: int, prefetch: int) -> int:
+    """Most bytes the images of one iterator over float32 batches hold on a CPU, all told.
 
-    `global_control` pools the controls of the experiments that contain `rows`: pass training rows.
-    None for "site", whose statistics are the image's own. A std is at least STD_FLOOR. Sums are
-    exact integers: mean = S1/n, std = sqrt(n*S2 - S1^2) / n.
-
-    Raises ValueError for an unknown kind, DatasetError where an experiment has no controls.
+    As planes, 6*H*W bytes a site: `prefetch` batches being read, a finished one, and one on the
+    device. As floats, four times as large: the consumer's batch, the next, and the one being made.
+    With another `dtype` or a crop it is less; an accelerator holds the floats in its own memory.
     """
-    if kind not in NORMALISATIONS:
-        raise ValueError(f"normalisation {kind!r}: expected one of {', '.join(NORMALISATIONS)}")
-    shape = (len(rows), records.image_shape[0])
-    if kind == "site":
-        return None
-    if kind == "none":
-        return np.zeros(shape, np.float32), np.full(shape, 255, np.float32)
-    if kind == "plate_control":
-        mean, std = (records.sites[field][rows] for field in ("control_mean", "control_std"))
-        return mean, np.maximum(std, STD_FLOOR)
-    experiments, codes = np.unique(records.sites["experiment"][rows], return_inverse=True)
-    names = experiments.tolist()
-    groups = [[name] for name in names] if kind == "experiment_control" else [names] * len(names)
-    statistics = np.array([_pooled(records, group) for group in groups], np.float32)  # [e, 2, 6]
-    return statistics[codes, 0], np.maximum(statistics[codes, 1], STD_FLOOR)
+    return math.prod(image_shape) * batch_size * (prefetch + 2 + 3 * 4)
 
 
 def prepare(
@@ -164,12 +143,12 @@ def prepare(
     augment: bool,
     crop: int,
     dtype: jax.typing.DTypeLike,
-) -> DeviceBatch:
-    """The device half; to be jitted. Host batch -> device batch (see `train_batches`).
+) -> jax.Array:
+    """The device half; to be jitted. Host batch -> images of `train_batches`.
 
     Args:
-      batch: image uint8 [N, 6, H, W], the fields of ON_DEVICE and epoch, int32 [N]; mean and std
-        float32 [N, 6], absent if every image is to be normalised by its own.
+      batch: image uint8 [N, 6, H, W], site_index and epoch int32 [N]; mean and std float32 [N, 6],
+        absent if every image is to be normalised by its own.
       key: scalar PRNG key. Every row draws from (key, epoch, site_index) alone.
       augment, crop, dtype: as in `train_batches`; without augment the crop is the centre.
     """
@@ -186,10 +165,8 @@ def prepare(
     elif crop:
         top, left = ((side - crop) // 2 for side in images.shape[2:])
         images = images[:, :, top : top + crop, left : left + crop]
-    # Transposing last costs XLA's CPU backend half of what transposing the bytes first does.
     images = (images.astype(jnp.float32) - mean[:, :, None, None]) / std[:, :, None, None]
-    images = jnp.transpose(images.astype(dtype), (0, 2, 3, 1))
-    return {"image": images, **{name: batch[name] for name in ON_DEVICE}}
+    return jnp.transpose(images.astype(dtype), (0, 2, 3, 1))
 
 
 def _augment(image: jax.Array, key: jax.Array, crop: int) -> jax.Array:
@@ -206,53 +183,6 @@ def _augment(image: jax.Array, key: jax.Array, crop: int) -> jax.Array:
     image = jnp.where(transpose, jnp.swapaxes(image, 1, 2), image)
     image = jnp.where(mirror_rows, image[:, ::-1], image)
     return jnp.where(mirror_columns, image[:, :, ::-1], image)
-
-
-def _loader(
-    records: Records, rows: np.ndarray, split: Split, normalisation: str
-) -> Callable[[int, int], Batch]:
-    """load(i, epoch) -> host half of one site: rows[i], or blank padding beyond the last.
-
-    A dict of image uint8 [6, H, W], mean and std float32 [6] (not for "site"), and scalars: label,
-    experiment, plate, cell_type, site_index, epoch int32, mask bool.
-    """
-    sites = records.sites
-    # global_control is one mean and std, that of the training sites; rows may be test sites.
-    population = split.train if normalisation == "global_control" else rows
-    statistics = pixel_statistics(records, population, normalisation)
-
-    sirna_id = sites["sirna_id"][rows]
-    label = np.minimum(np.searchsorted(split.classes, sirna_id), len(split.classes) - 1)
-    label[split.classes[label] != sirna_id] = -1
-    experiment = np.unique(sites["experiment"], return_inverse=True)[1][rows]
-    cell_type = np.unique(sites["cell_type"], return_inverse=True)[1][rows]
-    columns = {
-        "label": label, "experiment": experiment, "cell_type": cell_type,
-        "plate": sites["plate"][rows], "site_index": rows,
-    }  # fmt: skip
-    columns = {name: column.astype(np.int32) for name, column in columns.items()}
-    if statistics is not None:
-        mean, std = statistics
-        if normalisation == "global_control":
-            shape = (len(rows), records.image_shape[0])
-            mean, std = (np.broadcast_to(part[0], shape) for part in statistics)
-        columns |= {"mean": mean, "std": std}
-
-    def load(i: int, epoch: int) -> Batch:
-        real = i < len(rows)
-        site = {name: column[i if real else 0] for name, column in columns.items()}
-        site |= {"mask": np.bool_(real), "epoch": np.int32(epoch)}
-        if real:
-            return {**site, "image": records[rows[i]]}
-        padding = {"image": np.zeros(records.image_shape, np.uint8), "site_index": np.int32(-1)}
-        return {**site, **padding}
-
-    return load
-
-
-def _read(sites: grain.MapDataset, size: int, threads: int, prefetch: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * size)
-    return iter(sites.to_iter_dataset(options).batch(size, drop_remainder=True))
 
 
 def _to_device(
@@ -277,15 +207,16 @@ def _to_device(
                 name: jax.make_array_from_process_local_data(sharding, array)
                 for name, array in batch.items()
             }
-        return _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding)
+        image = _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding)
+        return {"image": image, **{name: on_device[name] for name in ON_DEVICE}}
 
-    ahead: DeviceBatch | None = None
+    # What has been handed out is not held here: while the next batch is made it may be freed.
+    ahead: deque[DeviceBatch] = deque()
     for batch in batches:
-        current, ahead = ahead, put(batch)
-        if current is not None:
-            yield current
-    if ahead is not None:
-        yield ahead
+        ahead.append(put(batch))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
@@ -296,36 +227,12 @@ def _prepare_seeded(
     crop: int,
     dtype: jax.typing.DTypeLike,
     sharding: jax.sharding.NamedSharding | None,
-) -> DeviceBatch:
+) -> jax.Array:
     # The key is made in here: as an argument it would be an implicit transfer between devices.
-    batch = prepare(batch, jax.random.key(seed), augment, crop, dtype)
-    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
-
-
-def _pooled(records: Records, experiments: list[str]) -> tuple[list[float], list[float]]:
-    """Mean and std [6] of all control pixels of the experiments, rounded once."""
-    tree = records.metadata.get("control_pixels", {})
-    parts = []
-    for name in experiments:
-        plates = tree.get(name, {}).values()
-        found = [plate[kind] for plate in plates for kind in CONTROL_TYPES if kind in plate]
-        if not found:
-            raise DatasetError(
-                f"{records.path}/metadata.json: no control pixels of experiment {name}; expected"
-                " count, sum and sum_of_squares a plate: choose normalisation plate_control, or"
-                " build the dataset again"
-            )
-        parts += found
-    n = sum(part["count"] for part in parts)
-    first = [sum(values) for values in zip(*(part["sum"] for part in parts), strict=True)]
-    second = [sum(values) for values in zip(*(p["sum_of_squares"] for p in parts), strict=True)]
-    std = [((n * s2 - s1 * s1) / (n * n)) ** 0.5 for s1, s2 in zip(first, second, strict=True)]
-    return [s1 / n for s1 in first], std
-
-
-def _shuffle_seed(seed: int) -> int:
-    """Grain seeds epoch e with seed + e: without a hash, seed 1 repeats seed 0 an epoch later."""
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
+    # The images are the only output: with another beside them XLA's CPU backend does not fuse the
+    # transposition into the arithmetic, and writes the floats twice.
+    images = prepare(batch, jax.random.key(seed), augment, crop, dtype)
+    return images if sharding is None else jax.lax.with_sharding_constraint(images, sharding)
 
 
 def _hosts(host: int | None, hosts: int | None) -> tuple[int, int]:

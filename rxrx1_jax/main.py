@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    # By default only what takes a second to compile is kept.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     # Imported here, so that --help answers at once.
     from rxrx1_jax import checkpoint, records, run, splits, train
 

@@ -3,98 +3,169 @@
 import json
 import math
 import os
+import queue
+import statistics
+import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 Metrics = dict[str, Any]
 
+# Steps dispatched and not yet complete, beyond which the loop is held back: enough for the device
+# never to wait for the loop, few enough for only as many batches to lie in its memory.
+STEPS_AHEAD = 2
+
 
 class Log:
-    """Collects the metrics of training steps and writes their mean once an interval.
+    """Follows the training steps from a thread of its own and writes their mean once an interval.
 
-    The device is never waited for in the loop: the metrics of an interval are fetched when the next
-    one is complete. On hosts other than the first nothing is written, but a loss that is not finite
-    still stops the run there.
+    The loop hands over device scalars and goes on; the thread waits for them. It so sees when each
+    step is complete, which is what the times are made of:
+
+    - step time: seconds from the completion of the step before to that of the step. The first step
+      after the start has none, as it contains the compilation. Evaluations are left out, what a
+      checkpoint holds the loop up is in.
+    - data wait: the part of a step time in which the loop waited for the batch while the device
+      had no step left to work on.
+
+    What is wrong in a step (a loss that is not finite) is raised by the next call. On hosts other
+    than the first nothing is written. A context manager: leaving it ends the thread.
     """
 
     def __init__(self, workdir: Path, *, step: int, steps: int, steps_per_epoch: float,
                  batch_size: int, every: int):  # fmt: skip
         """`step`: where training starts; later lines of an interrupted run are dropped."""
+        self._workdir, self._start = workdir, step
         self._steps, self._per_epoch, self._batch_size = steps, steps_per_epoch, batch_size
-        self._every, self._start = every, step
-        self._current: list[Metrics] = []  # device scalars of the interval that grows
-        self._steps_done = step
-        self._complete: tuple[int, float, float, list[Metrics]] | None = None
-        self._began = self._interval_began = time.monotonic()
+        self._every = every
+        self._interval: list[Metrics] = []  # of the interval that grows, on the host
+        self._step_times: list[float] = []
+        self._data_wait = 0.0
+        self._timed_steps, self._timed_seconds = 0, 0.0  # since the start
+        self._last: float | None = None  # when the step before was complete
         self._main = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
+        self._board: Any = None
         if self._main:
             _drop_after(self._path, step)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._ahead = threading.Semaphore(STEPS_AHEAD)
+        self._queue: queue.Queue[tuple[int, Metrics, float, float] | None] = queue.Queue()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
+        self._thread.start()
+        # A slow disk must not make the thread see the end of a step late.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="log writer")
+        self._written: deque[Future[None]] = deque()
 
-    def train(self, step: int, metrics: Metrics) -> None:
-        """Metrics (device scalars) of step `step`, counted from 1."""
-        self._current.append(metrics)
-        self._steps_done = step
-        if step % self._every == 0 or step == self._steps:
-            self._flush_complete()
-            now = time.monotonic()
-            self._complete = (step, now, now - self._interval_began, self._current)
-            self._current, self._interval_began = [], now
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._writer.shutdown()
+        if self._board is not None:
+            self._board.close()
+
+    def train(self, step: int, metrics: Metrics, asked: float, got: float) -> None:
+        """Metrics (device scalars) of step `step`, counted from 1, which was just dispatched.
+
+        asked, got: time.monotonic() before and after the loop drew its batch.
+        """
+        self._ahead.acquire()
+        self._raise()
+        self._queue.put((step, metrics, asked, got))
 
     def flush(self) -> None:
-        """Writes what is complete and checks every step so far: before a checkpoint or the end."""
-        self._flush_complete()
-        last = self._steps_done - len(self._current)
-        _check_finite(jax.device_get(self._current), first=last + 1)
+        """Waits for every step so far and checks it: before an evaluation or a checkpoint."""
+        self._queue.join()
+        self._raise()
+        while self._written:
+            self._written.popleft().result()
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Figures of an evaluation after `step`; the time it took is not training time."""
-        self._write(step, values)
+        """Figures of an evaluation after `step`, which was flushed; its time is no step's."""
         text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
-        self.say(f"{self._position(step)}  {text}")
-
-    def exclude(self, seconds: float) -> None:
-        """Keeps `seconds` (of an evaluation) out of the training speed."""
-        self._interval_began += seconds
-        self._began += seconds
+        self._publish(step, values, f"{self._position(step)}  {text}")
+        self._last = time.monotonic()
 
     def say(self, text: str) -> None:
         if self._main:
             print(text, flush=True)
 
-    def close(self) -> None:
-        self.flush()
-        if self._main:
-            self._board.close()
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
 
-    def _flush_complete(self) -> None:
-        if self._complete is None:
-            return
-        step, when, seconds, interval = self._complete
-        self._complete = None
-        fetched = jax.device_get(interval)
-        _check_finite(fetched, first=step - len(fetched) + 1)
-        mean = {name: float(np.mean([one[name] for one in fetched])) for name in fetched[0]}
+    def _follow(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            try:
+                if self._error is None:
+                    self._add(*entry)
+            except Exception as error:  # of the device or of a full disk: the loop raises it
+                self._error = error
+                self._ahead.release()
+            finally:
+                self._queue.task_done()
+
+    def _add(self, step: int, metrics: Metrics, asked: float, got: float) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.monotonic()
+        self._ahead.release()
+        _check_finite(step, values)
+        self._interval.append(values)
+        if self._last is not None:
+            self._step_times.append(now - self._last)
+            self._data_wait += max(0.0, got - max(asked, self._last))
+        self._last = now
+        if step % self._every == 0 or step == self._steps:
+            self._end_interval(step)
+
+    def _end_interval(self, step: int) -> None:
+        def mean(name: str) -> float:
+            return statistics.fmean(one[name] for one in self._interval)
+
         values = {
-            "train_loss": mean["loss"],
-            "train_accuracy": mean["accuracy"],
-            "learning_rate": float(fetched[-1]["learning_rate"]),
-            "gradient_norm": mean["gradient_norm"],
-            "images_per_second": len(fetched) * self._batch_size / max(seconds, 1e-9),
+            "train_loss": mean("loss"),
+            "train_accuracy": mean("accuracy"),
+            "learning_rate": self._interval[-1]["learning_rate"],
+            "gradient_norm": mean("gradient_norm"),
         }
-        self._write(step, values)
-        left = (when - self._began) / (step - self._start) * (self._steps - step)
-        self.say(
-            f"{self._position(step)}  loss {values['train_loss']:.3f}  "
-            f"accuracy {values['train_accuracy']:.3f}  "
-            f"{values['images_per_second']:.0f} images/s  {_duration(left)} left"
+        text = f"loss {values['train_loss']:.3f}  accuracy {values['train_accuracy']:.3f}"
+        if self._step_times:
+            median, high = np.percentile(self._step_times, (50, 95)).tolist()
+            count, seconds = len(self._step_times), sum(self._step_times)
+            self._timed_steps += count
+            self._timed_seconds += seconds
+            speed = count * self._batch_size / seconds
+            values |= {
+                "images_per_second": speed,
+                "step_seconds_median": median,
+                "step_seconds_95th_percentile": high,
+                "data_wait_share": self._data_wait / seconds,
+            }
+            left = self._timed_seconds / self._timed_steps * (self._steps - step)
+            text += (
+                f"  {speed:.0f} images/s  step {_milliseconds(median)} (95 %: "
+                f"{_milliseconds(high)})  data wait {100 * self._data_wait / seconds:.0f} %  "
+                f"{_duration(left)} left"
+            )
+        self._interval, self._step_times, self._data_wait = [], [], 0.0
+        while self._written and self._written[0].done():
+            self._written.popleft().result()
+        self._written.append(
+            self._writer.submit(self._publish, step, values, f"{self._position(step)}  {text}")
         )
+
+    def _publish(self, step: int, values: dict[str, float], text: str) -> None:
+        self.say(text)
+        self._write(step, values)
 
     def _position(self, step: int) -> str:
         return f"step {step}/{self._steps}  epoch {step / self._per_epoch:.1f}"
@@ -105,19 +176,24 @@ class Log:
         line = {"step": step, "epoch": round(step / self._per_epoch, 4), **values}
         with open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._board is None:
+            # Imports PyTorch where that is installed: the first step need not wait for it.
+            from tensorboardX import SummaryWriter
+
+            folder = str(self._workdir / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self._start + 1)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
 
-def _check_finite(fetched: list[Metrics], first: int) -> None:
-    """Raises FloatingPointError for the first step whose loss or gradient is not finite."""
-    for step, one in enumerate(fetched, first):
-        if not (math.isfinite(one["loss"]) and math.isfinite(one["gradient_norm"])):
-            raise FloatingPointError(
-                f"step {step}: loss is {one['loss']}, gradient norm {one['gradient_norm']}; the "
-                "last checkpoint is from before it. In a new --workdir lower optim.learning_rate "
-                "or lengthen optim.warmup_epochs"
-            )
+def _check_finite(step: int, values: Metrics) -> None:
+    """Raises FloatingPointError if the loss or gradient of the step is not finite."""
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+        raise FloatingPointError(
+            f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}; the "
+            "last checkpoint is from before it. In a new --workdir lower optim.learning_rate "
+            "or lengthen optim.warmup_epochs"
+        )
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -145,6 +221,10 @@ def parameter_table(params: Any) -> str:
     width = max(len(name) for name in (*counts, "total"))
     lines = [f"{name:{width}} {count:>12,}" for name, count in counts.items()]
     return "\n".join([*lines, f"{'total':{width}} {sum(counts.values()):>12,}"])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.evaluate import accuracies
-from rxrx1_jax.run import FREE
+from rxrx1_jax.predictions import accuracies
+from rxrx1_jax.settings import FREE, flat
 
 # Column key -> heading. Cell types in the paper's order and spelling.
 COLUMNS = {"all": "All", "HUVEC": "HUVEC", "RPE": "RPE", "HEPG2": "HepG2", "U2OS": "U2OS"}
@@ -82,7 +82,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     results: dict[str, Any]
     metrics: list[dict[str, Any]]  # by step, of train and test entries
-    accuracy: dict[str, Any]  # fractions, as `evaluate.accuracies` gives them
+    accuracy: dict[str, Any]  # fractions, as `predictions.accuracies` gives them
 
     @property
     def screen(self) -> Screen:
@@ -296,10 +296,9 @@ def _settings_to_share(run: Run) -> dict[str, Any]:
     """{"section.name": value}. Of "dataset", which describes the data, only its fingerprint."""
     return {
         field: value
-        for section, values in run.config.items()
-        for name, value in values.items()
-        if (field := f"{section}.{name}") not in DIFFERING
-        and (section != "dataset" or name == "data_fingerprint")
+        for field, value in flat(run.config).items()
+        if field not in DIFFERING
+        and (not field.startswith("dataset.") or field == "dataset.data_fingerprint")
     }
 
 

@@ -20,9 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rxrx1_jax import input_pipeline, models, splits, steps
-
-# Settings that change where or how fast a run computes, not what: free to differ on resuming.
-FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
+from rxrx1_jax.settings import FREE, flat
 
 
 class RunError(ValueError):
@@ -111,7 +109,7 @@ def _fingerprint(arrays: list[np.ndarray]) -> str:
 
 
 def _refuse_other_run(path: Path, settings: dict[str, Any]) -> None:
-    old, new = _flat(json.loads(path.read_text())), _flat(settings)
+    old, new = flat(json.loads(path.read_text())), flat(settings)
     for field in sorted((old.keys() | new.keys()) - set(FREE)):
         if old.get(field) != new.get(field):
             raise RunError(
@@ -176,7 +174,3 @@ def _version(package: str) -> str | None:
 def _get(config: ConfigDict, field: str) -> Any:
     section, name = field.split(".")
     return config[section][name]
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    return {f"{s}.{name}": value for s, fields in tree.items() for name, value in fields.items()}

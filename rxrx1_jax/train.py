@@ -9,10 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from rxrx1_jax import checkpoint, evaluate, input_pipeline, metrics, models, records, run, steps
+from rxrx1_jax import (
+    checkpoint,
+    evaluate,
+    input_pipeline,
+    metrics,
+    models,
+    predictions,
+    records,
+    run,
+    steps,
+)
 from rxrx1_jax import splits as splits_lib
 
 
@@ -88,42 +99,53 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     start = int(state.step)
     if jax.process_index() == 0:
         splits_lib.write_split(workdir / "split.csv", task.records.sites, task.split)
-
     log = metrics.Log(
         workdir, step=start, steps=task.total_steps, steps_per_epoch=task.steps_per_epoch,
         batch_size=config.optim.batch_size, every=config.train.log_every,
     )  # fmt: skip
-    log.say(_summary(config, task, start))
+    with checkpoints, log:
+        log.say(_summary(config, task, start))
+        state = fit(config, task, state, log, checkpoints)
+        table, result = evaluate_sites(config, task, state, task.split.test)
+        log.evaluation(task.total_steps, _curve(result))
+    return _write_results(config, workdir, task, state, table, result)
+
+
+def fit(
+    config: ConfigDict, task: Task, state: steps.TrainState, log: metrics.Log,
+    checkpoints: ocp.CheckpointManager,
+) -> steps.TrainState:  # fmt: skip
+    """Trains `state` (donated) from its step to the last, with evaluations and checkpoints.
+
+    The loop only draws batches and dispatches: the log waits for the device, checkpoints are
+    written in the background. When it returns, every step was checked and the last one is saved.
+    """
+    start = int(state.step)
     eval_steps = _milestones(config.train.eval_every, task)
     save_steps = _milestones(config.train.checkpoint_every, task) | {task.total_steps}
-    batches = _train_batches(config, task, start)
-    with checkpoints:
-        # 1. next batch  2. update  3. metrics of the last interval  4. evaluation  5. checkpoint
-        for step in range(start + 1, task.total_steps + 1):
-            state, step_metrics = task.steps.train_step(state, next(batches))
-            log.train(step, step_metrics)
-            if step in eval_steps and step < task.total_steps:
-                log.flush()
-                jax.block_until_ready(step_metrics)  # or queued steps would count as evaluation
-                began = time.monotonic()
-                _, result = _evaluate(config, task, state, task.split.test)
-                log.evaluation(step, _curve(result))
-                log.exclude(time.monotonic() - began)
-            if step in save_steps:
-                log.flush()
-                checkpoint.save(checkpoints, step, state, task.split.classes)
-        checkpoints.wait_until_finished()
-    log.flush()
-    table, result = _evaluate(config, task, state, task.split.test)
-    log.evaluation(task.total_steps, _curve(result))
-    log.close()
-    return _write_results(config, workdir, task, state, table, result)
+    batches = train_batches(config, task, start)
+    # 1. next batch  2. update  3. metrics  4. evaluation  5. checkpoint
+    for step in range(start + 1, task.total_steps + 1):
+        asked = time.monotonic()
+        batch = next(batches)
+        got = time.monotonic()
+        state, step_metrics = task.steps.train_step(state, batch)
+        log.train(step, step_metrics, asked, got)
+        if step in eval_steps and step < task.total_steps:
+            log.flush()
+            _, result = evaluate_sites(config, task, state, task.split.test)
+            log.evaluation(step, _curve(result))
+        if step in save_steps:
+            log.flush()
+            checkpoint.save(checkpoints, step, state, task.split.classes)
+    checkpoints.wait_until_finished()
+    return state
 
 
 def evaluate_run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run again: predictions.parquet and results.json."""
     task, state = _restored(config, Path(workdir))
-    table, result = _evaluate(config, task, state, task.split.test)
+    table, result = evaluate_sites(config, task, state, task.split.test)
     return _write_results(config, Path(workdir), task, state, table, result)
 
 
@@ -136,7 +158,7 @@ def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
     task, state = _restored(config, workdir)
     sites = task.records.sites
     rows = np.flatnonzero(sites["well_type"] == "treatment")
-    table, _ = _evaluate(config, task, state, rows)
+    table, _ = evaluate_sites(config, task, state, rows)
     loss = table["loss"].to_numpy().copy()
     loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
     table = table.set_column(table.column_names.index("loss"), "loss", [loss])
@@ -144,7 +166,7 @@ def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
     role[task.split.train], role[task.split.test] = "train", "test"
     path = workdir / "predictions_all.parquet"
     if jax.process_index() == 0:
-        evaluate.write_predictions(path, table.append_column("role", [role[rows].tolist()]))
+        predictions.write_predictions(path, table.append_column("role", [role[rows].tolist()]))
     return path
 
 
@@ -176,7 +198,7 @@ def _write_results(
         **result,
     }
     if jax.process_index() == 0:
-        evaluate.write_predictions(workdir / "predictions.parquet", table)
+        predictions.write_predictions(workdir / "predictions.parquet", table)
         run.write_json(workdir / "results.json", results)
     return results
 
@@ -198,22 +220,32 @@ def _restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState
     return task, state
 
 
-def _train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
+def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
     return input_pipeline.train_batches(
         task.records, task.split, batch_size=config.optim.batch_size, seed=config.train.seed,
-        normalisation=config.data.normalisation, start_step=start, augment=config.data.augment,
+        normalisation=config.data.normalisation, start_step=start, end_step=task.total_steps,
+        augment=config.data.augment,
         crop=config.data.crop, dtype=jnp.dtype(config.model.dtype),
         sharding=task.steps.batch_sharding, threads=config.data.threads,
     )  # fmt: skip
 
 
-def _evaluate(config: ConfigDict, task: Task, state: steps.TrainState, rows: np.ndarray):
-    batches = input_pipeline.eval_batches(
+def eval_batches(
+    config: ConfigDict, task: Task, rows: np.ndarray
+) -> Iterator[dict[str, jax.Array]]:
+    return input_pipeline.eval_batches(
         task.records, rows, task.split, batch_size=config.eval.batch_size,
         normalisation=config.data.normalisation, crop=config.data.crop,
         dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
         threads=config.data.threads,
     )  # fmt: skip
+
+
+def evaluate_sites(
+    config: ConfigDict, task: Task, state: steps.TrainState, rows: np.ndarray
+) -> tuple[pa.Table, dict[str, Any]]:
+    """`evaluate.evaluate` of the records `rows`."""
+    batches = eval_batches(config, task, rows)
     return evaluate.evaluate(
         task.steps.eval_step, state, batches, task.records.sites, rows, task.split
     )

@@ -1,4 +1,4 @@
-"""evaluate.py against plain Python loops and cases worked out by hand."""
+"""evaluate.py and predictions.py against plain Python loops and cases worked out by hand."""
 
 import math
 import os
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rxrx1_jax import evaluate as ev
+from rxrx1_jax import predictions
 
 FIELDS = [
     ("site_id", "U24"),
@@ -80,7 +81,7 @@ def test_hand_computed_case():
     # One well of two sites whose sites disagree, one well of one site; classes 7, 9, 30.
     sites = make_sites([("HUVEC-01", "B03", 9, [1, 2]), ("RPE-02", "C04", 30, [2])])
     p = np.array([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.25, 0.25]])
-    table = ev.predictions_table(
+    table = predictions.predictions_table(
         sites, np.array([7, 9, 30]), np.log(p).astype(np.float32), np.array([1, 2, 3], np.float32)
     )
     rows = table.to_pylist()
@@ -97,7 +98,7 @@ def test_hand_computed_case():
     assert rows[1]["top5_probability"] == pytest.approx([0.8, 0.1, 0.1])
     assert [r["probability"] for r in rows] == pytest.approx([0.6, 0.8, 0.5])
     assert [r["loss"] for r in rows] == [1, 2, 3]
-    assert ev.accuracies(table) == {
+    assert predictions.accuracies(table) == {
         "site": {
             "all": 1 / 3,
             "cell_type": {"HUVEC": 1 / 2, "RPE": 0.0},
@@ -115,7 +116,7 @@ def test_hand_computed_case():
 @pytest.mark.parametrize("k", [2, 5, 23])
 def test_table_and_accuracies_equal_plain_loops(k):
     sites, classes, log_probs, loss = random_case(k, 90, k)
-    table = ev.predictions_table(sites, classes, log_probs, loss)
+    table = predictions.predictions_table(sites, classes, log_probs, loss)
     rows = table.to_pylist()
     by_well: dict[str, list[int]] = {}
     for i, site in enumerate(sites):
@@ -135,7 +136,7 @@ def test_table_and_accuracies_equal_plain_loops(k):
         assert rows[i]["top5_probability"] == pytest.approx(probabilities)
         assert rows[i]["prediction"] == rows[i]["top5"][0]
         assert rows[i]["well_prediction"] == well_class[site["well_id"]]
-        for name in ev.SITE_COLUMNS:
+        for name in predictions.SITE_COLUMNS:
             assert rows[i][name] == site[name].item()
         top5.append(site["sirna_id"] in rows[i]["top5"])
         right = {"site": rows[i]["prediction"] == site["sirna_id"]}
@@ -145,7 +146,7 @@ def test_table_and_accuracies_equal_plain_loops(k):
         for unit, value in right.items():
             for group in ("all", str(site["cell_type"]), str(site["experiment"])):
                 hits.setdefault((unit, group), []).append(bool(value))
-    found = ev.accuracies(table)
+    found = predictions.accuracies(table)
     assert found["top5"] == sum(top5) / len(top5)
     assert 0 < found["site"]["all"] < 1 and found["site"]["all"] != found["well"]["all"]
     for unit in ("site", "well"):
@@ -163,9 +164,22 @@ def test_evaluate_puts_shuffled_padded_batches_in_row_order():
         jax.jit(lookup_step), state, batches_of(rng.permutation(rows), 8), sites, rows, split
     )
     assert len(rows) % 8, "the last batch has padding"
-    assert table.equals(ev.predictions_table(sites[rows], classes, log_probs[rows], loss[rows]))
-    assert results["accuracy"] == ev.accuracies(table)
+    assert table.equals(
+        predictions.predictions_table(sites[rows], classes, log_probs[rows], loss[rows])
+    )
+    assert results["accuracy"] == predictions.accuracies(table)
     assert results["loss"] == pytest.approx(float(np.mean(loss[rows], dtype=np.float64)), rel=1e-12)
+
+
+def test_wells_are_summed_in_pieces():
+    rng = np.random.default_rng(0)
+    wells = 2 * predictions.WELLS_AT_ONCE + 7
+    well_id = rng.permutation(np.repeat([f"w{i:05}" for i in range(wells)], [1, 2, 3] * (wells // 3)
+                                        + [2] * (wells % 3)))  # fmt: skip
+    log_probs = rng.standard_normal((len(well_id), 5)).astype(np.float32)
+    total = {name: log_probs[well_id == name].astype(np.float64).sum(0) for name in set(well_id)}
+    expected = [total[name].argmax() for name in well_id]
+    np.testing.assert_array_equal(predictions._well_argmax(well_id, log_probs), expected)
 
 
 @pytest.mark.parametrize(
@@ -203,20 +217,20 @@ def test_not_finite_is_an_error_naming_the_site():
     sites, classes, log_probs, loss = random_case(2, 10, 4)
     log_probs[3, 2] = np.nan
     with pytest.raises(ValueError, match=f"site {sites['site_id'][3]}: .*not finite"):
-        ev.predictions_table(sites, classes, log_probs, loss)
+        predictions.predictions_table(sites, classes, log_probs, loss)
 
 
 def test_sizes_are_checked():
     sites, classes, log_probs, loss = random_case(2, 10, 4)
     with pytest.raises(ValueError, match="3 classes"):
-        ev.predictions_table(sites, classes[:3], log_probs, loss)
+        predictions.predictions_table(sites, classes[:3], log_probs, loss)
 
 
 def test_written_file_is_whole_or_absent(tmp_path, monkeypatch):
     sites, classes, log_probs, loss = random_case(3, 10, 3)
-    table = ev.predictions_table(sites, classes, log_probs, loss)
+    table = predictions.predictions_table(sites, classes, log_probs, loss)
     path = tmp_path / "predictions.parquet"
-    ev.write_predictions(path, table)
+    predictions.write_predictions(path, table)
     assert pq.read_table(path).equals(table)
     assert os.listdir(tmp_path) == ["predictions.parquet"]
 
@@ -224,9 +238,9 @@ def test_written_file_is_whole_or_absent(tmp_path, monkeypatch):
         Path(where).write_bytes(b"PAR1 half a file")
         raise OSError("disk full")
 
-    monkeypatch.setattr(ev.pq, "write_table", torn)
+    monkeypatch.setattr(predictions.pq, "write_table", torn)
     with pytest.raises(OSError):
-        ev.write_predictions(path, table.slice(0, 1))
+        predictions.write_predictions(path, table.slice(0, 1))
     assert pq.read_table(path).equals(table)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import threading
 from collections import Counter
 from typing import NamedTuple
 
@@ -12,8 +13,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_release import read_pngs
 
-from rxrx1_jax import input_pipeline
-from rxrx1_jax.input_pipeline import NORMALISATIONS, eval_batches, pixel_statistics, train_batches
+from rxrx1_jax import host_batches, input_pipeline
+from rxrx1_jax.input_pipeline import (
+    NORMALISATIONS,
+    eval_batches,
+    host_train_batches,
+    pixel_statistics,
+    train_batches,
+)
 from rxrx1_jax.records import DatasetError, Records
 from rxrx1_jax.splits import Split, make_split
 
@@ -374,4 +381,72 @@ def test_orientations_need_a_square(tiny, monkeypatch):
 
 
 def test_seed_out_of_the_32_bits_of_grain():
-    assert len({input_pipeline._shuffle_seed(seed) for seed in (0, 1, -1, 2**40)}) == 4
+    assert len({host_batches._shuffle_seed(seed) for seed in (0, 1, -1, 2**40)}) == 4
+
+
+def test_end_step_ends_the_order_and_the_reading(data, monkeypatch):
+    endless = train(data, 7)
+    read = Counter()
+    fetch = Records.__getitem__
+    monkeypatch.setattr(
+        Records, "__getitem__", lambda self, i: (read.update([int(i)]), fetch(self, i))[1]
+    )
+    ended = take(
+        train_batches(data.records, data.split, batch_size=4, seed=0, start_step=2, end_step=7,
+                      normalisation="plate_control", prefetch=3), None,
+    )  # fmt: skip
+    assert len(ended) == 5
+    for one, two in zip(endless[2:], ended, strict=True):
+        assert_same(one, two)
+    assert read == Counter(int(i) for batch in ended for i in batch["site_index"])
+    assert train(data, 1, start_step=3, end_step=3) == []
+    with pytest.raises(ValueError, match="end_step 2: expected start_step 3 or more"):
+        train(data, 1, start_step=3, end_step=2)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_device_half_holds_the_floats_once(augment):
+    """XLA's CPU backend makes a second copy of them unless it fuses the transposition."""
+    n, planes = 4, (6, 64, 64)
+    one = jax.ShapeDtypeStruct((n,), jnp.int32)
+    statistic = jax.ShapeDtypeStruct((n, 6), jnp.float32)
+    batch = {
+        "image": jax.ShapeDtypeStruct((n, *planes), jnp.uint8), "mean": statistic,
+        "std": statistic, "site_index": one, "epoch": one,
+    }  # fmt: skip
+    prepared = input_pipeline._prepare_seeded.lower(
+        batch, 0, augment, 0, jnp.dtype("float32"), None
+    )
+    memory = prepared.compile().memory_analysis()
+    assert memory.output_size_in_bytes == 4 * n * np.prod(planes)
+    assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 16
+
+
+def test_host_half_is_planes_that_a_device_can_take_over(data):
+    batches = host_train_batches(
+        data.records, data.split, batch_size=3, seed=0, normalisation="site", end_step=5
+    )
+    kept = list(batches)
+    for batch in kept:
+        assert batch["image"].ctypes.data % 64 == 0 and "mean" not in batch
+        for image, index in zip(batch["image"], batch["site_index"], strict=True):
+            np.testing.assert_array_equal(image, data.records[index])
+
+
+def test_an_iterator_left_early_stops_reading(data):
+    batches = host_train_batches(
+        data.records, data.split, batch_size=4, seed=0, normalisation="none", threads=3
+    )
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("read")}
+    next(batches)
+    mine = {t for t in threading.enumerate() if t.name.startswith("read")} - before
+    assert 1 <= len(mine) <= 3
+    batches.close()
+    for thread in mine:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_memory_formula():
+    batch = 16 * 6 * 512 * 512
+    assert input_pipeline.memory_bytes((6, 512, 512), 16, 4) == batch * (4 + 2) + 3 * 4 * batch

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -110,3 +112,17 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
 
     monkeypatch.setattr(run.subprocess, "run", missing)
     assert run.environment()["commit"] is None
+
+
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [
+        ("main", {"jax", "numpy", "tensorflow"}),  # --help answers at once
+        ("report", {"jax", "flax", "orbax", "grain", "tensorflow"}),
+        ("train", {"torch", "tensorflow", "matplotlib"}),
+    ],
+)
+def test_start_up_imports_only_what_is_needed(module, needless):
+    code = f"import sys, rxrx1_jax.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not needless & set(done.stdout.split())

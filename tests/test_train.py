@@ -76,6 +76,10 @@ def test_learning_curves(finished):
     assert [line["step"] for line in lines if "train_loss" in line] == [2, 4, 6, 8]
     assert [line["step"] for line in lines if "test_loss" in line] == [3, 5, 8]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
+    for line in lines:
+        if "train_loss" in line:
+            assert 0 < line["step_seconds_median"] <= line["step_seconds_95th_percentile"]
+            assert 0 <= line["data_wait_share"] <= 1
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
@@ -137,7 +141,7 @@ def test_pmap_gives_the_same_run(finished, tiny, tmp_path):
 
 def test_a_run_is_bound_to_its_data(finished, tiny, tmp_path):
     config, workdir, _ = finished
-    copy = tmp_path / "rxrx1" / "tiny" / "1.0.0"
+    copy = tmp_path / "rxrx1" / "tiny" / tiny.dataset.name
     shutil.copytree(tiny.dataset, copy)
     config = config.copy_and_resolve_references()
     config.data.dir = str(tmp_path)
