@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.dir = "data"  # TFDS data directory (where `tfds build --data_dir` wrote)
     c.data.name = "rxrx1/native"  # dataset/config[:version]; the newest version by default
-    c.data.protocol = "batch"  # batch | random_site | random_well | official
+    c.data.protocol = "batch"  # batch | random_site | random_well | official | wilds
     c.data.fold = 0  # 0, 1, 2: which draw of held-out experiments
     c.data.cell_type = "all"  # all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone
     c.data.seed = 0  # of the split

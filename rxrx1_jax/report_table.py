@@ -42,7 +42,11 @@ SOURCES = {
     "images",
     "release": "real images",
 }
-PAPER_DATA = "real RxRx1, 1,108 classes, 512 px, ResNet-50; cell types are separate models"
+PAPER_CLASSES, PAPER_IMAGE_SIZE = 1108, 512
+PAPER_DATA = (
+    f"real RxRx1, {PAPER_CLASSES:,} classes, {PAPER_IMAGE_SIZE} px, ResNet-50; cell types are "
+    "separate models"
+)
 
 PREDICTION_COLUMNS = [
     *("well_id", "cell_type", "experiment"),
@@ -161,6 +165,12 @@ def load_run(path: Path) -> Run:
     for key in RESULTS_FIELDS:
         if key not in results and key not in results.get("data", ()):
             raise ReportError(f"{path / 'results.json'}: no field {key!r}; evaluate the run again")
+    if results["protocol"] == "wilds":
+        raise ReportError(
+            f"{path}: protocol wilds has no row in Table 1, it classifies controls too and has "
+            f"other test sites; expected runs of {', '.join(PROTOCOLS)}: leave it out, its "
+            "accuracies are in its results.json, the leaderboard's in configs/wilds.py"
+        )
     step, total = results["step"], results["total_steps"]
     if step < total:  # evaluated at a checkpoint on the way
         raise ReportError(f"{path}: unfinished run (step {step} of {total}); {UNFINISHED}")
@@ -278,6 +288,26 @@ def describe(screen: Screen, runs: list[Run]) -> list[str]:
         f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
         f"training and {span([d['test_sites'] for d in data])} test sites a run.",
         f"Model {screen.model}, {runs[0].results['epochs']:,} epochs; folds {folds}.",
+    ]
+
+
+def beside_paper(screen: Screen, runs: list[Run]) -> list[tuple[str, str, str]]:
+    """(what, here, in the paper) of all that keeps the figures of the two from being one."""
+    source = SOURCES.get(screen.source, screen.source)
+    crop = runs[0].config["data"].get("crop", 0)
+    cropped = f", cropped to {crop} px" if crop else ""
+    chance, chance_of_paper = (f"{100 / n:.1f} %" for n in (screen.classes, PAPER_CLASSES))
+    return [
+        ("data", f"{screen.name} {screen.version}: {source}", "42 of the 51 experiments of RxRx1"),
+        (
+            "classes",
+            f"{screen.classes:,} (chance {chance})",
+            f"{PAPER_CLASSES:,} (chance {chance_of_paper})",
+        ),
+        ("image size", f"{screen.image_size} px{cropped}", f"{PAPER_IMAGE_SIZE} px"),
+        ("network", screen.model, "ResNet-50"),
+        ("epochs", f"{runs[0].results['epochs']:,}", "not known"),
+        ("±", "sample standard deviation over folds", "not said"),
     ]
 
 

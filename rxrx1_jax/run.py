@@ -4,6 +4,7 @@ config.json       the resolved settings        split.csv            role of each
 environment.json  versions, devices, commit    metrics.jsonl        learning curves
 checkpoints/      state (orbax)                tensorboard/         the same curves
 predictions.parquet, results.json              the evaluation of the final state
+predictions_NAME.parquet                       that of another set of the split (protocol wilds)
 """
 
 import hashlib
@@ -93,6 +94,7 @@ def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None
 def describe_data(version: str, sites: np.ndarray, split: splits.Split) -> dict[str, Any]:
     """Version and fingerprints of the data (metadata and control statistics) and of the split."""
     rows = [split.train.astype(np.int64), split.test.astype(np.int64), split.classes]
+    rows += [part.astype(np.int64) for part in split.other_sets.values()]
     return {
         "version": version,
         "data_fingerprint": _fingerprint([sites[name] for name in sites.dtype.names or ()]),

@@ -1,24 +1,31 @@
 """Which sites are trained on and which are tested: the splits of the task.
 
 The protocols are those of the RxRx1 paper (Taylor et al.): the *batch* split holds out whole
-experiments, the *random* split ignores them. A split is a pure function of (sites, protocol,
-fold, seed, cell type). Draws rank names by a hash, so they depend on no random generator's
-version and not on the order of the records.
+experiments, the *random* split ignores them; and two fixed ones, that of the release and that of
+the WILDS benchmark. A split is a pure function of (sites, protocol, fold, seed, cell type). Draws
+rank names by a hash, so they depend on no random generator's version and not on the order of the
+records.
 """
 
 import csv
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-PROTOCOLS = ("batch", "random_site", "random_well", "official")
+PROTOCOLS = ("batch", "random_site", "random_well", "official", "wilds")
+FIXED = ("official", "wilds")  # nothing is drawn: one fold
 FOLDS = 3  # the paper draws three batch splits
 
 # Experiments a cell type in the paper's task. It does not say which ones: the first in name order.
 PAPER_EXPERIMENTS = {"HUVEC": 20, "RPE": 9, "HEPG2": 9, "U2OS": 4}
+
+# Experiments of the release's test set that WILDS v1.0 validates on
+# (github.com/p-lambda/wilds, wilds/datasets/rxrx1_dataset.py: `dataset` of its metadata.csv).
+WILDS_VALIDATION = ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04")
 
 
 class SplitError(ValueError):
@@ -31,12 +38,14 @@ class Split(NamedTuple):
     train: np.ndarray  # [n] int64
     test: np.ndarray  # [m] int64
     classes: np.ndarray  # [K] int32, sirna_ids ascending; the label of a site is the position here
+    # Further sets that the trained network is evaluated on, as `test`; none is empty.
+    other_sets: Mapping[str, np.ndarray] = {}
 
 
 def make_split(
     sites: np.ndarray, protocol: str, fold: int = 0, seed: int = 0, cell_type: str = "all"
 ) -> Split:
-    """Splits the treatment sites whose siRNA is known.
+    """Splits the sites whose siRNA is known: of treatments, under `wilds` of controls too.
 
     Protocols:
       batch: holds out ceil(n/5) of the n experiments of every cell type (the paper's 4/2/2/1 of
@@ -47,6 +56,12 @@ def make_split(
         be trained on.
       random_well: the same by wells, both sites of a well together.
       official: the release's own partition, all its experiments; one fold.
+      wilds: WILDS v1.0 (`split_scheme` official of wilds/datasets/rxrx1_dataset.py), one fold.
+        Treatments, positive controls and untreated wells are classes (1,139 in the release).
+        Trained on site 1 of the training experiments; tested on both sites of the test
+        experiments. Other sets: `id_test`, site 2 of the training experiments, and `val`, both
+        sites of the validation experiments. These are known by name, so it does not matter
+        whether the dataset was built with the release's partition or with that of WILDS.
 
     One cell type: that part of the split of all cell types, with the same classes.
 
@@ -66,18 +81,28 @@ def make_split(
         raise SplitError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     if cell_type not in ("all", *cell_types):
         raise SplitError(f"cell type {cell_type!r}: expected one of all, {', '.join(cell_types)}")
-    folds = 1 if protocol == "official" else FOLDS
+    folds = 1 if protocol in FIXED else FOLDS
     if not 0 <= fold < folds:
-        valid = "0 (the official split is one)" if folds == 1 else f"0 to {folds - 1}"
+        valid = "0 (there is one)" if folds == 1 else f"0 to {folds - 1}"
         raise SplitError(f"fold {fold} of the {protocol} split: expected {valid}")
 
-    known = (sites["well_type"] == "treatment") & (sites["sirna_id"] >= 0)
+    known = sites["sirna_id"] >= 0
+    if protocol != "wilds":
+        known &= sites["well_type"] == "treatment"
     classes = np.unique(sites["sirna_id"][known]).astype(np.int32)
     if cell_type != "all":
         known &= sites["cell_type"] == cell_type
 
+    others: dict[str, np.ndarray] = {}
     if protocol == "official":
-        pool, test = known, known & (sites["dataset"] == "test")
+        # A dataset built with the partition of WILDS calls a part of the test set "val".
+        pool, test = known, known & (sites["dataset"] != "train")
+    elif protocol == "wilds":
+        val = (sites["dataset"] == "val") | np.isin(sites["experiment"], WILDS_VALIDATION)
+        in_domain = ~val & (sites["dataset"] == "train")
+        test = known & ~val & ~in_domain
+        pool = test | (known & in_domain & (sites["site"] == 1))
+        others = {"id_test": known & in_domain & (sites["site"] == 2), "val": known & val}
     else:
         used, held_out = draw_experiments(sites[known], fold, seed)
         pool = known & np.isin(sites["experiment"], used)
@@ -85,7 +110,8 @@ def make_split(
         if protocol != "batch":
             unit = "site_id" if protocol == "random_site" else "well_id"
             test = _draw_matched(sites, pool, test, unit, f"{seed}:{fold}")
-    split = Split(np.flatnonzero(pool & ~test), np.flatnonzero(test), classes)
+    other_sets = {name: np.flatnonzero(rows) for name, rows in others.items() if rows.any()}
+    split = Split(np.flatnonzero(pool & ~test), np.flatnonzero(test), classes, other_sets)
     if not len(split.train) or not len(split.test):
         raise SplitError(
             f"the {protocol} split, fold {fold}, cell type {cell_type}, has {len(split.train)}"
@@ -123,11 +149,21 @@ def draw_experiments(sites: np.ndarray, fold: int, seed: int) -> tuple[list[str]
     return used, held_out
 
 
+def site_roles(split: Split, count: int) -> np.ndarray:
+    """[count] text: train, test, the name of another set of the split, or "other"."""
+    roles = np.full(count, "other", "U16")
+    for name, rows in {"train": split.train, "test": split.test, **split.other_sets}.items():
+        roles[rows] = name
+    return roles
+
+
 def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> None:
-    """Writes the split as CSV, columns site_id and role (train or test), in record order."""
-    roles = np.full(len(sites), "", "U5")
-    roles[split.train], roles[split.test] = "train", "test"
-    chosen = np.flatnonzero(roles != "")
+    """Writes the split as CSV, columns site_id and role (see `site_roles`), in record order.
+
+    Sites of the role "other" are left out.
+    """
+    roles = site_roles(split, len(sites))
+    chosen = np.flatnonzero(roles != "other")
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(partial, "w", newline="", encoding="utf-8") as file:

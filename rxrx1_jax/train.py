@@ -74,6 +74,7 @@ def prepare(config: ConfigDict) -> Task:
             accumulation=config.optim.accumulation,
         ),
         partial(steps.eval_step, model=model),
+        partial(steps.embed_step, model=model),
     )  # fmt: skip
     side = config.data.crop or size
     shape = (side, side, dataset.image_shape[0])
@@ -106,9 +107,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     with checkpoints, log:
         log.say(_summary(config, task, start))
         state = fit(config, task, state, log, checkpoints)
-        table, result = evaluate_sites(config, task, state, task.split.test)
-        log.evaluation(task.total_steps, _curve(result))
-    return _write_results(config, workdir, task, state, table, result)
+        evaluated = evaluate_sets(config, task, state)
+        log.evaluation(task.total_steps, _curve(evaluated["test"][1]))
+        for name in task.split.other_sets:
+            accuracy = evaluated[name][1]["accuracy"]["site"]["all"]
+            log.say(f"{name}: accuracy by site {accuracy:.4f}")
+    return _write_results(config, workdir, task, state, evaluated)
 
 
 def fit(
@@ -144,26 +148,27 @@ def fit(
 
 def evaluate_run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run again: predictions.parquet and results.json."""
-    task, state = _restored(config, Path(workdir))
-    table, result = evaluate_sites(config, task, state, task.split.test)
-    return _write_results(config, Path(workdir), task, state, table, result)
+    task, state = restored(config, Path(workdir))
+    evaluated = evaluate_sets(config, task, state)
+    return _write_results(config, Path(workdir), task, state, evaluated)
 
 
 def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
     """Predicts every treatment site of the dataset, labelled or not, trained on or not.
 
-    Returns the path of the Parquet file; its `role` column says train, test or other.
+    Where controls are classes of the split, their sites too. Returns the path of the Parquet file;
+    its `role` column is that of `splits.site_roles`.
     """
     workdir = Path(workdir)
-    task, state = _restored(config, workdir)
+    task, state = restored(config, workdir)
     sites = task.records.sites
-    rows = np.flatnonzero(sites["well_type"] == "treatment")
+    is_class = np.isin(sites["sirna_id"], task.split.classes)
+    rows = np.flatnonzero((sites["well_type"] == "treatment") | is_class)
     table, _ = evaluate_sites(config, task, state, rows)
     loss = table["loss"].to_numpy().copy()
     loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
     table = table.set_column(table.column_names.index("loss"), "loss", [loss])
-    role = np.full(len(sites), "other")
-    role[task.split.train], role[task.split.test] = "train", "test"
+    role = splits_lib.site_roles(task.split, len(sites))
     path = workdir / "predictions_all.parquet"
     if jax.process_index() == 0:
         predictions.write_predictions(path, table.append_column("role", [role[rows].tolist()]))
@@ -172,10 +177,19 @@ def predict_run(config: ConfigDict, workdir: str | Path) -> Path:
 
 def _write_results(
     config: ConfigDict, workdir: Path, task: Task, state: steps.TrainState,
-    table: pa.Table, result: dict[str, Any],
+    evaluated: dict[str, tuple[pa.Table, dict[str, Any]]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes predictions.parquet, then results.json, which makes the run complete."""
+    """Writes the predictions of each set, then results.json, which makes the run complete.
+
+    evaluated: as `evaluate_sets` gives it. results.json holds what `test` scores, and below
+    "other_sets" what the others do.
+    """
     name, _, _ = config.data.name.partition(":")
+    other_sets = {
+        other: {"sites": table.num_rows, **result}
+        for other, (table, result) in evaluated.items()
+        if other != "test"
+    }
     results = {
         "data": {
             "name": name,
@@ -195,10 +209,13 @@ def _write_results(
         "seed": config.train.seed,
         "step": int(state.step),
         "total_steps": task.total_steps,
-        **result,
+        **evaluated["test"][1],
+        **({"other_sets": other_sets} if other_sets else {}),
     }
     if jax.process_index() == 0:
-        predictions.write_predictions(workdir / "predictions.parquet", table)
+        for part, (table, _) in evaluated.items():
+            file = "predictions.parquet" if part == "test" else f"predictions_{part}.parquet"
+            predictions.write_predictions(workdir / file, table)
         run.write_json(workdir / "results.json", results)
     return results
 
@@ -208,7 +225,8 @@ def _open(workdir: Path, config: ConfigDict, task: Task) -> None:
     run.open_run(workdir, config, data)
 
 
-def _restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]:
+def restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]:
+    """A run's task, and its state of the newest checkpoint; RunError where there is none."""
     if not (workdir / "config.json").exists():
         raise run.RunError(f"{workdir}: no run here (no config.json); train with this --workdir")
     task = prepare(config)
@@ -251,6 +269,14 @@ def evaluate_sites(
     )
 
 
+def evaluate_sets(
+    config: ConfigDict, task: Task, state: steps.TrainState
+) -> dict[str, tuple[pa.Table, dict[str, Any]]]:
+    """`evaluate_sites` of the test set, "test", and of the split's other sets, by name."""
+    sets = {"test": task.split.test, **task.split.other_sets}
+    return {name: evaluate_sites(config, task, state, rows) for name, rows in sets.items()}
+
+
 def _milestones(every: int, task: Task) -> set[int]:
     """The steps that end each `every`-th epoch; none for 0."""
     if not every:
@@ -271,11 +297,14 @@ def _curve(result: dict[str, Any]) -> dict[str, float]:
 def _summary(config: ConfigDict, task: Task, start: int) -> str:
     sites, split = task.records.sites, task.split
     wells = [len(np.unique(sites["well_id"][rows])) for rows in (split.train, split.test)]
+    others = "".join(f", {name} {len(rows):,} sites" for name, rows in split.other_sets.items())
+    unlabelled = int((sites["sirna_id"] < 0).sum())
     parts = [
         f"{task.records.path}: {config.data.protocol} split, fold {config.data.fold}, cell type "
         f"{config.data.cell_type}, normalisation {config.data.normalisation}",
         f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
-        f"of {wells[1]:,} wells, {len(split.classes):,} siRNA classes",
+        f"of {wells[1]:,} wells{others}, {len(split.classes):,} siRNA classes"
+        + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
         f"{config.model.name}, {task.total_steps:,} steps of {config.optim.batch_size} sites on "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         metrics.parameter_table(task.state.params) if not start else f"resumed at step {start:,}",

@@ -25,7 +25,7 @@ def make_config(**changes) -> ConfigDict:
 
 
 def test_the_shipped_configs_are_valid():
-    for name in ("default", "demo", "batch_split", "random_split"):
+    for name in ("default", "demo", "batch_split", "random_split", "wilds"):
         run.check(importlib.import_module(f"configs.{name}").get_config())
 
 

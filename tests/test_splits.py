@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rxrx1_jax.splits import (
+    FIXED,
     PAPER_EXPERIMENTS,
     PROTOCOLS,
+    WILDS_VALIDATION,
     SplitError,
     draw_experiments,
     make_split,
+    site_roles,
     write_split,
 )
 
@@ -109,6 +112,52 @@ def test_official_split_of_the_release(official):
     assert (len(split.train), len(split.test)) == (73_030, 39_794)  # as published
 
 
+WILDS_TEST = {  # of the other 14
+    *("HEPG2-09", "HEPG2-10", "HEPG2-11", "RPE-09", "RPE-10", "RPE-11", "U2OS-05"),
+    *(f"HUVEC-{k}" for k in range(18, 25)),
+}
+
+
+def test_wilds_split_has_the_counts_of_wilds(official):
+    split = make_split(official, "wilds")
+    sets = {"train": split.train, "test": split.test, **split.other_sets}
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "train": 40_612, "test": 34_432, "id_test": 40_612, "val": 9_854,
+    }  # fmt: skip
+    assert split.classes.tolist() == list(range(1139))
+    every = np.concatenate(list(sets.values()))
+    assert len(np.unique(every)) == len(official)
+    assert experiments(official, split.train) == PAPER_TRAIN  # 33
+    names = {name: set(official["experiment"][rows].tolist()) for name, rows in sets.items()}
+    assert names["id_test"] == names["train"] and names["test"] == WILDS_TEST
+    assert names["val"] == {"HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04"}
+    places = {name: set(official["site"][rows].tolist()) for name, rows in sets.items()}
+    assert places == {"train": {1}, "id_test": {2}, "val": {1, 2}, "test": {1, 2}}
+    types = {"treatment", "positive_control", "negative_control"}
+    assert all(set(official["well_type"][rows].tolist()) == types for rows in sets.values())
+
+
+@pytest.mark.parametrize("protocol", FIXED)
+def test_fixed_splits_do_not_depend_on_the_partition_stored(official, protocol):
+    """A dataset of config `wilds` says val of four experiments which the release has in test."""
+    wilds = official.copy()
+    wilds["dataset"][np.isin(wilds["experiment"], WILDS_VALIDATION)] = "val"
+    one, two = make_split(official, protocol), make_split(wilds, protocol)
+    assert one.other_sets.keys() == two.other_sets.keys()
+    for name in one.other_sets:
+        np.testing.assert_array_equal(one.other_sets[name], two.other_sets[name])
+    for a, b in zip(one[:3], two[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_wilds_split_leaves_out_what_has_no_label(real):
+    split = make_split(real, "wilds")
+    assert (real["sirna_id"] < 0).sum() == 22_088
+    sets = (split.train, split.test, *split.other_sets.values())
+    assert [len(rows) for rows in sets] == [40_612, 34_432 - 22_088, 40_612, 9_854]
+    assert (real["sirna_id"][np.concatenate(sets)] >= 0).all()
+
+
 @pytest.mark.parametrize("fold", [0, 1, 2])
 @pytest.mark.parametrize("protocol", RANDOM)
 def test_random_splits_match_the_batch_split_on_the_real_metadata(official, protocol, fold):
@@ -150,14 +199,20 @@ screens = st.builds(
 @settings(max_examples=40, deadline=None)
 @given(screens, st.sampled_from(PROTOCOLS), st.integers(0, 2), st.integers(0, 2**40))
 def test_properties_of_every_split(sites, protocol, fold, seed):
-    fold = 0 if protocol == "official" else fold
+    fold = 0 if protocol in FIXED else fold
     split = make_split(sites, protocol, fold, seed)
-    both = np.concatenate([split.train, split.test])
+    both = np.concatenate([split.train, split.test, *split.other_sets.values()])
     assert len(np.unique(both)) == len(both)  # disjoint
+    assert all(len(rows) for rows in split.other_sets.values())
     assert (np.diff(split.train) > 0).all() and (np.diff(split.test) > 0).all()
-    assert (sites["well_type"][both] == "treatment").all()
     assert np.isin(sites["sirna_id"][both], split.classes).all()
     assert split.classes.dtype == np.int32 and split.train.dtype == split.test.dtype == np.int64
+    if protocol == "wilds":
+        assert len(both) == (sites["sirna_id"] >= 0).sum()
+        assert {1108, 1138} <= set(split.classes.tolist())
+        return
+    assert not split.other_sets
+    assert (sites["well_type"][both] == "treatment").all()
     known = (sites["well_type"] == "treatment") & (sites["sirna_id"] >= 0)
     if protocol == "official":
         assert len(both) == known.sum()
@@ -191,7 +246,7 @@ def test_split_does_not_depend_on_record_order(sites, protocol, seed, shuffle):
 
 
 @settings(max_examples=20, deadline=None)
-@given(screens, st.sampled_from(PROTOCOLS), st.integers(0, 1000))
+@given(screens, st.sampled_from([p for p in PROTOCOLS if p != "wilds"]), st.integers(0, 1000))
 def test_single_cell_type_is_a_part_of_all(sites, protocol, seed):
     whole = make_split(sites, protocol, 0, seed)
     for cell_type in ("HUVEC", "U2OS"):
@@ -199,6 +254,17 @@ def test_single_cell_type_is_a_part_of_all(sites, protocol, seed):
         for a, b in zip(whole[:2], part[:2], strict=True):
             np.testing.assert_array_equal(a[sites["cell_type"][a] == cell_type], b)
         np.testing.assert_array_equal(part.classes, whole.classes)
+
+
+def test_single_cell_type_of_the_wilds_split():
+    sites = screen({"HUVEC": 22, "RPE": 6})
+    whole, part = (make_split(sites, "wilds", 0, 0, cell_type) for cell_type in ("all", "HUVEC"))
+    roles, of_part = (site_roles(split, len(sites)) for split in (whole, part))
+    huvec = sites["cell_type"] == "HUVEC"
+    np.testing.assert_array_equal(of_part[huvec], roles[huvec])
+    assert set(of_part[~huvec].tolist()) == {"other"}
+    assert set(of_part.tolist()) == {"train", "id_test", "val", "test", "other"}
+    assert "val" not in make_split(sites, "wilds", 0, 0, "RPE").other_sets  # RPE-08 is not there
 
 
 def test_folds_are_disjoint_and_seeds_differ():
@@ -231,10 +297,14 @@ def test_random_draw_ignores_the_experiment():
 def test_errors_name_the_valid_choices():
     sites = screen(DEMO)
     for arguments, message in (
-        (("bach",), "protocol 'bach': expected one of batch, random_site, random_well, official"),
+        (
+            ("bach",),
+            "protocol 'bach': expected one of batch, random_site, random_well, official, wilds",
+        ),
         (("batch", 3), "fold 3 of the batch split: expected 0 to 2"),
         (("random_site", -1), "fold -1"),
         (("official", 1), "fold 1 of the official split: expected 0"),
+        (("wilds", 1), "fold 1 of the wilds split: expected 0"),
         (("batch", 0, 0, "HeLa"), "cell type 'HeLa': expected one of all, HEPG2, HUVEC, RPE, U2OS"),
     ):
         with pytest.raises(SplitError, match=message):
@@ -252,15 +322,20 @@ def test_errors_name_the_valid_choices():
     controls = sites[sites["well_type"] != "treatment"]
     with pytest.raises(SplitError, match="0 training and 0 test"):
         make_split(controls, "batch")
+    with pytest.raises(SplitError, match="wilds split.* has 0 training"):
+        make_split(sites[sites["site"] == 2], "wilds")
 
 
-def test_written_file_is_the_split(tmp_path):
-    sites = screen(DEMO)
-    split = make_split(sites, "random_well", 1)
+@pytest.mark.parametrize(("protocol", "fold"), [("random_well", 1), ("wilds", 0)])
+def test_written_file_is_the_split(tmp_path, protocol, fold):
+    sites = screen({**DEMO, "U2OS": 5})
+    split = make_split(sites, protocol, fold)
     write_split(tmp_path / "split.csv", sites, split)
     with open(tmp_path / "split.csv", newline="") as file:
         rows = [(row["site_id"], row["role"]) for row in csv.DictReader(file)]
-    for role, expected in (("train", split.train), ("test", split.test)):
+    sets = {"train": split.train, "test": split.test, **split.other_sets}
+    for role, expected in sets.items():
         assert [s for s, r in rows if r == role] == sites["site_id"][expected].tolist()
-    assert len(rows) == len(split.train) + len(split.test)
+    assert len(rows) == sum(map(len, sets.values()))
+    assert set(split.other_sets) == ({"id_test", "val"} if protocol == "wilds" else set())
     assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
