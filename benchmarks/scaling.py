@@ -37,7 +37,7 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
             state, batch, model=model, tx=tx, schedule=schedule, axis_name=axis_name
         )
 
-    parallel = steps.parallelise(parallelism, train, train)
+    parallel = steps.parallelise(parallelism, train, train, train)
     state = steps.create_state(model, tx, jax.random.key(0), (size, size, 6), ema=False)
     state = jax.device_put(state, parallel.state_sharding)
     rng = np.random.default_rng(0)

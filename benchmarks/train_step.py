@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step                                     # 64, 128, 224 and 512 px
     python -m benchmarks.train_step --sizes 128 --dtype bfloat16
+    python -m benchmarks.train_step --keep-memory --rounds 9
     python -m benchmarks.train_step --sizes 128 --breakdown             # where our step's time goes
     python -m benchmarks.train_step --peak-tflops 312                   # on an accelerator
 
@@ -201,10 +202,15 @@ def _most_resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+KEPT = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.arena_max=1"
+
+
 def on_cpu(options: argparse.Namespace) -> None:
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     os.sched_setaffinity(0, cores)  # XLA starts as many threads as it is given cores
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if options.keep_memory:  # read by the C library when an interpreter starts
+        os.environ["GLIBC_TUNABLES"] = f"{KEPT}:glibc.malloc.hugetlb=1"
     peak = measure_peak(options.threads, options.rounds)
     text = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
     print(f"Product of {MATRIX} x {MATRIX} float32, GFLOP per CPU-second: {text}\n")
@@ -327,6 +333,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1, help="cores of the CPU")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--keep-memory", action="store_true",
+        help="freed memory stays with every process, in huge pages (Linux, glibc)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, help="on an accelerator; default 16 times the CPU's")
     parser.add_argument("--peak-tflops", type=float, help="of the accelerator, at --dtype")
     parser.add_argument("--implementations", nargs="+", choices=MAKERS, default=list(MAKERS))
@@ -337,7 +347,15 @@ def main() -> None:
     # In a child, so that this process starts no XLA threads before it chooses its cores.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         kind, platform = pool.apply(_device)
-    print(describe(("jax", "flax", "torch"), device=kind, dtype=options.dtype))
+    print(
+        describe(
+            ("jax", "flax", "torch"),
+            device=kind,
+            dtype=options.dtype,
+            threads=options.threads,
+            memory_kept=options.keep_memory,
+        )
+    )
     if options.breakdown:
         for px in options.sizes:
             print_breakdown("ours", px, BATCHES.get(px, 8), options.dtype)

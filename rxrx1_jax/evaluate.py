@@ -43,18 +43,19 @@ def evaluate(
       The table of `predictions_table`, its rows in the order of `rows`, and
       {"accuracy": `accuracies`, "loss": mean}. On several hosts every host gets the same.
     """
-    log_probs, loss = predict(eval_step, state, batches, rows)
+    outputs = predict(eval_step, state, batches, rows)
+    log_probs, loss = outputs["log_probs"], outputs["loss"]
     table = predictions_table(sites[rows], split.classes, log_probs, loss)
     return table, {"accuracy": accuracies(table), "loss": float(loss.mean(dtype=np.float64))}
 
 
 def predict(
-    eval_step: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
+    step: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
     state: Any,
     batches: Iterable[Mapping[str, Any]],
     rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [m, K] f32 and losses [m] f32 of the records `rows` [m], in that order.
+) -> dict[str, np.ndarray]:
+    """The outputs f32 [m, ...] of a step for the records `rows` [m], in that order.
 
     Padding (mask 0) is dropped and rows are recognised by "site_index", so neither the order of
     the batches nor the number of hosts matters; every host gets the same arrays. Raises ValueError
@@ -62,56 +63,55 @@ def predict(
     """
     rows = np.asarray(rows)
     if not len(rows):
-        raise ValueError("no test sites to evaluate: expected at least one row")
+        raise ValueError("no sites to evaluate: expected at least one row")
     waiting: deque[tuple[Any, Any, Mapping[str, Any]]] = deque()
-    fetched: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    fetched: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        waiting.append((batch["site_index"], batch["mask"], eval_step(state, batch)))
+        waiting.append((batch["site_index"], batch["mask"], step(state, batch)))
         if len(waiting) > STEPS_IN_FLIGHT:
             fetched.append(_fetch(*waiting.popleft()))
-    fetched += [_fetch(*step) for step in waiting]
+    fetched += [_fetch(*outputs) for outputs in waiting]
     if not fetched:
-        raise ValueError(f"no batch to evaluate: expected batches of {len(rows)} test sites")
-    index, log_probs, loss = _gather(
-        *(np.concatenate(parts) for parts in zip(*fetched, strict=True))
-    )
+        raise ValueError(f"no batch to evaluate: expected batches of {len(rows)} sites")
+    outputs = _gather({name: np.concatenate([f[name] for f in fetched]) for name in fetched[0]})
+    index = outputs.pop("site_index")
     order, target = np.argsort(index, kind="stable"), np.argsort(rows, kind="stable")
     if not np.array_equal(index[order], rows[target]):
         raise ValueError(_mismatch(index, rows))
-    ordered_log_probs, ordered_loss = np.empty_like(log_probs), np.empty_like(loss)
-    ordered_log_probs[target], ordered_loss[target] = log_probs[order], loss[order]
-    return ordered_log_probs, ordered_loss
+    source = np.empty_like(order)
+    source[target] = order
+    return {name: array[source] for name, array in outputs.items()}
 
 
 def _fetch(
     site_index: jax.Array, mask: jax.Array, outputs: Mapping[str, jax.Array]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """This host's unpadded rows of one step."""
-    arrays = (mask, site_index, outputs["log_probs"], outputs["loss"])
-    keep, index, log_probs, loss = (local_rows(array) for array in arrays)
-    if not len(keep) == len(index) == len(log_probs) == len(loss):
-        raise ValueError(
-            f"this host holds {len(index)} rows of the batch, but {len(log_probs)} of log_probs "
-            f"and {len(loss)} of loss: eval_step must lay out its outputs over the devices like "
-            "its batch"
-        )
-    keep = keep > 0
-    return index[keep], log_probs[keep].astype(np.float32), loss[keep].astype(np.float32)
+) -> dict[str, np.ndarray]:
+    """This host's unpadded rows of one step, with their "site_index"."""
+    keep, index = local_rows(mask) > 0, local_rows(site_index)
+    arrays = {name: local_rows(array) for name, array in outputs.items()}
+    for name, array in arrays.items():
+        if len(array) != len(index):
+            raise ValueError(
+                f"this host holds {len(index)} rows of the batch, but {len(array)} of {name}:"
+                " the step must lay out its outputs over the devices like its batch"
+            )
+    kept = {name: array[keep].astype(np.float32) for name, array in arrays.items()}
+    return {"site_index": index[keep].astype(np.int32), **kept}
 
 
-def _gather(index: np.ndarray, log_probs: np.ndarray, loss: np.ndarray) -> list[np.ndarray]:
+def _gather(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The rows of all hosts. Hosts may hold different numbers of rows, so they travel padded."""
     if jax.process_count() == 1:
-        return [index, log_probs, loss]
-    counts = multihost_utils.process_allgather(np.int32(len(index)))  # [hosts]
+        return arrays
+    count = len(arrays["site_index"])
+    counts = multihost_utils.process_allgather(np.int32(count))  # [hosts]
     most = int(counts.max())
     valid = np.arange(most) < counts[:, None]  # [hosts, most]
-    pad = most - len(index)
-    padded = [
-        np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))
-        for x in (index.astype(np.int32), log_probs, loss)
-    ]
-    return [np.asarray(x)[valid] for x in multihost_utils.process_allgather(padded)]
+    padded = {
+        name: np.pad(x, [(0, most - count)] + [(0, 0)] * (x.ndim - 1)) for name, x in arrays.items()
+    }
+    gathered = multihost_utils.process_allgather(padded)
+    return {name: np.asarray(x)[valid] for name, x in gathered.items()}
 
 
 def _mismatch(index: np.ndarray, rows: np.ndarray) -> str:

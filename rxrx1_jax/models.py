@@ -22,12 +22,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rxrx1_jax import cpu_ops
+
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old running value; PyTorch writes 0.1 for the new one
-SMALL_MAP = 4  # pixels; up to this size XLA's CPU convolutions are slower than one matrix product
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def on_cpu() -> bool:
+    """Whether networks are traced for XLA's CPU back-end: the one switch between `cpu_ops` and the
+    plain operations, which GPUs and TPUs get."""
+    return jax.default_backend() == "cpu"
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -35,44 +42,20 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     x: [N, H, W, C] and kernel: [k, k, C, D] of the same dtype -> [N, H', W', D] with
     H' = ceil(H / stride), W' = ceil(W / stride).
-
-    GPUs and TPUs get the plain convolution. XLA's CPU back-end runs naive loops for maps smaller
-    than the kernel and for the input gradient of strided convolutions; there the same sums are
-    written as matrix products over shifted slices ("im2col").
     """
-    size = kernel.shape[0]
-    pad = size // 2
-    if jax.default_backend() == "cpu":
-        if size == 1:
-            return _product(x[:, ::stride, ::stride], kernel)
-        if stride > 1 or x.shape[1] <= SMALL_MAP:
-            return _product(_patches(x, size, stride), kernel)
+    if on_cpu():
+        return cpu_ops.convolve(x, kernel, stride)
+    pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """[N, H, W, C] -> [N, H', W', size * size * C], neighbourhoods in the kernel's order."""
-    pad = size // 2
-    _, height, width, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    shifts = [
-        x[:, i : i + height : stride, j : j + width : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.concatenate(shifts, axis=-1)
-
-
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 maximum, stride 2, padding 1: [N, H, W, C] -> [N, ceil(H/2), ceil(W/2), C]."""
+    if on_cpu():
+        return cpu_ops.max_pool(x)
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -92,6 +75,34 @@ class Conv(nn.Module):
         return convolve(x, kernel, self.stride)
 
 
+class BatchNorm(nn.BatchNorm):
+    """Flax's BatchNorm, then the shortcut is added and the ReLU taken where asked: [N, H, W, C]."""
+
+    @nn.compact
+    def __call__(  # type: ignore[override]  # Flax's own further arguments are not needed here
+        self, x: jax.Array, shortcut: jax.Array | None = None, relu: bool = True
+    ) -> jax.Array:
+        if self.use_running_average or not on_cpu():
+            y = super().__call__(x)
+            y = y if shortcut is None else y + shortcut
+            return nn.relu(y) if relu else y
+        shape = (x.shape[-1],)
+        # The names and the initial values are those of Flax.
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        y, mean, var = cpu_ops.batch_norm(
+            x, scale, bias, shortcut, relu, self.epsilon,
+            None if self.is_initializing() else self.axis_name,
+        )  # fmt: skip
+        if not self.is_initializing():
+            for running, value in ((running_mean, mean), (running_var, var)):
+                old = self.momentum * running.value
+                running.value = old + (1 - self.momentum) * jax.lax.stop_gradient(value)
+        return y
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18, ResNet-34 and the demo network)."""
 
@@ -104,13 +115,12 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y)
         y = self.conv(self.features, 3, name="conv2")(y)
-        y = self.norm(name="bn2", scale_init=nn.initializers.zeros)(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = self.conv(self.features, 1, self.stride, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x)
-        return nn.relu(x + y)
+            x = self.norm(name="downsample_bn")(x, relu=False)
+        return self.norm(name="bn2", scale_init=nn.initializers.zeros)(y, shortcut=x)
 
 
 class BottleneckBlock(nn.Module):
@@ -125,15 +135,14 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         out = self.features * self.expansion
-        y = nn.relu(self.norm(name="bn1")(self.conv(self.features, 1, name="conv1")(x)))
+        y = self.norm(name="bn1")(self.conv(self.features, 1, name="conv1")(x))
         y = self.conv(self.features, 3, self.stride, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.norm(name="bn2")(y)
         y = self.conv(out, 1, name="conv3")(y)
-        y = self.norm(name="bn3", scale_init=nn.initializers.zeros)(y)
         if self.stride != 1 or x.shape[-1] != out:
             x = self.conv(out, 1, self.stride, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x)
-        return nn.relu(x + y)
+            x = self.norm(name="downsample_bn")(x, relu=False)
+        return self.norm(name="bn3", scale_init=nn.initializers.zeros)(y, shortcut=x)
 
 
 class ResNet(nn.Module):
@@ -156,14 +165,14 @@ class ResNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, train)
         x = conv(self.width, 7, 2, name="conv1")(images)
-        x = max_pool(nn.relu(norm(name="bn1")(x)))
+        x = max_pool(norm(name="bn1")(x))
         for stage, blocks in enumerate(self.stage_sizes, 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 features = self.width * 2 ** (stage - 1)
                 name = f"layer{stage}_{i}"
                 x = self.block(features, stride, conv, norm, name=name)(x)
-        return _classify(jnp.mean(x, (1, 2)), self.num_classes)
+        return _classify(self, jnp.mean(x, (1, 2)), self.num_classes)
 
 
 class DemoResNet(nn.Module):
@@ -182,7 +191,7 @@ class DemoResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, train)
-        x = nn.relu(norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images)))
+        x = norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images))
         for i, (features, stride) in enumerate(
             [(self.width // 2, 2), (self.width // 2, 1), (self.width, 2)], 1
         ):
@@ -190,19 +199,24 @@ class DemoResNet(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # The small constant keeps the gradient of the root finite where a feature is constant.
         deviation = jnp.sqrt(jnp.var(x, (1, 2)) + 1e-6)
-        return _classify(jnp.concatenate([jnp.mean(x, (1, 2)), deviation], -1), self.num_classes)
+        pooled = jnp.concatenate([jnp.mean(x, (1, 2)), deviation], -1)
+        return _classify(self, pooled, self.num_classes)
 
 
 def _layers(dtype: Any, bn_axis_name: str | None, train: bool) -> tuple[Callable, Callable]:
     norm = partial(
-        nn.BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM,
+        BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM,
         epsilon=BATCH_NORM_EPSILON, dtype=dtype, axis_name=bn_axis_name,
     )  # fmt: skip
     return partial(Conv, dtype=dtype), norm
 
 
-def _classify(features: jax.Array, num_classes: int) -> jax.Array:
-    """The classifier runs in float32 (float64 in tests) whatever the dtype of the network."""
+def _classify(network: nn.Module, features: jax.Array, num_classes: int) -> jax.Array:
+    """The classifier runs in float32 (float64 in tests) whatever the dtype of the network.
+
+    Its input is the embedding, which `mutable=["intermediates"]` gets.
+    """
+    network.sow("intermediates", "embedding", features)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     dense = nn.Dense(num_classes, dtype=dtype, kernel_init=classifier_init, name="fc")
     return dense(features.astype(dtype))

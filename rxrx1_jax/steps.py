@@ -1,4 +1,4 @@
-"""The train state, the loss, one train step and one evaluation step, and how devices share them.
+"""The train state, the loss, the steps of training and evaluation, and how devices share them.
 
 `train_step` and `eval_step` are pure functions of (state, batch). `parallelise` wraps them for
 several devices in one of two ways, which give the same numbers when BatchNorm is shared:
@@ -226,11 +226,28 @@ def eval_step(
     other, so nothing is communicated under axis_name.
     """
     del axis_name
-    params, batch_stats = state.params, state.batch_stats
-    if state.ema_params is not None:
-        params, batch_stats = state.ema_params, state.ema_batch_stats
-    variables = {"params": params, "batch_stats": batch_stats}
-    logits: Any = model.apply(variables, batch["image"], train=False)
+    return _scores(model.apply(_variables(state), batch["image"], train=False), batch)
+
+
+def embed_step(
+    state: TrainState, batch: Batch, *, model: nn.Module, axis_name: str | None = None
+) -> dict[str, jax.Array]:
+    """As `eval_step`, and embedding float32 [N, d], the input of the network's last layer."""
+    del axis_name
+    logits, kept = model.apply(
+        _variables(state), batch["image"], train=False, mutable=["intermediates"]
+    )
+    (embedding,) = kept["intermediates"]["embedding"]
+    return _scores(logits, batch) | {"embedding": embedding.astype(jnp.float32)}
+
+
+def _variables(state: TrainState) -> dict[str, Any]:
+    if state.ema_params is None:
+        return {"params": state.params, "batch_stats": state.batch_stats}
+    return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
+
+def _scores(logits: Any, batch: Batch) -> dict[str, jax.Array]:
     loss = jnp.where(batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0)
     return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}
 
@@ -240,6 +257,7 @@ class ParallelSteps(NamedTuple):
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # state is donated
     eval_step: Callable[[TrainState, Batch], dict[str, jax.Array]]
+    embed_step: Callable[[TrainState, Batch], dict[str, jax.Array]]
     batch_sharding: NamedSharding  # of every array of a batch: axis 0 over all devices
     state_sharding: NamedSharding  # of every array of the state: a copy on every device
 
@@ -248,8 +266,9 @@ def parallelise(
     parallelism: str,
     train: Callable[..., tuple[TrainState, Metrics]],
     evaluate: Callable[..., dict[str, jax.Array]],
+    embed: Callable[..., dict[str, jax.Array]],
 ) -> ParallelSteps:
-    """Wraps `train_step` and `eval_step`, all but (state, batch, axis_name) bound, for all devices.
+    """Wraps the three steps, all but (state, batch, axis_name) bound, for all devices.
 
     Batches are global arrays sharded by `batch_sharding`; the state is put on the devices by
     `jax.device_put(state, steps.state_sharding)`. The state handed to `train_step` is donated: use
@@ -262,6 +281,7 @@ def parallelise(
         return ParallelSteps(
             jax.jit(train, donate_argnums=0, out_shardings=copied),
             jax.jit(evaluate, out_shardings=by_row),
+            jax.jit(embed, out_shardings=by_row),
             by_row,
             copied,
         )
@@ -281,10 +301,14 @@ def parallelise(
     mapped_train = jax.pmap(
         partial(train, axis_name=AXIS), AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
     )
-    mapped_evaluate = jax.pmap(partial(evaluate, axis_name=AXIS), AXIS, in_axes=(None, 0))
+    mapped_evaluate, mapped_embed = (
+        jax.pmap(partial(step, axis_name=AXIS), AXIS, in_axes=(None, 0))
+        for step in (evaluate, embed)
+    )
     return ParallelSteps(
         lambda state, batch: mapped_train(state, stack(batch)),
         lambda state, batch: unstack(mapped_evaluate(state, stack(batch))),
+        lambda state, batch: unstack(mapped_embed(state, stack(batch))),
         by_row,
         copied,
     )

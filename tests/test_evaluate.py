@@ -266,9 +266,9 @@ def batches():
 
 step = jax.jit(lambda state, batch: {
     "log_probs": state[batch["site_index"]], "loss": state[batch["site_index"], 0]})
-log_probs, loss = predict(step, answers, batches(), rows)
-np.testing.assert_array_equal(log_probs, answers[rows])
-np.testing.assert_array_equal(loss, answers[rows, 0])
+found = predict(step, answers, batches(), rows)
+np.testing.assert_array_equal(found["log_probs"], answers[rows])
+np.testing.assert_array_equal(found["loss"], answers[rows, 0])
 try:
     predict(step, answers, batches(), np.append(rows, 39))
 except ValueError as error:

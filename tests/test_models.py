@@ -1,6 +1,10 @@
 """models.py against an independent PyTorch definition of the same networks, in float64."""
 
+import re
+import sys
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,9 @@ from flax import traverse_util
 from torch import nn
 
 from rxrx1_jax import models
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is no installed package
+from benchmarks.plain_linen import PlainResNet50  # noqa: E402
 
 
 class Basic(nn.Module):
@@ -294,3 +301,67 @@ def test_demo_network_has_finite_gradients_on_constant_images():
 def test_unknown_model_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'resnet52'.*resnet18.*resnet_demo"):
         models.create_model("resnet52", 10)
+
+
+def operations(model, platform):
+    """How often each operation, with its types and attributes, is in a lowered gradient."""
+    images = jax.ShapeDtypeStruct((2, 64, 64, 6), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+    def loss(params, batch_stats, images):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return jnp.sum(logits), updated
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    traced = gradient.trace(variables["params"], variables["batch_stats"], images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # Without the names of values and functions.
+    lines = (re.sub(r"%[\w#:]+|@\w+", "", line).strip() for line in text.splitlines())
+    return Counter(line for line in lines if "stablehlo" in line)
+
+
+@pytest.mark.parametrize("platform, backend", [("cuda", "gpu"), ("tpu", "tpu")])
+def test_other_platforms_get_the_plain_network(monkeypatch, platform, backend):
+    """What is lowered for them is what flax.linen's own layers give, operation by operation."""
+    ours, plain = models.create_model("resnet50", 11), PlainResNet50(11)
+    on_cpu = operations(ours, platform)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found, expected = operations(ours, platform), operations(plain, platform)
+    assert found == expected
+    convolutions = {
+        name: sum(count for line, count in lines.items() if "stablehlo.convolution" in line)
+        for name, lines in (("found", found), ("on_cpu", on_cpu))
+    }
+    # 53 forward, 53 gradients of kernels and 52 of inputs: the images need none.
+    assert convolutions["found"] == 158
+    assert convolutions["on_cpu"] < 50 and on_cpu != found
+    # Products are left to the classifier; nothing holds the compiler back.
+    assert sum(count for line, count in found.items() if "stablehlo.dot_general" in line) == 3
+    assert not any("optimization_barrier" in line for line in found)
+
+
+def test_training_on_the_cpu_is_the_plain_network(monkeypatch):
+    """Logits, gradients and running statistics through `cpu_ops` and without it, in float64."""
+    images = np.random.default_rng(0).normal(size=(4, 40, 40, 6))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        model = models.ResNet((1, 1), models.BottleneckBlock, 5, 8, dtype=jnp.float64)
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+        rng = np.random.default_rng(1)
+        variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+
+        def loss(params):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]}, images, train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return jnp.sum(jnp.sin(logits)), (logits, updated["batch_stats"])
+
+        results = []
+        for backend in ("cpu", "gpu"):
+            monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+            results.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)

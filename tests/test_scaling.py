@@ -49,6 +49,7 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
         parallelism,
         partial(steps.train_step, model=model, tx=tx, schedule=schedule),
         partial(steps.eval_step, model=model),
+        partial(steps.eval_step, model=model),
     )
     assert parallel.batch_sharding.num_devices == devices
     key = jax.random.key(0)

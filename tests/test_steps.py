@@ -226,7 +226,7 @@ def run_parallel(parallelism, bn_axis_name, batch, accumulation=1):
         small_resnet(bn_axis_name), ema=True, ema_decay=0.9,
         label_smoothing=0.1, accumulation=accumulation,
     )  # fmt: skip
-    parallel = steps.parallelise(parallelism, train, evaluate)
+    parallel = steps.parallelise(parallelism, train, evaluate, evaluate)
     state = jax.device_put(state, parallel.state_sharding)
     batch = jax.device_put(batch, parallel.batch_sharding)
     losses = []
@@ -289,7 +289,7 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
     # SGD's first update is linear in the gradient, so its mean is the update of the mean gradient.
     expected_params = jax.tree.map(lambda *x: np.mean(x, axis=0), *(p.params for p, _ in parts))
 
-    parallel = steps.parallelise("pmap", train, evaluate)
+    parallel = steps.parallelise("pmap", train, evaluate, evaluate)
     found, metrics = parallel.train_step(
         jax.device_put(state, parallel.state_sharding),
         jax.device_put(batch, parallel.batch_sharding),
@@ -303,7 +303,7 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
 @pytest.mark.parametrize("parallelism", steps.PARALLELISMS)
 def test_the_state_is_donated(parallelism):
     state, train, evaluate = prepare(Linear(), ema=True, ema_decay=0.9)
-    parallel = steps.parallelise(parallelism, train, evaluate)
+    parallel = steps.parallelise(parallelism, train, evaluate, evaluate)
     state = jax.device_put(state, parallel.state_sharding)
     batch = jax.device_put(make_batch(), parallel.batch_sharding)
     new, _ = parallel.train_step(state, batch)
@@ -313,4 +313,4 @@ def test_the_state_is_donated(parallelism):
 
 def test_unknown_parallelism_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'fsdp'; choose one of jit, pmap"):
-        steps.parallelise("fsdp", None, None)
+        steps.parallelise("fsdp", None, None, None)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import demo
-from rxrx1_jax import checkpoint, input_pipeline, records, report, run, steps, train
+from rxrx1_jax import checkpoint, correct, input_pipeline, records, report, run, steps, train
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -253,3 +253,28 @@ def test_unlabelled_sites_have_no_class(tiny):
     rows = np.flatnonzero(dataset.sites["sirna_id"] == -1)
     (batch,) = input_pipeline.eval_batches(dataset, rows, split, batch_size=2, normalisation="none")
     assert batch["label"].tolist() == [-1, -1]
+
+
+def test_corrections_of_a_run(finished):
+    """What the network itself says is what the run predicted; nothing is computed twice."""
+    _, workdir, _ = finished
+    names = ["none", "centroids", "adabn_experiment_controls", "adabn_plate", "centre_scale_plate"]
+    tables = correct.correct(workdir, names)
+    own = pq.read_table(workdir / "predictions.parquet")
+    for column in ("site_id", "label", "prediction", "well_prediction"):
+        assert tables["none"][column].to_pylist() == own[column].to_pylist()
+    np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
+    assert tables["adabn_plate"]["loss"] != tables["none"]["loss"]
+    files = {path: path.stat().st_mtime_ns for path in (workdir / "corrections").iterdir()}
+    assert {path.stem for path in files} == set(names)
+    again = correct.correct(workdir, names)
+    assert all(again[name].equals(tables[name]) for name in names)
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    text = correct.summary({"a": tables, "b": again})
+    lines = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert lines == [
+        "**inductive**", "none", "centroids", "**test controls**", "adabn_experiment_controls",
+        "centre_scale_plate", "**unlabelled test images**", "adabn_plate",
+    ]  # fmt: skip
+    with pytest.raises(run.RunError, match="no run here"):
+        correct.correct(workdir.parent, names)

@@ -1,0 +1,334 @@
+"""Metrics of embeddings: how well one can tell the batches apart, and how well the biology.
+
+Batches: `batch_predictability`. Biology: `retrieval_map`, `replicate_consistency` and, on a
+synthetic screen, `planted_recovery`. A correction that erases everything mixes the batches
+perfectly, so the first means nothing without one of the others beside it.
+
+NumPy on arrays of rows, in any order; ids are arrays of strings or integers. Similarities are
+cosines about the origin: centre embeddings first, for example on the controls.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import linalg, stats
+from scipy.spatial.distance import pdist
+
+FOLDS = 5  # of the siRNAs, in the probe
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # ridge penalty a training row, of standardised features
+BLOCK = 2**24  # similarities held at once: 64 MiB
+
+
+class Predictability(NamedTuple):
+    accuracy: float  # mean over the batches of the share of their rows that is recognised
+    chance: float  # 1 / number of batches
+
+
+class Retrieval(NamedTuple):
+    mean: float  # over labels, of the mean over their rows
+    chance: float  # the same for rankings at random
+    average_precision: np.ndarray  # [n], NaN where a row has no positive
+
+
+class Consistency(NamedTuple):
+    labels: np.ndarray  # [K] with two or more profiles, sorted
+    similarity: np.ndarray  # [K] mean cosine between the profiles of a label
+    null: np.ndarray  # [K] its mean over the permutations
+    p_value: np.ndarray  # [K]
+
+
+class Recovery(NamedTuple):
+    pearson: float
+    spearman: float
+
+
+def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Means of the rows that agree in all columns: wells, siRNAs, siRNAs of an experiment.
+
+    Args:
+      embeddings: [n, D]. columns: ids [n], one or more.
+
+    Returns:
+      Means [P, D] in float64, then the P values of each column, sorted by the first, second ...
+    """
+    _check(embeddings, *columns)
+    codes = np.stack([np.unique(ids, return_inverse=True)[1] for ids in columns], axis=1)
+    _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    sums = np.add.reduceat(embeddings[order], starts, axis=0, dtype=np.float64)
+    return sums / np.bincount(group)[:, None], *(ids[first] for ids in columns)
+
+
+def batch_predictability(
+    embeddings: np.ndarray,
+    batch: np.ndarray,
+    cell_type: np.ndarray,
+    sirna: np.ndarray,
+    seed: int = 0,
+) -> dict[str, Predictability]:
+    """How well a linear classifier names the batch of a site, within each cell type.
+
+    Ridge regression on the indicators of the batches, on features standardised within the cell
+    type; the largest output wins. Five-fold over siRNAs: each site is recognised once, by a
+    classifier that saw no well of its siRNA. The penalty is the one of PENALTIES that does best on
+    the siRNAs of a further fold. Holding out wells alone would be wrong: every siRNA is in every
+    experiment, so a classifier trained on its other wells learns from the siRNA which experiments
+    the well is *not* of, and falls far below chance where there is no batch effect.
+
+    Args:
+      embeddings: [n, D]. batch (experiment or plate), cell_type, sirna: [n].
+      seed: of the folds.
+
+    Returns:
+      {cell type: Predictability}, without cell types of a single batch.
+
+    Raises ValueError for a batch of fewer than FOLDS siRNAs.
+    """
+    _check(embeddings, batch, cell_type, sirna)
+    found = {}
+    for name in np.unique(cell_type):
+        rows = cell_type == name
+        batches, target = np.unique(batch[rows], return_inverse=True)
+        if len(batches) > 1:
+            sirnas, group = np.unique(sirna[rows], return_inverse=True)
+            for k, label in enumerate(batches):
+                if (count := len(np.unique(group[target == k]))) < FOLDS:
+                    raise ValueError(
+                        f"batch {label} has {count} siRNAs; expected {FOLDS} or more, to hold out "
+                        "one fold of them after the other"
+                    )
+            fold = np.random.default_rng(seed).permutation(len(sirnas))[group] % FOLDS
+            predicted = _probe(embeddings[rows], target, fold)
+            right = np.bincount(target[predicted == target], minlength=len(batches))
+            recall = right / np.bincount(target)
+            found[str(name)] = Predictability(float(recall.mean()), 1 / len(batches))
+    return found
+
+
+def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.ndarray) -> Retrieval:
+    """Mean average precision of finding a siRNA again in other experiments, by cosine similarity.
+
+    Every row is a query. Its positives are the rows of its label in other experiments, its
+    negatives all rows of other labels, those of its own experiment included: they are the ones
+    that batch effects put first. Rows of its label in its experiment are left out. A negative as
+    similar as a positive counts as ranked before it. This is the average precision of copairs
+    (Kalinin et al., "A versatile information retrieval framework for evaluating profile strength
+    and similarity", 2024) with pos_sameby=[label], pos_diffby=[experiment], neg_sameby=[],
+    neg_diffby=[label]. Chance is the exact expectation for M positives among L rows,
+    (H_L + (M - 1) / (L - 1) (L - H_L)) / L, H_L the L-th harmonic number.
+
+    Args:
+      embeddings: [n, D], rows of one cell type unless retrieval across cell types is meant.
+      labels, experiment: [n].
+
+    Raises ValueError for fewer than two labels, a zero row, or no label in two experiments.
+    """
+    _check(embeddings, labels, experiment)
+    names, code = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError("retrieval needs negatives: expected two labels or more")
+    n = len(labels)
+    order = np.argsort(code, kind="stable")
+    unit, code_of, batch = _unit(embeddings)[order], code[order], experiment[order]
+    ends = np.cumsum(np.bincount(code))
+    own = [slice(end - size, end) for end, size in zip(ends, np.bincount(code), strict=True)]
+    harmonic = np.cumsum(1 / np.arange(1, n + 1))
+    precision, expected = np.full(n, np.nan), np.full(n, np.nan)
+    step = max(1, BLOCK // n)
+    for first in range(0, n, step):
+        similarity = unit[first : first + step] @ unit.T
+        positives = []
+        for i, row in enumerate(similarity, first):
+            same = own[code_of[i]]
+            positives.append(np.sort(row[same][batch[same] != batch[i]])[::-1])
+            row[same] = -np.inf
+        similarity.sort(axis=1)
+        for i, (row, positive) in enumerate(zip(similarity, positives, strict=True), first):
+            m = len(positive)
+            if m:
+                before = n - np.searchsorted(row, positive, side="left")
+                rank = np.arange(1, m + 1)
+                precision[order[i]] = (rank / (rank + before)).mean()
+                same = own[code_of[i]]
+                length = m + n - (same.stop - same.start)
+                h = harmonic[length - 1]
+                expected[order[i]] = (h + (m - 1) / (length - 1) * (length - h)) / length
+    if np.isnan(precision).all():
+        raise ValueError("retrieval needs positives: no label is in two experiments")
+    return Retrieval(_mean_over(code, precision), _mean_over(code, expected), precision)
+
+
+def replicate_consistency(
+    profiles: np.ndarray,
+    labels: np.ndarray,
+    experiment: np.ndarray,
+    seed: int = 0,
+    draws: int = 1000,
+) -> Consistency:
+    """How alike the profiles of a siRNA are, against profiles drawn at random.
+
+    Perturbation consistency of EFAAR (Celik et al., "Building, benchmarking, and exploring
+    perturbative maps of transcriptional and morphological data", 2024): the mean cosine over all
+    pairs of a label's profiles, here one profile an experiment. Its null permutes the labels
+    within each experiment, so that what profiles of the same experiments share counts for
+    nothing. p = (1 + null values at or above the label's own) / (1 + draws): a share x of labels
+    without effect has p <= x.
+
+    Args:
+      profiles: [P, D], as `mean_profiles(embeddings, labels, experiment)` gives them, of one cell
+        type. labels, experiment: [P].
+      seed, draws: of the permutations.
+
+    Raises ValueError for two profiles of a label in one experiment (the sites of a well are alike
+    whatever its label), for a zero profile, and if no label has two profiles.
+    """
+    _check(profiles, labels, experiment)
+    names, code = np.unique(labels, return_inverse=True)
+    _, batch = np.unique(experiment, return_inverse=True)
+    order = np.lexsort((batch, code))
+    code, batch = code[order], batch[order]
+    again = np.flatnonzero((np.diff(code) == 0) & (np.diff(batch) == 0))
+    if len(again):
+        row = order[again[0]]
+        raise ValueError(
+            f"label {labels[row]} has several profiles in experiment {experiment[row]}: expected "
+            "one; use mean_profiles(embeddings, labels, experiment)"
+        )
+    several = np.bincount(code) > 1
+    if not several.any():
+        raise ValueError("consistency needs replicates: no label has two profiles")
+    unit, size = _unit(profiles)[order], np.bincount(code)[several]
+    # For each experiment its rows, where each label's profile is among them (-1: nowhere), and
+    # which of them each label gets: [draws + 1, its rows], first its own.
+    rows = [np.flatnonzero(batch == b) for b in range(batch.max() + 1)]
+    place = np.full((len(rows), len(names)), -1)
+    given = []
+    rng = np.random.default_rng(seed)
+    for b, members in enumerate(rows):
+        own = np.arange(len(members), dtype=np.int32)
+        place[b, code[members]] = own
+        given.append(np.vstack([own, rng.permuted(np.tile(own, (draws, 1)), axis=1)]))
+    sums = np.zeros((draws + 1, len(names)))
+    for b, c in itertools.combinations(range(len(rows)), 2):
+        cosine = unit[rows[b]] @ unit[rows[c]].T
+        both = np.flatnonzero((place[b] >= 0) & (place[c] >= 0))
+        sums[:, both] += cosine[given[b][:, place[b, both]], given[c][:, place[c, both]]]
+    similarity = sums[:, several] / (size * (size - 1) / 2)
+    above = (similarity[1:] >= similarity[0]).sum(axis=0)
+    return Consistency(
+        names[several], similarity[0], similarity[1:].mean(axis=0), (1 + above) / (1 + draws)
+    )
+
+
+def planted_effects(
+    truth: Mapping[str, Any], sirna_ids: Sequence[int] | np.ndarray, cell_type: str
+) -> np.ndarray:
+    """Planted effects [K, 24], latent units, of siRNAs in a cell type.
+
+    `truth` is the content of the truth.json that the generator of the synthetic screen writes.
+    Raises ValueError for a siRNA or a cell type that it lacks.
+    """
+    effects = []
+    for sirna_id in sirna_ids:
+        try:
+            effects.append(truth["sirnas"][str(sirna_id)][cell_type])
+        except KeyError as error:
+            raise ValueError(
+                f"no planted effect of siRNA {sirna_id} in {cell_type} (no {error}): expected the "
+                "truth.json of the screen that the embeddings are of"
+            ) from error
+    return np.array(effects, np.float64)
+
+
+def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> Recovery:
+    """Correlation, over pairs of siRNAs, of measured with planted Euclidean distances.
+
+    Args:
+      measured: [K, D] profiles of K siRNAs in a cell type, as `mean_profiles(embeddings, sirna)`
+        gives them. All should be means over the same experiments, else shifts of experiments
+        count as effects.
+      planted: [K, P] `planted_effects` of the same siRNAs in the same order.
+
+    Raises ValueError for fewer than three siRNAs, or if all distances of one kind are equal (a
+    screen made with effect 0).
+    """
+    if len(measured) != len(planted) or len(measured) < 3:
+        raise ValueError(
+            f"{len(measured)} measured and {len(planted)} planted siRNAs; expected the same "
+            "number, three or more"
+        )
+    distances = [pdist(np.asarray(x, np.float64)) for x in (measured, planted)]
+    for name, values in zip(("measured", "planted"), distances, strict=True):
+        if not np.isfinite(values).all() or np.ptp(values) == 0:
+            raise ValueError(f"{name} distances are all equal or not finite: no correlation")
+    return Recovery(
+        float(stats.pearsonr(*distances).statistic), float(stats.spearmanr(*distances).statistic)
+    )
+
+
+def _check(embeddings: np.ndarray, *columns: np.ndarray) -> None:
+    n = len(embeddings)
+    if embeddings.ndim != 2 or not n or any(ids.shape != (n,) for ids in columns):
+        raise ValueError(
+            f"embeddings {embeddings.shape} with ids {[ids.shape for ids in columns]}; expected "
+            "[n, D] and [n] each, n > 0"
+        )
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"embedding of row {finite.argmin()} is not finite ({(~finite).sum()} of {n} rows)"
+        )
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32."""
+    length = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    if not length.all():
+        raise ValueError(f"embedding of row {length.argmin()} is zero: it has no cosine")
+    return (embeddings / length).astype(np.float32)
+
+
+def _mean_over(code: np.ndarray, values: np.ndarray) -> float:
+    """Mean over codes of the mean of their values; NaN is left out."""
+    kept = ~np.isnan(values)
+    count = np.bincount(code[kept])
+    sums = np.bincount(code[kept], weights=values[kept])
+    return float((sums[count > 0] / count[count > 0]).mean())
+
+
+def _probe(embeddings: np.ndarray, target: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """[n] class of each row by ridge regression on the rows of other folds."""
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    scale = embeddings.std(axis=0, dtype=np.float64)
+    scale[scale == 0] = 1
+    inputs = []
+    for k in range(FOLDS):
+        rows = (embeddings[fold == k] - mean) / scale
+        inputs.append(np.hstack([rows, np.ones((len(rows), 1))]))
+    outputs = [np.eye(target.max() + 1)[target[fold == k]] for k in range(FOLDS)]
+    # Sums of products of each fold: those of a training set are differences.
+    square = np.stack([x.T @ x for x in inputs])
+    cross = np.stack([x.T @ y for x, y in zip(inputs, outputs, strict=True)])
+    square_of_all, cross_of_all = square.sum(axis=0), cross.sum(axis=0)
+    predicted = np.empty(len(target), np.intp)
+    for test in range(FOLDS):
+        check = (test + 1) % FOLDS
+        rest = square_of_all - square[test], cross_of_all - cross[test]
+        inner = rest[0] - square[check], rest[1] - cross[check]
+        truth = target[fold == check]
+        right = [((inputs[check] @ _ridge(*inner, p)).argmax(1) == truth).mean() for p in PENALTIES]
+        weights = _ridge(*rest, PENALTIES[int(np.argmax(right))])
+        predicted[fold == test] = (inputs[test] @ weights).argmax(axis=1)
+    return predicted
+
+
+def _ridge(square: np.ndarray, cross: np.ndarray, penalty: float) -> np.ndarray:
+    """Weights [D + 1, K]; the last input is 1, its weight the intercept, not penalised."""
+    matrix = square.copy()
+    diagonal = np.arange(len(matrix) - 1)
+    matrix[diagonal, diagonal] += penalty * square[-1, -1]  # [-1, -1]: number of rows
+    factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
+    return linalg.cho_solve(factor, cross, check_finite=False)

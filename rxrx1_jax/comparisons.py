@@ -1,0 +1,198 @@
+"""Uncertainty of accuracies: intervals over wells, spread over folds and seeds, methods in pairs.
+
+An interval over wells holds for the network and the test experiments at hand: it says what other
+wells of these experiments could have given. What other experiments or another training could have
+given is seen in the folds and seeds alone. Needs no JAX.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import stdtrit
+
+LEVEL = 0.95  # of all intervals
+BLOCK = 2**22  # counts of resampled wells held at once: 32 MiB
+
+
+class Interval(NamedTuple):
+    estimate: float
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    mean: float
+    sd: float  # n - 1 in the denominator; NaN for a single value
+    n: int
+
+
+class PairedSpread(NamedTuple):
+    mean: float
+    sd: float  # as in Spread
+    low: float  # of the t interval; NaN for a single pair
+    high: float
+    n: int
+
+
+class Gap(NamedTuple):
+    points: float  # percentage points
+    ratio: float  # NaN where batch is 0
+
+
+def gap(random: float, batch: float) -> Gap:
+    """What a random split promises beyond new experiments, from two accuracies (fractions)."""
+    return Gap(100 * (random - batch), random / batch if batch else math.nan)
+
+
+def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
+    """(experiment, accuracy) of the lowest accuracy; the first name among equals.
+
+    `accuracy` is {experiment: fraction}, e.g. `accuracies(table)["site"]["experiment"]`.
+    """
+    if not accuracy:
+        raise ValueError("no experiments: expected the accuracy of one at least")
+    worst = min(accuracy, key=lambda name: (accuracy[name], name))
+    return worst, accuracy[worst]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of a figure over folds or seeds."""
+    if not len(values):
+        raise ValueError("no values: expected those of one fold or seed at least")
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Spread(float(np.mean(values)), sd, len(values))
+
+
+def paired_over_folds(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> PairedSpread:
+    """a - b over the folds or seeds of both: mean, sd and Student's t interval with n - 1 degrees.
+
+    Args:
+      a, b: {fold, seed or (fold, seed): figure} of two methods, with the same keys.
+
+    The interval takes the pairs for independent. Training sets of folds overlap, which makes it
+    too narrow (Nadeau and Bengio, "Inference for the generalization error", 2003).
+    """
+    if a.keys() != b.keys():
+        odd = sorted(map(str, a.keys() ^ b.keys()))
+        raise ValueError(f"only one method has {', '.join(odd)}: expected the same folds and seeds")
+    mean, sd, n = spread([a[key] - b[key] for key in a])
+    half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if n > 1 else math.nan
+    return PairedSpread(mean, sd, float(mean - half), float(mean + half), n)
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    well_id: np.ndarray,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+) -> dict[str, Interval]:
+    """Mean over sites with a percentile interval from resampling wells with all their sites.
+
+    The cluster bootstrap (Davison and Hinkley, "Bootstrap methods and their application", 1997,
+    section 3.8): the sites of a well share its biology, so they are no independent draws.
+
+    Args:
+      values: [n] one a site, e.g. prediction == label, or average precision.
+      well_id: [n]. A coarser id (experiment) resamples that instead.
+      groups: [n] cell type or experiment of each site; wells are resampled within groups.
+      seed, draws: of the resampling.
+
+    Returns:
+      {group: Interval}, or {"all": Interval} without groups.
+    """
+    values = np.asarray(values, np.float64)
+    groups = np.full(len(values), "all") if groups is None else groups
+    if not len(values) or not values.shape == well_id.shape == groups.shape:
+        raise ValueError(
+            f"values {values.shape}, well_id {well_id.shape}, groups {groups.shape}; expected [n] "
+            "each, n > 0"
+        )
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = finite.argmin()
+        raise ValueError(f"row {row} (well {well_id[row]}) is not finite: leave such rows out")
+    found = {}
+    for name in np.unique(groups):
+        rows = groups == name
+        found[str(name)] = _resample(values[rows], well_id[rows], seed, draws)
+    return found
+
+
+def paired_difference(
+    a: pa.Table, b: pa.Table, unit: str = "site", seed: int = 0, draws: int = 2000
+) -> dict[str, Interval]:
+    """Accuracy of a minus that of b on the same test sites, with intervals over wells.
+
+    Args:
+      a, b: tables of predictions (the columns of predictions.parquet), rows in any order.
+      unit: "site", or "well" to count each well once by its well_prediction.
+      seed, draws: as in `bootstrap_interval`.
+
+    Returns:
+      {"all": Interval, cell type: Interval ...}, of fractions.
+
+    Raises ValueError unless both hold the same sites, each once, with the same labels.
+    """
+    if unit not in ("site", "well"):
+        raise ValueError(f"unit {unit!r}; expected 'site' or 'well'")
+    columns = ("site_id", "well_id", "cell_type", "label", "prediction", "well_prediction")
+    first, second = ({name: _values(t, name) for name in columns} for t in (a, b))
+    for table in (first, second):
+        order = np.argsort(table["site_id"], kind="stable")
+        table.update({name: column[order] for name, column in table.items()})
+    _check_same_sites(first, second)
+    column = "prediction" if unit == "site" else "well_prediction"
+    right = [(t[column] == t["label"]).astype(np.float64) for t in (first, second)]
+    wells, cell_types = first["well_id"], first["cell_type"]
+    keep = np.arange(len(wells))
+    if unit == "well":
+        keep = np.unique(wells, return_index=True)[1]
+    arguments = ((right[0] - right[1])[keep], wells[keep])
+    return bootstrap_interval(*arguments, seed=seed, draws=draws) | bootstrap_interval(
+        *arguments, groups=cell_types[keep], seed=seed, draws=draws
+    )
+
+
+def _resample(values: np.ndarray, well_id: np.ndarray, seed: int, draws: int) -> Interval:
+    _, well = np.unique(well_id, return_inverse=True)
+    sums = np.stack([np.bincount(well, weights=values), np.bincount(well)], axis=1)
+    # Wells with the same sum and number of sites are interchangeable: it is enough to draw how
+    # many of each kind there are.
+    kinds, count = np.unique(sums, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    step = max(1, BLOCK // len(kinds))
+    drawn = [
+        rng.multinomial(len(sums), count / len(sums), size=min(step, draws - first)) @ kinds
+        for first in range(0, draws, step)
+    ]
+    total, sites = np.concatenate(drawn).T
+    low, high = np.quantile(total / sites, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _check_same_sites(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for the first difference between two tables sorted by site_id."""
+    for table in (a, b):
+        twice = np.flatnonzero(table["site_id"][1:] == table["site_id"][:-1])
+        if len(twice):
+            raise ValueError(
+                f"site {table['site_id'][twice[0]]} is twice in a table; expected once"
+            )
+    odd = np.setxor1d(a["site_id"], b["site_id"])
+    if len(odd):
+        raise ValueError(
+            f"site {odd[0]} is in one table only ({len(odd)} such sites): expected predictions of "
+            "the same test sites, from runs of the same protocol and fold"
+        )
+    other = np.flatnonzero(a["label"] != b["label"])
+    if len(other):
+        raise ValueError(f"site {a['site_id'][other[0]]} has two labels: expected the same data")
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    column = table[name]
+    return np.array(column.to_pylist()) if pa.types.is_string(column.type) else column.to_numpy()

@@ -1,0 +1,223 @@
+"""Tries corrections on trained runs: `python -m rxrx1_jax.correct RUN...` says whether they help.
+
+Each run is a directory of `rxrx1_jax.main`. Its network embeds the sites once; every method of
+`corrections.METHODS` then predicts the test sites, and RUN/corrections/METHOD.parquet keeps what it
+predicted (the columns of predictions.parquet). What is there is not computed again. The table
+compares methods within the same budget of information, paired with the uncorrected network.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ml_collections import ConfigDict
+
+from rxrx1_jax import (
+    adapt,
+    comparisons,
+    evaluate,
+    input_pipeline,
+    models,
+    predictions,
+    splits,
+    train,
+)
+from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, evidence_for
+from rxrx1_jax.records import DatasetError
+from rxrx1_jax.run import RunError
+
+BASE = "none"
+ADAPT_BATCH = 64  # images a batch when BatchNorm statistics are estimated; a plate has 62 controls
+
+
+def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
+    """Predictions of the test sites of one run by each method, {name: table}."""
+    config = ConfigDict(_settings(workdir))
+    folder = workdir / "corrections"
+    folder.mkdir(exist_ok=True)
+    if config.data.protocol == "wilds":
+        raise RunError(f"{workdir}: under the wilds protocol controls are classes; not corrected")
+    task, state = train.restored(config, workdir)
+    step = str(int(state.step))
+    tables: dict[str, pa.Table] = {}
+    evidence: Evidence | None = None
+    rows = _rows(task)
+    for name in names:
+        path = folder / f"{name}.parquet"
+        if path.exists() and (pq.read_schema(path).metadata or {}).get(b"step") == step.encode():
+            tables[name] = pq.read_table(path)
+            continue
+        method = METHODS[name]
+        if evidence is None:
+            evidence = _evidence(config, task, state, rows)
+        given = evidence
+        if method.adapt_by:
+            given = evidence._replace(
+                log_probs=_adapted_log_probs(config, task, state, evidence, rows, method)
+            )
+        given = evidence_for(method, given)
+        try:
+            scores = method.function(given)[given.role == "test"]
+        except ImportError as error:  # a library of the extra `analysis`
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        sites = task.records.sites[rows[evidence.role == "test"]]
+        label = np.searchsorted(task.split.classes, sites["sirna_id"])
+        loss = -scores[np.arange(len(label)), label]
+        table = predictions.predictions_table(sites, task.split.classes, scores, loss)
+        table = table.replace_schema_metadata({"step": step})
+        predictions.write_predictions(path, table)
+        tables[name] = table
+    return tables
+
+
+def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
+    """The Markdown table of {run: {method: predictions}}, grouped by what the methods may see."""
+    columns = ["method", "by site", "by well", "worst experiment", "gain by site, points"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    names = [name for name in METHODS if all(name in tables for tables in runs.values())]
+    for budget in BUDGETS:
+        members = [name for name in names if METHODS[name].budget == budget]
+        if members:
+            lines.append(f"| **{budget}** |" + " |" * (len(columns) - 1))
+        lines += [_line(name, runs) for name in members]
+    return "\n".join(lines)
+
+
+def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
+    scored = {run: predictions.accuracies(tables[name]) for run, tables in runs.items()}
+    cells = [
+        _spread([s["site"]["all"] for s in scored.values()]),
+        _spread([s["well"]["all"] for s in scored.values()]),
+        _spread([min(s["site"]["experiment"].values()) for s in scored.values()]),
+    ]
+    if name == BASE:
+        return f"| {name} | " + " | ".join(cells) + " | |"
+    if len(runs) == 1:
+        (tables,) = runs.values()
+        found = comparisons.paired_difference(tables[name], tables[BASE])["all"]
+        gain = f"{100 * found.estimate:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    else:
+        base = {run: predictions.accuracies(tables[BASE]) for run, tables in runs.items()}
+        paired = comparisons.paired_over_folds(
+            {run: s["site"]["all"] for run, s in scored.items()},
+            {run: s["site"]["all"] for run, s in base.items()},
+        )
+        gain = f"{100 * paired.mean:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
+    return f"| {name} | " + " | ".join([*cells, gain]) + " |"
+
+
+def _spread(fractions: list[float]) -> str:
+    found = comparisons.spread(fractions)
+    return f"{100 * found.mean:.1f}" + (f" ± {100 * found.sd:.1f}" if found.n > 1 else "")
+
+
+def _settings(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    if not path.exists():
+        raise RunError(f"{workdir}: no run here (no config.json); train with this --workdir first")
+    settings = json.loads(path.read_text())
+    settings.pop("dataset")
+    return settings
+
+
+def _rows(task: train.Task) -> np.ndarray:
+    """Records a correction may be given: training, test, and the controls of their experiments."""
+    sites, split = task.records.sites, task.split
+    used = np.concatenate([split.train, split.test])
+    there = np.isin(sites["experiment"], np.unique(sites["experiment"][used]))
+    controls = np.flatnonzero(there & (sites["well_type"] != "treatment"))
+    return np.unique(np.concatenate([used, controls]))
+
+
+def _evidence(config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray) -> Evidence:
+    """Embeds and scores `rows`."""
+    role = splits.site_roles(task.split, len(task.records.sites))
+    role[role == "other"] = "control"  # of the rows here no others are left
+    batches = train.eval_batches(config, task, rows)
+    outputs = evaluate.predict(task.steps.embed_step, state, batches, rows)
+    return Evidence(
+        task.records.sites[rows], role[rows], outputs["embedding"], outputs["log_probs"],
+        task.split.classes,
+    )  # fmt: skip
+
+
+def _adapted_log_probs(
+    config: ConfigDict, task: train.Task, state: Any, evidence: Evidence, rows: np.ndarray,
+    method: Method,
+) -> np.ndarray:  # fmt: skip
+    """The network's log-probabilities after AdaBN in each experiment or plate with test sites."""
+    model = models.create_model(
+        config.model.name, len(task.split.classes), width=config.model.width,
+        dtype=jnp.dtype(config.model.dtype), bn_axis_name=None,
+    )  # fmt: skip
+    sites = evidence.sites
+    batch_of = sites["experiment"]
+    if method.adapt_by == "plate":
+        batch_of = np.char.add(np.char.add(batch_of, "_"), sites["plate"].astype(str))
+    on_controls = method.adapt_on == "control"
+    log_probs = evidence.log_probs.copy()
+    average = state.ema_params is not None
+    params = state.ema_params if average else state.params
+    for name in np.unique(batch_of[evidence.role == "test"]):
+        here = batch_of == name
+        learn = rows[here & ((sites["well_type"] != "treatment") == on_controls)]
+        if not len(learn):
+            continue  # a part of the release without controls: the network stays as it is
+        images = input_pipeline.eval_batches(
+            task.records, _whole_batches(learn), task.split, batch_size=ADAPT_BATCH,
+            normalisation=config.data.normalisation, crop=config.data.crop,
+            dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
+            threads=config.data.threads,
+        )  # fmt: skip
+        statistics = adapt.adapted_statistics(model, params, state.batch_stats, images)
+        statistics = jax.device_put(statistics, task.steps.state_sharding)
+        adapted = state.replace(batch_stats=statistics)
+        if average:
+            adapted = adapted.replace(ema_batch_stats=statistics)
+        test = np.flatnonzero(here & (evidence.role == "test"))
+        batches = train.eval_batches(config, task, rows[test])
+        log_probs[test] = evaluate.predict(task.steps.eval_step, adapted, batches, rows[test])[
+            "log_probs"
+        ]
+    return log_probs
+
+
+def _whole_batches(rows: np.ndarray) -> np.ndarray:
+    """`rows`, and the first of them again until the last batch is full."""
+    return np.resize(rows, -(-len(rows) // ADAPT_BATCH) * ADAPT_BATCH)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rxrx1_jax.correct", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, help="file for the table, Markdown")
+    options = parser.parse_args()
+    names = list(dict.fromkeys([BASE, *options.methods]))
+    tables = {}
+    try:
+        for i, run in enumerate(options.runs, 1):
+            print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
+            tables[str(run)] = correct(run, names)
+        text = summary(tables)
+    except (RunError, DatasetError, ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(text)
+    if options.out:
+        partial = options.out.with_name(f"{options.out.name}.tmp")
+        partial.write_text(text + "\n")
+        os.replace(partial, options.out)
+
+
+if __name__ == "__main__":
+    main()

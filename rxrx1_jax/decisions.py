@@ -1,0 +1,274 @@
+"""From log-probabilities of sites to decisions: by well, and by the design of the screen.
+
+Assignment uses the design (Wilds 2021, appendix E.3: it lifts accuracy without a better model): a
+treatment siRNA occurs at most once in an experiment, and a plate holds one of as many fixed groups
+of siRNAs as there are plates, in a cyclic order. Compare its results only with others that use the
+design.
+
+`role` [n] is "train", "test" or "other". Labels (`sirna_id`) are read where it is "train" and
+nowhere else. `sites` are rows of `Records.sites`, in any order.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+# What a decision may see beyond the model and the images of the well itself.
+USES: dict[str, frozenset[str]] = {
+    "well_mean": frozenset(),
+    "assign_once": frozenset({"experiment_ids", "test_images", "design"}),
+    "assign_plate_groups": frozenset({"experiment_ids", "test_images", "design"}),
+}
+
+UNKNOWN = -1  # group of a siRNA without training wells: it may be on any plate
+AGREEMENT = 0.9  # least share of training wells that must fit the rotated groups
+ROUNDS = 10  # of re-estimating the groups; real metadata settle in two
+
+
+def well_mean(log_probs: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """Mean log-probability over the sites of each well, and over orientations.
+
+    The mean (a geometric mean of probabilities, not normalised again) is what
+    `predictions_table` scores wells by. A well with one site has the values of that site.
+
+    Args:
+      log_probs: float [n, K], or [o, n, K] for o orientations of each image.
+      sites: structured array [n].
+
+    Returns:
+      float64 [n, K]: each row has its well's values.
+
+    Raises:
+      ValueError: sizes disagree, values are not finite.
+    """
+    means, well = _wells(log_probs, sites)
+    return means[well]
+
+
+def assign_once(
+    log_probs: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray
+) -> np.ndarray:
+    """Predictions under the rule that no treatment siRNA occurs twice in an experiment.
+
+    Of each experiment the assignment of wells to siRNAs with the largest sum of mean
+    log-probabilities: linear assignment (Crouse 2016, IEEE Trans. Aerospace and Electronic Systems
+    52, 1679, in SciPy). siRNAs of the experiment's training wells are taken, unless a site of the
+    well is to be predicted (a split by site). Wells beyond the number of free siRNAs get their best
+    one. Training and control sites get the best class of their well: nothing is assigned there.
+
+    Args:
+      log_probs: float [n, K] or [o, n, K]. sites: structured array [n].
+      classes: int [K], sirna_ids of the columns. role: str [n].
+
+    Returns:
+      int32 [n] sirna_ids; the same for all assigned sites of a well.
+
+    Raises:
+      ValueError: sizes disagree, values are not finite, unknown roles; siRNAs that occur more
+        than once in the training experiments as a rule.
+    """
+    scores, well = _wells(log_probs, sites)
+    classes, open_rows = _checked(scores, sites, classes, role)
+    predicted = scores[well].argmax(axis=1)
+    for rows, taken in _experiments(sites, classes, role, open_rows):
+        wells, back = np.unique(well[rows], return_inverse=True)
+        allowed = np.tile(~taken, (len(wells), 1))
+        predicted[rows] = _assign(scores[wells], allowed, allowed)[0][back]
+    return classes[predicted]
+
+
+def assign_plate_groups(
+    log_probs: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray
+) -> np.ndarray:
+    """As `assign_once`, and each plate holds one group of siRNAs.
+
+    The groups come from the training wells (`sirna_groups`). Of each experiment that rotation is
+    chosen which leaves the fewest wells without a free siRNA of their plate's group, and among
+    those the one with the largest sum of mean log-probabilities; the rotation of an experiment with
+    training wells is the one that fits them. Wells left over get their best siRNA of the group, or
+    their best of all if the group is empty.
+
+    Args, Returns: as `assign_once`.
+
+    Raises:
+      ValueError: as `assign_once`, and as `sirna_groups`.
+    """
+    scores, well = _wells(log_probs, sites)
+    classes, open_rows = _checked(scores, sites, classes, role)
+    plates, plate = np.unique(sites["plate"], return_inverse=True)
+    groups, known_rotation = sirna_groups(sites, role)
+    group = np.array([groups.get(int(sirna), UNKNOWN) for sirna in classes])
+    predicted = scores[well].argmax(axis=1)
+    for rows, taken in _experiments(sites, classes, role, open_rows):
+        wells, first, back = np.unique(well[rows], return_index=True, return_inverse=True)
+        experiment = str(sites["experiment"][rows[0]])
+        rotations = [known_rotation.get(experiment)]
+        if rotations == [None]:
+            rotations = list(range(len(plates)))
+        best: tuple[int, float] | None = None
+        for rotation in rotations:
+            here = (plate[rows[first]] + rotation) % len(plates)
+            in_group = (group == here[:, None]) | (group == UNKNOWN)
+            choice, rank = _assign(scores[wells], in_group & ~taken, in_group)
+            if best is None or rank > best:
+                best, predicted[rows] = rank, choice[back]
+    return classes[predicted]
+
+
+def sirna_groups(sites: np.ndarray, role: np.ndarray) -> tuple[dict[int, int], dict[str, int]]:
+    """The group of each treatment siRNA and the rotation of each experiment, from training wells.
+
+    With P plates, the siRNA on plate p (0 to P - 1 in order of their numbers) of experiment e has
+    the group (p + rotation[e]) mod P. The experiment with the most training wells has rotation 0.
+    The others join in order of size, each with the rotation that most of its wells agree with; then
+    groups (by majority) and rotations are estimated again until nothing changes. So a few
+    mislabelled wells do no harm.
+
+    Args:
+      sites: structured array [n]. role: str [n].
+
+    Returns:
+      {sirna_id: group}, {experiment: rotation}; siRNAs and experiments without training wells are
+      in neither.
+
+    Raises:
+      ValueError: no training wells; no siRNA has two, or fewer than AGREEMENT of those that are
+        repeated fit: the plates do not hold fixed groups in rotation, or too few wells show it.
+    """
+    rows = _training_wells(sites, role)
+    if not len(rows):
+        raise ValueError("no training wells of treatments; expected some to learn the groups from")
+    plates, plate = np.unique(sites["plate"], return_inverse=True)
+    sirnas, sirna = np.unique(sites["sirna_id"][rows], return_inverse=True)
+    names, experiment = np.unique(sites["experiment"][rows], return_inverse=True)
+    # table[e, s, p]: wells of siRNA s on plate p of experiment e
+    table = np.zeros((len(names), len(sirnas), len(plates)))
+    np.add.at(table, (experiment, sirna, plate[rows]), 1)
+
+    def rotated(e: int, rotation: int) -> np.ndarray:
+        return np.roll(table[e], rotation, axis=1)
+
+    def best_rotation(e: int, votes: np.ndarray) -> int:
+        return int(np.argmax([(rotated(e, r) * votes).sum() for r in range(len(plates))]))
+
+    by_size = np.argsort(-table.sum(axis=(1, 2)), kind="stable")
+    rotation = np.zeros(len(names), int)
+    votes = rotated(by_size[0], 0)
+    for e in by_size[1:]:
+        rotation[e] = best_rotation(e, votes)
+        votes = votes + rotated(e, rotation[e])
+    for _ in range(ROUNDS):
+        group = votes.argmax(axis=1)
+        before, votes = rotation.copy(), np.zeros_like(votes)
+        for e in range(len(names)):
+            rotation[e] = best_rotation(e, np.eye(len(plates))[group])
+            votes += rotated(e, rotation[e])
+        if (rotation == before).all():
+            break
+    group = votes.argmax(axis=1)
+    wells = votes.sum(axis=1)
+    repeated = wells > 1  # the only well of a siRNA agrees with any grouping
+    agreeing = votes.max(axis=1)[repeated].sum()
+    if agreeing < AGREEMENT * max(wells[repeated].sum(), 1):
+        raise ValueError(
+            f"{agreeing:.0f} of {wells[repeated].sum():.0f} training wells (of siRNAs with several)"
+            f" agree with {len(plates)} siRNA groups in rotation, expected at least"
+            f" {AGREEMENT:.0%}: the plates of these data show no fixed groups; use assign_once"
+        )
+    return (
+        dict(zip(sirnas.tolist(), group.tolist(), strict=True)),
+        dict(zip(names.tolist(), rotation.tolist(), strict=True)),
+    )
+
+
+def _assign(
+    scores: np.ndarray, free: np.ndarray, fallback: np.ndarray
+) -> tuple[np.ndarray, tuple[int, float]]:
+    """Classes [w] of wells: free ones, each once; else the best of `fallback`, else the best.
+
+    Args:
+      scores: f64 [w, K]. free, fallback: bool [w, K].
+
+    Returns:
+      positions [w] and the rank of the assignment: (- wells without a free class, sum of scores of
+      the others).
+    """
+    # Larger than any gain by the scores, so that as few wells as possible are left over.
+    worst = (np.ptp(scores) + 1) * len(scores)
+    wells, columns = linear_sum_assignment(
+        np.where(free, scores - scores.max(), -worst), maximize=True
+    )
+    placed = free[wells, columns]
+    wells, columns = wells[placed], columns[placed]
+    best_of_group = np.where(fallback, scores, -np.inf).argmax(axis=1)
+    choice = np.where(fallback.any(axis=1), best_of_group, scores.argmax(axis=1))
+    choice[wells] = columns
+    return choice, (len(wells) - len(scores), float(scores[wells, columns].sum()))
+
+
+def _experiments(
+    sites: np.ndarray, classes: np.ndarray, role: np.ndarray, open_rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows to assign, bool [K] classes of its training wells) of each experiment."""
+    open_wells = sites["well_id"][open_rows]
+    trained = (role == "train") & ~np.isin(sites["well_id"], open_wells)
+    for experiment in np.unique(sites["experiment"][open_rows]):
+        here = sites["experiment"] == experiment
+        taken = np.isin(classes, sites["sirna_id"][here & trained])
+        yield np.flatnonzero(here & open_rows), taken
+
+
+def _training_wells(sites: np.ndarray, role: np.ndarray) -> np.ndarray:
+    """One row of each labelled treatment well with a training site."""
+    rows = np.flatnonzero((role == "train") & (sites["well_type"] == "treatment"))
+    rows = rows[sites["sirna_id"][rows] >= 0]
+    return rows[np.unique(sites["well_id"][rows], return_index=True)[1]]
+
+
+def _wells(log_probs: np.ndarray, sites: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means f64 [w, K] of the wells in order of their ids, and the well of each row [n]."""
+    values = np.asarray(log_probs)
+    if values.ndim == 3 and len(values):
+        values = values.mean(axis=0, dtype=np.float64)
+    if values.ndim != 2 or len(values) != len(sites):
+        raise ValueError(
+            f"log_probs have shape {list(np.shape(log_probs))}; expected [{len(sites)}, K], one"
+            " row a site, or [orientations, sites, K]"
+        )
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"site {sites['site_id'][finite.argmin()]}: log-probabilities are not finite"
+            f" ({(~finite).sum()} of {len(finite)} sites); expected finite numbers"
+        )
+    names, well = np.unique(sites["well_id"], return_inverse=True)
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, well, values)
+    return sums / np.bincount(well, minlength=len(names))[:, None], well
+
+
+def _checked(
+    scores: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes as int32, and which rows are to be assigned [n]."""
+    classes = np.asarray(classes, np.int32)
+    if classes.shape != (scores.shape[1],) or len(np.unique(classes)) != len(classes):
+        raise ValueError(
+            f"classes have shape {list(classes.shape)}; expected [{scores.shape[1]}] different"
+            " sirna_ids, one a column of log_probs"
+        )
+    roles = set(np.unique(role).tolist())
+    if np.shape(role) != (len(sites),) or not roles <= {"train", "test", "other"}:
+        raise ValueError(
+            f"role has shape {list(np.shape(role))} and values {sorted(roles)}; expected"
+            f" [{len(sites)}] of train, test, other"
+        )
+    rows = sites[_training_wells(sites, role)]
+    counts = np.unique(rows[["experiment", "sirna_id"]], return_counts=True)[1]
+    if (counts == 1).sum() < AGREEMENT * len(counts):
+        raise ValueError(
+            f"{(counts > 1).sum()} of {len(counts)} siRNAs occur more than once in a training"
+            " experiment; assignment is for screens where they occur once: use well_mean"
+        )
+    return classes, (np.asarray(role) != "train") & (sites["well_type"] == "treatment")

@@ -1,0 +1,409 @@
+"""Batch corrections of embeddings, and a nearest-centroid classifier on the result.
+
+A transform is a function (embeddings [n, d], sites [n], fit bool [n], by) -> embeddings. `sites`
+are rows of `Records.sites`; of them only experiment, plate, cell type and site id are read, never a
+label. `fit` marks the rows that a transform may learn from: which ones, say the controls of the
+training experiments or of all, is the caller's choice and decides what the result was allowed to
+see. `by` is the batch: "plate" (of an experiment), "experiment" or "cell_type" (everything of a
+cell type pooled).
+
+A batch with fewer than two fit rows is corrected by the fit rows of its experiment, and if those
+are too few by those of its cell type; a cell type with fewer than two is an error. A feature that
+does not vary among the fit rows is centred and not scaled.
+
+Statistics are float64 and the result has the floating dtype of the input. The order of the rows
+does not matter.
+"""
+
+import contextlib
+import importlib
+import io
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+
+# What a transform may see beyond the training rows, when it is fitted on what it is meant for: the
+# controls of all experiments, or, for the two that correct only the rows they learn from, all rows.
+USES: dict[str, frozenset[str]] = {
+    "centre_scale": frozenset({"experiment_ids", "test_controls"}),
+    "sphering": frozenset({"experiment_ids", "test_controls"}),
+    "tvn": frozenset({"experiment_ids", "test_controls"}),
+    "combat": frozenset({"experiment_ids", "test_controls", "test_images"}),
+    "harmony": frozenset({"experiment_ids", "test_controls", "test_images"}),
+    "nearest_centroid": frozenset(),
+}
+
+LEVELS = ("plate", "experiment", "cell_type")  # from the smallest batch to the largest
+LEAST = 2  # fit rows a batch needs: a variance takes two
+SHRINKAGE = 0.1  # of a covariance: a plate has about 60 control sites, fewer than features
+CORAL_RIDGE = 1.0  # added to the variances: Sun et al. 2016, Algorithm 1 (the identity)
+FLAT = 1e-7  # a deviation below this share of the mean is the rounding of float32, not variation
+TEMPERATURE = 0.1  # of the softmax over cosines; changes probabilities, no prediction
+
+
+def centre_scale(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "plate"
+) -> np.ndarray:
+    """(x - mean) / standard deviation (ddof 0) of the fit rows of the batch, per feature.
+
+    The standardisation on plate controls of Caicedo et al. 2017 (Nature Methods 14, 849).
+
+    Args:
+      embeddings: float [n, d]. sites: structured array [n]. fit: bool [n]. by: one of LEVELS.
+
+    Returns:
+      float [n, d].
+
+    Raises:
+      ValueError: sizes or dtypes disagree, values are not finite, a cell type without fit rows.
+    """
+    x = _checked(embeddings, sites, fit, by)
+    out = np.empty_like(x)
+    for rows, learn in _batches(sites, fit, by):
+        mean, scale = _mean_and_scale(x[learn])
+        out[rows] = (x[rows] - mean) / scale
+    return out
+
+
+def sphering(
+    embeddings: np.ndarray,
+    sites: np.ndarray,
+    fit: np.ndarray,
+    by: str = "cell_type",
+    shrinkage: float = SHRINKAGE,
+) -> np.ndarray:
+    """ZCA whitening by the fit rows of the batch: (x - mean) C^(-1/2).
+
+    C = (1 - shrinkage) S + shrinkage * trace(S)/d * I, where S is the covariance (ddof 1). ZCA:
+    Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
+    pycytominer's Spherize; the shrinkage target is that of Ledoit and Wolf 2004 (J. Multivariate
+    Analysis 88, 365). With shrinkage 0, directions in which the fit rows do not vary keep their
+    scale; nothing is known about them.
+
+    Args:
+      embeddings, sites, fit, by: as in `centre_scale`.
+      shrinkage: 0 to 1.
+
+    Returns:
+      float [n, d]. With shrinkage 0 and more fit rows than features, their covariance is I.
+
+    Raises:
+      ValueError: as `centre_scale`; shrinkage out of range.
+    """
+    x = _checked(embeddings, sites, fit, by)
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage is {shrinkage}; expected 0 to 1")
+    out = np.empty_like(x)
+    for rows, learn in _batches(sites, fit, by):
+        covariance = _covariance(x[learn])
+        average = np.trace(covariance) / len(covariance)
+        shrunk = (1 - shrinkage) * covariance + shrinkage * average * np.eye(len(covariance))
+        out[rows] = (x[rows] - x[learn].mean(0, dtype=np.float64)) @ _power(shrunk, -0.5)
+    return out
+
+
+def tvn(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "plate"
+) -> np.ndarray:
+    """Typical variation normalisation: Ando, McLean and Berndl 2017 (bioRxiv 161422).
+
+    Centre and scale on all fit rows; principal axes of all fit rows, all kept; there, centre and
+    scale on the fit rows of the batch; then x C_b^(-1/2) C^(1/2), which gives the fit rows of the
+    batch the covariance of all fit rows (CORAL: Sun, Feng and Saenko 2016, AAAI, Algorithm 1, both
+    covariances with the identity added). C is taken after the batches were centred, so it holds no
+    differences between the means of cell types, and one set of axes serves all of them.
+
+    Args:
+      embeddings, sites, fit, by: as in `centre_scale`.
+
+    Returns:
+      float [n, r]: r is the rank of the fit rows, d if there are enough of them.
+
+    Raises:
+      ValueError: as `centre_scale`; fit rows that are all equal.
+    """
+    x = _checked(embeddings, sites, fit, by)
+    mean, scale = _mean_and_scale(x[fit])
+    variances, axes = np.linalg.eigh(_covariance((x[fit] - mean) / scale))
+    kept = variances > _tolerance(variances)
+    if not kept.any():
+        raise ValueError("tvn: all fit rows are equal; expected controls that differ")
+    axes = axes[:, kept][:, ::-1]  # largest variance first
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    x = ((x - mean) / scale @ axes).astype(x.dtype)
+    x = centre_scale(x, sites, fit, by)
+    ridge = CORAL_RIDGE * np.eye(x.shape[1])
+    colour = _power(_covariance(x[fit]) + ridge, 0.5)
+    out = np.empty_like(x)
+    for rows, learn in _batches(sites, fit, by):
+        out[rows] = x[rows] @ (_power(_covariance(x[learn]) + ridge, -0.5) @ colour)
+    return out
+
+
+def combat(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "experiment"
+) -> np.ndarray:
+    """ComBat, parametric empirical Bayes: Johnson, Li and Rabinovic 2007 (Biostatistics 8, 118).
+
+    Computed by neuroCombat, without covariates, within each cell type: an experiment has one, so
+    across cell types batch and biology could not be told apart. A cell type with a single batch is
+    returned as it is, and so is a feature that is constant within a batch (as in sva's ComBat). The
+    batch means are those of all rows: batches that hold different siRNAs (the plates of an
+    experiment do) lose part of that difference, so the default is the experiment.
+
+    Args:
+      embeddings, sites: as in `centre_scale`.
+      fit: bool [n], all true: the estimates come from all rows given.
+      by: "plate" or "experiment".
+
+    Returns:
+      float [n, d].
+
+    Raises:
+      ValueError: as `centre_scale`; a batch of one row; a row outside `fit`; fewer than two
+        features that vary in each batch.
+      ModuleNotFoundError: neuroCombat is not installed; names the extra.
+    """
+    library = _library("neuroCombat", "combat")
+    pandas = _library("pandas", "combat")
+    x = _checked_whole("combat", embeddings, sites, fit, by)
+    out = x.copy()
+    for rows, batch in _cell_types(sites, by):
+        values, counts = np.unique(batch, return_counts=True)
+        if counts.min() < LEAST:
+            site = sites["site_id"][rows[batch == values[counts.argmin()]][0]]
+            raise ValueError(
+                f"combat: the {by} of site {site} has one row, expected at least {LEAST}; leave it"
+                ' out or use by="experiment"'
+            )
+        part = x[rows].astype(np.float64)
+        scales = [_mean_and_scale(part[batch == value], flat=0.0)[1] for value in values]
+        varying = np.all(scales, axis=0)
+        if varying.sum() < 2:
+            raise ValueError(
+                f"combat: {varying.sum()} of {len(varying)} features vary within every {by} of"
+                f" {sites['cell_type'][rows[0]]}; expected at least 2"
+            )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints every step
+            corrected = library.neuroCombat(
+                part[:, varying].T, pandas.DataFrame({"batch": batch}), "batch"
+            )["data"]
+        out[np.ix_(rows, varying)] = corrected.T
+    return out
+
+
+def harmony(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "experiment"
+) -> np.ndarray:
+    """Harmony: Korsunsky et al. 2019 (Nature Methods 16, 1289), computed by harmonypy.
+
+    Within each cell type, as `combat` and for its reason, with the library's settings and seed 0;
+    rows go in by site id, so their order does not change the result. A cell type with a single
+    batch is returned as it is. Harmony matches clusters, so it suits batch effects that are small
+    beside the differences between clusters: correct large ones first (`centre_scale`).
+
+    Args:
+      embeddings, sites: as in `centre_scale`.
+      fit: bool [n], all true: Harmony corrects only the rows that it learns from.
+      by: "plate" or "experiment".
+
+    Returns:
+      float [n, d].
+
+    Raises:
+      ValueError: as `centre_scale`; a row outside `fit`.
+      ModuleNotFoundError: harmonypy is not installed; names the extra.
+    """
+    library = _library("harmonypy", "harmony")
+    x = _checked_whole("harmony", embeddings, sites, fit, by)
+    out = x.copy()
+    for rows, batch in _cell_types(sites, by):
+        order = np.argsort(sites["site_id"][rows], kind="stable")
+        # The library's own rule for the number of clusters gives none for a few rows.
+        clusters = int(np.clip(round(len(rows) / 30), 2, 100))
+        result = library.run_harmony(
+            x[rows[order]].astype(np.float64), {"batch": batch[order]}, ["batch"],
+            nclust=clusters, random_state=0, verbose=False,
+        )  # fmt: skip
+        out[rows[order]] = result.Z_corr
+    return out
+
+
+def nearest_centroid(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    fit: np.ndarray,
+    classes: np.ndarray,
+    cell_types: np.ndarray | None = None,
+) -> np.ndarray:
+    """Log-probabilities from the cosine to the centroid of each class.
+
+    A centroid is the mean of the unit vectors of the fit rows of a class: the spherical (Rocchio)
+    form of Manning, Raghavan and Schütze 2008, section 14.2. The result is the log-softmax of
+    cosine / TEMPERATURE: not calibrated, but sums over the sites of a well rank like the cosines.
+
+    Args:
+      embeddings: float [n, d], better centred (`centre_scale`).
+      labels: int [n], sirna_ids; read where `fit` is true and nowhere else.
+      fit: bool [n], training rows.
+      classes: int [K], sirna_ids of the columns.
+      cell_types: [n], for centroids of each cell type; a class without fit rows in a cell type
+        takes the centroid of all of them. None: one set of centroids.
+
+    Returns:
+      float32 [n, K]. A class without fit rows gets the cosine -1.
+
+    Raises:
+      ValueError: sizes or dtypes disagree, values are not finite, no fit row has one of `classes`.
+    """
+    x = _checked_arrays(embeddings, fit)
+    column_of = {int(sirna): k for k, sirna in enumerate(classes)}
+    rows = np.flatnonzero(fit)
+    columns = np.array([column_of.get(int(sirna), -1) for sirna in labels[rows]], np.intp)
+    rows, columns = rows[columns >= 0], columns[columns >= 0]
+    if not len(rows):
+        raise ValueError(
+            f"nearest_centroid: no fit row has one of the {len(column_of)} classes; expected"
+            " treatment sites of the training set"
+        )
+    unit = _unit(x)
+    everywhere, known = _centroids(unit[rows], columns, len(column_of))
+    out = np.empty((len(x), len(column_of)), np.float32)
+    groups = np.zeros(len(x), np.intp)
+    if cell_types is not None:
+        groups = np.unique(cell_types, return_inverse=True)[1]
+    for group in range(groups.max() + 1):
+        here = groups[rows] == group
+        centroids, own = _centroids(unit[rows[here]], columns[here], len(column_of))
+        centroids[~own] = everywhere[~own]
+        members = groups == group
+        cosine = unit[members] @ centroids.T
+        cosine[:, ~known] = -1.0
+        scores = cosine / TEMPERATURE
+        scores -= scores.max(axis=1, keepdims=True)
+        out[members] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return out
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
+
+
+def _centroids(unit: np.ndarray, columns: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors [k, d] of the classes, and which have rows [k]."""
+    sums = np.zeros((k, unit.shape[1]))
+    np.add.at(sums, columns, unit)
+    return _unit(sums), np.bincount(columns, minlength=k) > 0
+
+
+def _batches(
+    sites: np.ndarray, fit: np.ndarray, by: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows of a batch, rows to learn its correction from), in the order of the batches' names."""
+    levels = [_codes(sites, level) for level in LEVELS[LEVELS.index(by) :]]
+    for batch in range(levels[0].max() + 1):
+        rows = np.flatnonzero(levels[0] == batch)
+        for codes in levels:
+            learn = np.flatnonzero(fit & (codes == codes[rows[0]]))
+            if len(learn) >= LEAST:
+                break
+        else:
+            raise ValueError(
+                f"cell type {sites['cell_type'][rows[0]]} has {len(learn)} rows to fit on (site"
+                f" {sites['site_id'][rows[0]]} is one to correct), expected at least {LEAST}: pass"
+                " controls of this cell type, or leave it out"
+            )
+        yield rows, learn
+
+
+def _cell_types(sites: np.ndarray, by: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows of a cell type, batch code of each) for the cell types of more than one batch."""
+    codes, batches = _codes(sites, "cell_type"), _codes(sites, by)
+    for cell_type in range(codes.max() + 1):
+        rows = np.flatnonzero(codes == cell_type)
+        if len(np.unique(batches[rows])) > 1:
+            yield rows, batches[rows]
+
+
+def _codes(sites: np.ndarray, level: str) -> np.ndarray:
+    """[n] number of the batch of each row; plates of different experiments differ."""
+    if level != "plate":
+        return np.unique(sites[level], return_inverse=True)[1]
+    _, experiment = np.unique(sites["experiment"], return_inverse=True)
+    _, plate = np.unique(sites["plate"], return_inverse=True)
+    return np.unique(experiment * (plate.max() + 1) + plate, return_inverse=True)[1]
+
+
+def _mean_and_scale(x: np.ndarray, flat: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the columns; `flat` for a column that does not vary."""
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    return mean, np.where(std > FLAT * np.abs(mean), std, flat)
+
+
+def _covariance(x: np.ndarray) -> np.ndarray:
+    return np.cov(x, rowvar=False, dtype=np.float64).reshape(x.shape[1], x.shape[1])
+
+
+def _power(covariance: np.ndarray, exponent: float) -> np.ndarray:
+    """Symmetric matrix power; directions without variance keep their scale."""
+    variances, axes = np.linalg.eigh(covariance)
+    empty = variances <= _tolerance(variances)
+    return axes * np.where(empty, 1.0, variances) ** exponent @ axes.T
+
+
+def _tolerance(variances: np.ndarray) -> float:
+    """Below it an eigenvalue is the rounding of the largest one."""
+    return len(variances) * np.finfo(np.float64).eps * float(variances.max(initial=0.0))
+
+
+def _checked_arrays(embeddings: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    x = np.asarray(embeddings)
+    if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"embeddings are {x.dtype} {list(x.shape)}; expected floating [n, d]")
+    if np.asarray(fit).dtype != bool or np.shape(fit) != (len(x),):
+        raise ValueError(
+            f"fit is {np.asarray(fit).dtype} {list(np.shape(fit))}; expected bool [{len(x)}],"
+            " one for each embedding"
+        )
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"row {finite.argmin()} of the embeddings is not finite ({(~finite).sum()} of {len(x)}"
+            " rows); expected finite numbers: has training diverged?"
+        )
+    return x
+
+
+def _checked(embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str) -> np.ndarray:
+    x = _checked_arrays(embeddings, fit)
+    if len(sites) != len(x) or not len(x):
+        raise ValueError(f"{len(sites)} sites and {len(x)} embeddings; expected as many, not none")
+    if by not in LEVELS:
+        raise ValueError(f"by is {by!r}; expected one of {', '.join(LEVELS)}")
+    return x
+
+
+def _checked_whole(
+    name: str, embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str
+) -> np.ndarray:
+    x = _checked(embeddings, sites, fit, by)
+    if by == "cell_type":
+        raise ValueError(f"{name}: by is 'cell_type'; expected 'plate' or 'experiment'")
+    if not np.all(fit):
+        raise ValueError(
+            f"{name} learns from every row that it corrects, but fit leaves out"
+            f" {int((~fit).sum())} of {len(fit)}: pass only rows that it may see"
+        )
+    return x
+
+
+def _library(name: str, method: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{method} needs {name}: install the extra with `pip install 'rxrx1_jax[analysis]'`"
+        ) from error
