@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from multiprocessing import forkserver
@@ -74,15 +75,18 @@ def test_kill_at_ten_random_moments(tmp_path):
 
     final = tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0"
     draw = random.Random(0)
-    kills = 0
-    while not final.exists():
+    kills, builds = 0, 1
+    while not final.exists() or kills < 10:
+        if final.exists():  # before its ten kills, on a machine that halts this process: once more
+            shutil.rmtree(tmp_path / "data")
+            builds += 1
         process = FORKS.Process(target=slow_build, args=(release, tmp_path / "data", journal))
         began = time.monotonic()
         process.start()
         before = len(journal.read_text().split()) if journal.exists() else 0
         # Counted in sites, not seconds, so that a slow machine makes progress too; and sometimes
         # a little later, into the end of the build.
-        sites = draw.randint(0, 5) if kills < 10 else 100
+        sites = draw.randint(0, 3) if kills < 10 else 100
         while process.is_alive() and time.monotonic() - began < 60:
             now = len(journal.read_text().split()) if journal.exists() else 0
             if now - before >= sites and not (sites == 0 and time.monotonic() - began < 0.3):
@@ -97,7 +101,6 @@ def test_kill_at_ten_random_moments(tmp_path):
         if not final.exists():
             with pytest.raises(Exception, match="rxrx1"):
                 tfds.builder("rxrx1/tiny", data_dir=tmp_path / "data")
-    assert kills == 10
     assert records(final) == expected
     for name in ("dataset_info.json", "metadata.json", "features.json"):
         clean = json.loads((tmp_path / "clean" / "rxrx1" / "tiny" / "1.1.0" / name).read_text())
@@ -105,7 +108,7 @@ def test_kill_at_ten_random_moments(tmp_path):
     # Of finished shards nothing is encoded again: a kill costs at most the shard in work and the
     # sites that threads have looked ahead.
     look_ahead = 2 * len(os.sched_getaffinity(0)) + 2
-    assert len(journal.read_text().split()) <= 61 + 10 * (4 + look_ahead)
+    assert len(journal.read_text().split()) <= 61 * builds + 10 * (4 + look_ahead)
     assert [p.name for p in final.parent.iterdir() if p.name != "1.1.0"] == []
 
 

@@ -1,5 +1,6 @@
 """The TFDS builder: stored values against Pillow and NumPy, readable without this code."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from tiny_release import image_path, read_pngs, tiny_rows, write_metadata, write
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, synthetic  # noqa: E402
 from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
@@ -220,15 +221,15 @@ def test_manual_dir_that_is_not_there_is_no_download(tmp_path):
 def test_generator_that_fails_stops_the_build(tmp_path, capfd):
     folder = tmp_path / "downloads" / "rxrx1_other"
     folder.mkdir(parents=True)
-    (folder / "notes.txt").write_text("not a screen")
+    (folder / "images").write_text("no folder")
     builder = Builder(config=Rxrx1Config(name="other", size=16, screen={}), data_dir=tmp_path)
+    with pytest.raises(ReleaseError, match="rxrx1_other: not empty and without screen.json"):
+        builder.download_and_prepare()
+    marker = {"drawing": synthetic.DRAWING, **dataclasses.asdict(synthetic.Screen(size=16))}
+    (folder / "screen.json").write_text(json.dumps(marker))
     with pytest.raises(ReleaseError, match="synthetic screen was not written to .*rxrx1_other"):
         builder.download_and_prepare()
-    assert "not empty" in capfd.readouterr().err
-    bad = Rxrx1Config(name="bad", size=16, screen={"plate": 1})
-    builder = Builder(config=bad, data_dir=tmp_path)
-    with pytest.raises(TypeError, match="plate"):
-        builder.download_and_prepare()
+    assert "Not a directory" in capfd.readouterr().err
     assert nothing_is_left(tmp_path)
 
 

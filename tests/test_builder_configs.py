@@ -19,7 +19,8 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build
 
 from PIL import Image  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads, staging  # noqa: E402
+from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: E402
 from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
@@ -209,7 +210,7 @@ def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
     with pytest.raises(ReleaseError, match="is missing"):
         build(release, tmp_path / "strict")
     config = next(c for c in Builder.BUILDER_CONFIGS if c.name == "monai")
-    assert config.present_only and config.archives == downloads.MONAI
+    assert config.present_only and config.archives == "monai"
 
 
 def test_info_is_useful(plain):
@@ -227,3 +228,121 @@ def test_info_is_useful(plain):
     statistics = metadata["control_statistics"]["plate"]["U2OS-01"]
     assert statistics["1"]["source"] == "plate_controls"
     assert statistics["2"]["source"] == "experiment_controls"
+
+
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("Rxrx1Config.name: found 'a/b'", {"name": "a/b"}),
+        ("Rxrx1Config.name: found 5", {"name": 5}),
+        ("Rxrx1Config.size: found '64'", {"size": "64"}),
+        ("Rxrx1Config.size: found True", {"size": True}),
+        ("Rxrx1Config.source_size: found 64.0", {"source_size": 64.0}),
+        ("Rxrx1Config.crop: found 'yes'", {"crop": "yes"}),
+        ("Rxrx1Config.archives: found 'wilds', expected official, monai", {"archives": "wilds"}),
+        ("Rxrx1Config.screen: found 'small'", {"screen": "small"}),
+        ("Rxrx1Config.screen holds size", {"screen": {"size": 32}}),
+        ("Screen.plates is '2'", {"screen": {"plates": "2"}}),
+        ("unexpected keyword argument 'plate'", {"screen": {"plate": 1}}),
+        ("View.size: found 48, expected a divisor", {"size": 48, "source_size": 64}),
+        ("View.size: found 0", {"size": 0}),
+        ("View.channels: found 4", {"channels": 4}),
+        ("Selection.experiments: found 'HUVEC-01'", {"experiments": "HUVEC-01"}),
+        ("Selection.plates: found .'1'.", {"plates": ["1"]}),
+        ("Selection.sites is empty", {"sites": []}),
+    ],
+)
+def test_config_that_cannot_be(field, values):
+    """As JSON on the command line gives them: refused before anything is read or downloaded."""
+    with pytest.raises((ValueError, TypeError), match=field):
+        Rxrx1Config(**({"name": "tiny", "size": SIZE} | values))
+
+
+def test_other_settings_under_a_name_that_is_taken(tmp_path):
+    release = write_tiny_release(tmp_path / "release", SIZE)
+    first = build(release, tmp_path / "data", experiments=["HUVEC-01"])
+    assert len(build(release, tmp_path / "data", experiments=["HUVEC-01"]).info.splits) == 1
+    with pytest.raises(ReleaseError, match=r"experiments \['HUVEC-01'\], asked for None.*another"):
+        build(release, tmp_path / "data")
+    with pytest.raises(ReleaseError, match="size 16, asked for 8; source_size 16, asked for 8"):
+        build(release, tmp_path / "data", experiments=["HUVEC-01"], size=8)
+    # read as ever, and datasets of the time before the settings were recorded are taken
+    path = Path(first.data_path) / "metadata.json"
+    metadata = json.loads(path.read_text())
+    del metadata["config"]
+    path.write_text(json.dumps(metadata))
+    assert len(build(release, tmp_path / "data").info.splits) == 1
+
+
+def test_wilds_layout_and_a_config_that_it_cannot_give(tmp_path):
+    release = write_tiny_wilds(tmp_path / "release")
+    for config, asked in (("native", "6 channels of 512 px"), ("px128", "6 channels of 128 px")):
+        builder = Builder(config=config, data_dir=tmp_path / "data")
+        with pytest.raises(ReleaseError, match=f"WILDS layout.*{asked}.*build config wilds"):
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=str(release))
+            )
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    """A shell does not expand the ~ of --data_dir=~/data."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tiny_release(tmp_path / "release", SIZE)
+    builder = build("~/release", "~/data")
+    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0"
+    assert not list(Path.cwd().iterdir())
+
+
+def test_configs_share_what_is_downloaded(tmp_path, monkeypatch):
+    """And the default folder of TFDS counts only if it holds this dataset."""
+    asked = []
+
+    def fetch(archives, _dl_manager, folder):
+        asked.append((archives, folder))
+        raise ReleaseError("stop here")
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    other = tmp_path / "data" / "downloads" / "manual" / "imagenet.zip"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of another dataset")
+    for config in ("native", "px256", "px128", "wilds", "monai"):
+        with pytest.raises(ReleaseError, match="stop here"):
+            Builder(config=config, data_dir=tmp_path / "data").download_and_prepare()
+    assert [archives for archives, _ in asked] == [downloads.OFFICIAL] * 4 + [downloads.MONAI]
+    assert len({folder for _, folder in asked}) == 2
+    write_tiny_release(other.parent / "rxrx1", SIZE)
+    tiny = Rxrx1Config(name="tiny", size=SIZE)
+    Builder(config=tiny, data_dir=tmp_path / "data").download_and_prepare()
+    assert len(asked) == 5
+
+
+def test_full_disk_is_seen_before_the_images_are_read(tmp_path, monkeypatch):
+    release = write_tiny_release(tmp_path / "release", SIZE)
+    usage = staging.shutil._ntuple_diskusage
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**4))
+    monkeypatch.setattr(builder_module.images, "check_images", lambda *_: pytest.fail("read"))
+    with pytest.raises(OSError, match="not enough space"):
+        build(release, tmp_path / "data")
+
+
+def test_stopped_build_says_how_to_go_on(tmp_path, monkeypatch):
+    release = write_tiny_release(tmp_path / "release", SIZE)
+
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder_module.shards, "write_shards", stop)
+        with pytest.raises(KeyboardInterrupt, match="stopped.*tiny, the same command goes on"):
+            build(release, tmp_path / "data")
+    assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
+
+
+def test_no_image_at_all_of_the_tables_sites(tmp_path):
+    release = write_tiny_release(tmp_path / "release", SIZE)
+    with pytest.raises(ReleaseError, match="holds no image of the sites in its tables"):
+        for folder in sorted((release / "images").glob("*/Plate1")):
+            folder.rename(folder.with_name("elsewhere"))
+        build(release, tmp_path / "data", present_only=True, plates=[1])

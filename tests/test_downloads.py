@@ -6,10 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from tiny_release import write_tiny_release, zip_files
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import downloads  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads  # noqa: E402
 from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
 
 CONTENT = b"an archive" * 1000
@@ -92,3 +93,26 @@ def test_published_archives():
     assert (metadata.name, metadata.bytes) == ("rxrx1-metadata.zip", 1_333_687)
     assert (images.name, images.bytes) == ("rxrx1-images.zip", 49_039_640_485)
     assert all(len(a.md5) == 32 for a in downloads.OFFICIAL + downloads.MONAI)
+
+
+def test_builds_from_what_was_downloaded_once(tmp_path, server, monkeypatch):
+    """The way of `tfds build` without --manual_dir: download, check, link, build; twice."""
+    address, requested = server
+    release, served = write_tiny_release(tmp_path / "release", 16), tmp_path / "served"
+    published = []
+    for name, top in (("rxrx1-metadata.zip", "metadata.csv"), ("rxrx1-images.zip", "images")):
+        content = zip_files(served / name, release, [top]).read_bytes()
+        md5 = hashlib.md5(content).hexdigest()
+        published.append(downloads.Archive(f"{address}/{name}", len(content), md5))
+    monkeypatch.setitem(downloads.ARCHIVES, "official", published)
+    for size in (16, 8):
+        config = Rxrx1Config(name=f"px{size}", size=size, source_size=16)
+        builder = Builder(config=config, data_dir=tmp_path / "data")
+        builder.download_and_prepare()
+        assert len(builder.as_dataset(split="train")) == 39
+    assert len(requested) == 2
+
+
+def test_bucket_is_refused(tmp_path, server):
+    with pytest.raises(ReleaseError, match="gs://bucket/x: .* local --download_dir"):
+        downloads.fetch([archive(server[0])], manager(tmp_path), "gs://bucket/x")

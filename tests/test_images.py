@@ -1,5 +1,6 @@
 """images.py against Pillow, NumPy, and real images where they are at hand."""
 
+import dataclasses
 import zlib
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tiny_release import (
     zip_files,
 )
 
+from tfds_builder.rxrx1 import images
 from tfds_builder.rxrx1.images import View, check_images, read_image
 from tfds_builder.rxrx1.release import ReleaseError, Selection, open_release
 
@@ -287,3 +289,25 @@ def test_real_images(tmp_path):
     np.testing.assert_array_equal(small, np.floor(blocks.mean(axis=(2, 4)) + 0.5))
     wilds = read_image(release, release.sites[0], View(256, 512, crop=True, channels=3))
     np.testing.assert_array_equal(wilds, expected[:3, 128:384, 128:384])
+
+
+def test_interrupted_check_ends_soon(tmp_path, monkeypatch):
+    """Ctrl-C in the bar's own code, too: what has not begun is not read."""
+    one_site(tmp_path)
+    release = open_one(tmp_path)
+    release = dataclasses.replace(release, sites=release.sites * 16 * 200)
+    read = []
+
+    def count(_release, name, _view):
+        read.append(name)
+        return b"", ""
+
+    class Stopped(images.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "_read", count)
+    monkeypatch.setattr(images, "tqdm", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        check_images(release, NATIVE, progress=False)
+    assert 0 < len(read) < 6 * 16 * 200 / 2

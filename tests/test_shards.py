@@ -20,14 +20,10 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
 from tfds_builder.rxrx1 import shards as shards_module  # noqa: E402
+from tfds_builder.rxrx1.lock import build_lock  # noqa: E402
 from tfds_builder.rxrx1.release import Site  # noqa: E402
 from tfds_builder.rxrx1.shards import SHARD_BYTES, plan_shards, write_shards  # noqa: E402
-from tfds_builder.rxrx1.staging import (  # noqa: E402
-    Shard,
-    Staging,
-    build_lock,
-    remove_leftovers,
-)
+from tfds_builder.rxrx1.staging import Shard, Staging, remove_leftovers  # noqa: E402
 
 VERSION = "1.0.0"
 SIZES = {"HUVEC-01": 40, "RPE-02": 13, "U2OS-05": 1}  # sites of each experiment

@@ -8,7 +8,7 @@ from tiny_release import read_pngs, tiny_rows
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
 from tfds_builder import faux_colours  # noqa: E402
-from tfds_builder.rxrx1 import show, stored  # noqa: E402
+from tfds_builder.rxrx1 import figures, show, stored  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
@@ -63,7 +63,7 @@ def images_of(axis):
     found = {}
     for image in axis.get_images():
         left, right, bottom, top = image.get_extent()
-        row = (bottom + top) / 2 / show.PITCH
+        row = (bottom + top) / 2 / figures.PITCH
         found[round((left + right) / 2), round(row)] = np.asarray(image.get_array())
     return found
 
@@ -73,7 +73,7 @@ def test_every_well_of_the_plate_is_in_its_place(tiny, builder):
     rows = [r for r in ROWS.values() if (r["experiment"], r["plate"]) == ("HUVEC-01", "2")]
     lowest = {r["well"]: r for r in sorted(rows, key=lambda r: r["site"], reverse=True)}
     assert list(wells) == sorted(lowest)
-    axis = show.plate_figure(wells).axes[0]
+    axis = figures.plate_figure(wells).axes[0]
     drawn = images_of(axis)
     places = {(int(well[1:]), ord(well[0]) - 64): row for well, row in lowest.items()}
     assert set(drawn) == set(places)
@@ -105,9 +105,9 @@ def test_every_well_of_the_plate_is_in_its_place(tiny, builder):
 def test_plate_with_a_missing_first_site_and_an_unknown_label(builder):
     wells = show._read_plate(builder, "HUVEC-01", 1, progress=False)
     assert wells["D04"].fields["site"] == 2 and wells["C03"].fields["site"] == 1
-    assert "site 2 where it is missing" in show.plate_figure(wells).axes[0].get_title(loc="left")
+    assert "site 2 where it is missing" in figures.plate_figure(wells).axes[0].get_title(loc="left")
     unlabelled = show._read_plate(builder, "HUVEC-02", 2, progress=False)
-    texts = [text.get_text() for text in show.plate_figure(unlabelled).axes[0].texts]
+    texts = [text.get_text() for text in figures.plate_figure(unlabelled).axes[0].texts]
     assert texts.count("?") == 1 and "-1" not in texts
 
 
@@ -118,7 +118,7 @@ def test_sirna_in_every_experiment(builder):
     assert list(sites) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
     assert {site.fields["sirna_id"] for site in sites.values()} == {1}
     assert sites["HUVEC-01"].fields["plate"] == 2
-    axes = [axis for axis in show.sirna_figure(sites).axes if axis.get_visible()]
+    axes = [axis for axis in figures.sirna_figure(sites).axes if axis.get_visible()]
     assert [axis.get_title().split("\n")[0] for axis in axes] == list(sites)
     # the wanted experiment is among those shown, however many there are
     show_all, show.SHOWN_EXPERIMENTS = show.SHOWN_EXPERIMENTS, 1
@@ -135,7 +135,7 @@ def test_channels_of_one_site(tiny, builder, channels):
     row = ROWS["HUVEC-01_2_D05_1"]
     image = read_pngs(tiny.release, row)[:channels]
     fields = row | {"sirna_id": int(row["sirna_id"])}
-    composite, *axes = show.site_figure(show.Picture(fields, image)).axes
+    composite, *axes = figures.site_figure(figures.Picture(fields, image)).axes
     assert composite.get_title() == "composite" and len(axes) == channels
     colours = ["blue", "green", "red", "cyan", "magenta", "yellow"]
     channels_of = {"red": 0, "green": 1, "blue": 2}
@@ -157,3 +157,9 @@ def test_thumbnail_averages_blocks():
     assert small.shape == (3, 43, 43)
     np.testing.assert_allclose(small[2, 7, 9], image[2, 21:24, 27:30].mean(), rtol=1e-6)
     np.testing.assert_array_equal(show._thumbnail(image[:, :64, :64]), image[:, :64, :64])
+
+
+def test_folder_that_cannot_be_made(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["show", str(tiny.dataset), f"--out={tmp_path / 'file'}"]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]

@@ -361,6 +361,7 @@ def test_not_a_dataset(tmp_path, copy, capsys):
     (copy / "metadata.json").write_text("{")
     assert main(["verify", str(copy)]) == 1
     assert "build the dataset again" in capsys.readouterr().err
-    (copy / "metadata.json").write_text("{}")
+    (copy / "metadata.json").write_text('{"layout": "official"}')
     assert main(["verify", str(copy)]) == 1
-    assert "no control_pixels in metadata.json" in capsys.readouterr().err
+    listed = "no source, partitions, control_pixels, control_statistics in metadata.json"
+    assert listed in capsys.readouterr().err

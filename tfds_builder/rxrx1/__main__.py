@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = show.show(builder, options.out, options.experiment, options.plate, options.sirna_id)
         print(*paths, sep="\n")
         return 0
-    except stored.DatasetError as error:
+    except (stored.DatasetError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

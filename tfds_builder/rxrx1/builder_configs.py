@@ -1,13 +1,28 @@
 """The configs of the dataset: what is stored, and of which release."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from . import downloads
+from .downloads import ARCHIVES
+from .images import View
 from .release import CHANNELS, Selection
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes a folder
+_TYPES = {
+    "name": str,
+    "size": int,
+    "source_size": int | None,
+    "crop": bool,
+    "channels": int,
+    "wilds": bool,
+    "archives": str,
+    "present_only": bool,
+    "screen": Mapping | None,
+}
 
 
 @dataclasses.dataclass(eq=False)
@@ -22,10 +37,13 @@ class Rxrx1Config(tfds.core.BuilderConfig):
       wilds: gives `dataset` the values of WILDS v1.0 (train, val, test).
       experiments, plates, wells, sites: the part of the release that is read and stored, such as
         ("HUVEC-01",), (1, 2), ("B02",), (1,); None: all.
-      archives: what is downloaded when there is no --manual_dir.
+      archives: what is downloaded when there is no --manual_dir, one of `downloads.ARCHIVES`.
       present_only: leaves out sites without images; else they are an error.
       screen: parameters of `synthetic.Screen` other than `size` ({}: its defaults); the release is
         then generated under the download directory.
+
+    Raises:
+      ValueError: names the field, what was found and what was expected.
     """
 
     size: int = 512
@@ -37,15 +55,54 @@ class Rxrx1Config(tfds.core.BuilderConfig):
     plates: Sequence[int] | None = None
     wells: Sequence[str] | None = None
     sites: Sequence[int] | None = None
-    archives: Sequence[downloads.Archive] = downloads.OFFICIAL
+    archives: str = "official"
     present_only: bool = False
     screen: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        for field, kind in _TYPES.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                wanted = getattr(kind, "__name__", kind)
+                raise ValueError(f"Rxrx1Config.{field}: found {value!r}, expected {wanted}")
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"Rxrx1Config.name: found {self.name!r}, expected letters, digits, '_', '-', '.'"
+            )
+        if self.archives not in ARCHIVES:
+            expected = ", ".join(ARCHIVES)
+            raise ValueError(f"Rxrx1Config.archives: found {self.archives!r}, expected {expected}")
+        self.view(self.source_size or self.size)  # these two refuse what cannot be
+        _ = self.selection
+        if self.screen:
+            from .synthetic import Screen  # here: else `python -m ...synthetic` imports it twice
+
+            if "size" in self.screen:
+                raise ValueError("Rxrx1Config.screen holds size; give the size of the config alone")
+            Screen(**self.screen)
+
+    def view(self, source_size: int) -> View:
+        """How the stored images are made from a release's, of `source_size` pixels."""
+        return View(self.size, source_size, self.crop, self.channels)
+
     @property
     def selection(self) -> Selection:
-        """The part of the release as the reader takes it; lists come from JSON."""
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)}
-        return Selection(**{k: None if v is None else tuple(v) for k, v in parts.items()})
+        """The part of the release as the reader takes it."""
+        return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of the dataset, for its metadata.json."""
+        selection = dataclasses.asdict(self.selection)
+        fields = ("size", "crop", "channels", "wilds", "present_only")
+        return {
+            "selection": {name: list(values) for name, values in selection.items() if values},
+            "config": {
+                **{name: getattr(self, name) for name in fields},
+                "source_size": self.source_size or self.size,
+                "screen": None if self.screen is None else dict(self.screen),
+            },
+        }
 
 
 BUILDER_CONFIGS = [
@@ -71,7 +128,8 @@ BUILDER_CONFIGS = [
     ),
     Rxrx1Config(
         name="wilds",
-        description="As WILDS v1.0: central 256 px, first three channels, its partition.",
+        description="As WILDS v1.0: central 256 px, first three channels, its partition (id_test is"
+        " site 2 of train).",
         size=256,
         source_size=512,
         crop=True,
@@ -81,7 +139,7 @@ BUILDER_CONFIGS = [
     Rxrx1Config(
         name="monai",
         description="1,200 real sites that the MONAI project cut from the release, 512 px.",
-        archives=downloads.MONAI,
+        archives="monai",
         present_only=True,
     ),
 ]

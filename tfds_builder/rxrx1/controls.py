@@ -11,16 +11,16 @@ the first usable of SOURCES; a group of wells is usable if none of its channels 
 
 import logging
 import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from .release import Site, usable_cpus
+from .parallel import map_in_order
+from .release import Site
 
 CONTROL_TYPES = ("positive_control", "negative_control")
 SOURCES = {  # of the statistics of a plate, best first
@@ -31,8 +31,6 @@ SOURCES = {  # of the statistics of a plate, best first
 }
 _LEVELS = np.arange(256, dtype=np.int64)
 
-T = TypeVar("T")
-R = TypeVar("R")
 Key = tuple[str, int, str]  # experiment, plate, well_type
 Plate = tuple[str, int]  # experiment, plate
 MeanStd = tuple[np.ndarray, np.ndarray]  # float32 [C] each, counts
@@ -275,23 +273,3 @@ def _warn(statistics: Statistics) -> None:
             " constant: %s",
             len(constant), ", ".join(constant),
         )  # fmt: skip
-
-
-def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """`map` over a pool of threads, in order, with a bounded look-ahead.
-
-    Unlike `Executor.map` it holds few results at a time, whatever the number of items. An
-    exception, or a consumer that stops early, cancels what has not begun.
-    """
-    threads = usable_cpus()
-    executor = ThreadPoolExecutor(threads)
-    pending: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            pending.append(executor.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.download.util import DownloadError
 from tqdm import tqdm
 
+from .lock import is_remote
 from .release import ReleaseError
 
 
@@ -47,19 +49,24 @@ MONAI = (
         "5eea02f6b0a6d8cbce6ad66949257438",
     ),
 )
+ARCHIVES = {"official": OFFICIAL, "monai": MONAI}
 _BLOCK = 1 << 22
 
 
 def fetch(
-    archives: Sequence[Archive], dl_manager: tfds.download.DownloadManager, folder: Path
+    archives: Sequence[Archive], dl_manager: tfds.download.DownloadManager, folder: epath.PathLike
 ) -> Path:
     """Downloads what is missing; links the checked archives into `folder` by their own names.
 
     The link is made after the check, so a file that has its link is not read again.
 
     Raises:
-      ReleaseError: a file cannot be fetched, or is not what its publisher published.
+      ReleaseError: a file cannot be fetched, or is not what its publisher published; or `folder`
+        is in a bucket, which has no links.
     """
+    if is_remote(folder):
+        raise ReleaseError(f"{folder}: archives are fetched to a disk, give a local --download_dir")
+    folder = Path(folder)
     wanted = [archive for archive in archives if not (folder / archive.name).exists()]
     folder.mkdir(parents=True, exist_ok=True)
     by_hand = f"fetch {' and '.join(a.url for a in wanted)} by hand and pass their --manual_dir"

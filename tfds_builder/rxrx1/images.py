@@ -1,16 +1,17 @@
 """The images of a release: checked whole before a build, decoded site by site."""
 
+import contextlib
 import dataclasses
 import struct
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .release import CHANNELS, Release, ReleaseError, Site, places, usable_cpus
+from .parallel import map_in_order, usable_cpus
+from .release import CHANNELS, Release, ReleaseError, Site, places
 
 RGB_CHANNELS = 3  # of CHANNELS, in the WILDS layout's images, as red, green, blue
 RGB_SIZE = 256  # side of the WILDS layout's images, pixels
@@ -85,8 +86,9 @@ def check_images(release: Release, view: View, progress: bool = True) -> None:
     first: list[tuple[str, str, str]] = []
     bar = tqdm(total=len(sites), desc="Checking images", unit=" sites", disable=not progress)
     # Both what threads wait for, the disk, and what they compute, the CRC, leave the GIL free.
-    with bar, ThreadPoolExecutor(4 * usable_cpus()) as pool:
-        for task, found in zip(tasks, pool.map(check, tasks), strict=True):
+    results = map_in_order(check, tasks, 4 * usable_cpus())
+    with bar, contextlib.closing(results):
+        for task, found in zip(tasks, results, strict=True):
             count += len(found)
             first += found[: _FAULTS_SHOWN - len(first)]
             bar.update(len(task))
@@ -130,8 +132,9 @@ def _check_view(release: Release, view: View) -> None:
     if release.layout == "wilds" and view != View(RGB_SIZE, RGB_SIZE, view.crop, RGB_CHANNELS):
         raise ReleaseError(
             f"the release in {release.storage.root} is of the WILDS layout, whose images hold"
-            f" {RGB_CHANNELS} channels of {RGB_SIZE} px; {view} cannot be made from it: build the"
-            " official release or the Kaggle data, or ask for what is there"
+            f" {RGB_CHANNELS} channels of {RGB_SIZE} px; {view.channels} channels of {view.size} px"
+            f" (of images of {view.source_size} px) cannot be made from it: build config wilds, or"
+            " get the official release or the Kaggle data"
         )
 
 

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Collection, Container, Iterable, Iterator
 from typing import NamedTuple
@@ -43,7 +42,7 @@ from .storage import Storage
 
 __all__ = [
     "CELL_TYPES", "CHANNELS", "COLUMNS", "SIRNA_IDS", "UNKNOWN", "UNTREATED", "WELL_TYPES",
-    "Release", "ReleaseError", "Selection", "Site", "open_release", "places", "usable_cpus",
+    "Release", "ReleaseError", "Selection", "Site", "open_release", "places",
 ]  # fmt: skip
 
 # The Kaggle files list four wells that the official metadata does not; images of such wells may
@@ -116,11 +115,6 @@ def places(release: Release, site_ids: Collection[str]) -> dict[str, str]:
     source = storage.describe("metadata.csv")
     table = read_metadata(storage.read("metadata.csv"), source, WILDS_DATASETS)
     return {site_id: f"{source}, line {table[site_id][0]}" for site_id in site_ids}
-
-
-def usable_cpus() -> int:
-    """CPUs this process may use: the number of threads of every pool of the builder."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _position(site: Site) -> tuple[str, int, str, int]:

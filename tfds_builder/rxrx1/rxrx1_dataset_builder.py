@@ -10,6 +10,7 @@ this code. Records are written by `shards`, which resumes, not by TFDS's own wri
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from . import controls, downloads, images, shards, staging
+from . import atomic, controls, downloads, images, lock, shards, staging
 from .builder_configs import BUILDER_CONFIGS, Rxrx1Config
 from .examples import ZLIB_LEVEL, SiteEncoder, features
 from .release import CHANNELS, Release, ReleaseError, open_release
+from .storage import SUBFOLDERS
 
 DATA_LICENCE = "RxRx1 images and metadata: CC BY-NC-SA 4.0 (Recursion Pharmaceuticals)."
 SYNTHETIC_LICENCE = "Generated images, under the licence of the code; they hold no RxRx1 data."
@@ -49,6 +51,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
 
     builder_config: Rxrx1Config
 
+    def __init__(self, *, data_dir: epath.PathLike | None = None, **kwargs: Any) -> None:
+        # A shell leaves "~" in --data_dir=~/x alone, and TFDS would make a folder of that name.
+        super().__init__(data_dir=data_dir and epath.Path(data_dir).expanduser(), **kwargs)
+
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
         return self.dataset_info_from_configs(
@@ -62,19 +68,43 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         """Builds the dataset, or what is left of a build that was stopped. Arguments: see TFDS.
 
         Raises:
-          ReleaseError: something is wrong with the release or the images; names the file.
+          ReleaseError: something is wrong with the release or the images; names the file. Or the
+            dataset is there already, built with other settings under the same name.
           RuntimeError: another build of this dataset is running.
           OSError: among others, the disk is full; what is finished is kept.
         """
         config = kwargs.get("download_config") or tfds.download.DownloadConfig()
         if self.data_path.exists() and not config.download_mode.overwrite_dataset:
+            self._check_settings()
             super().download_and_prepare(**kwargs)  # writes nothing: the data may be read-only
             return
         folder, version = self.data_path.parent, str(self.version)
-        with staging.build_lock(folder, version):
-            staging.remove_leftovers(folder, version)
-            super().download_and_prepare(**kwargs)
-            staging.remove_leftovers(folder, version)
+        try:
+            with lock.build_lock(folder, version):
+                staging.remove_leftovers(folder, version)
+                super().download_and_prepare(**kwargs)
+                staging.remove_leftovers(folder, version)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped; what is finished lies in {folder}, the same command goes on from there"
+            ) from None
+
+    def _check_settings(self) -> None:
+        """Refuses to pass a dataset off as what the config asks for when it is something else."""
+        found, wanted = self.info.metadata or {}, self.builder_config.settings
+        if "config" not in found:
+            return  # of a version that did not record them
+        differ = [
+            f"{name} {found[part].get(name)!r}, asked for {wanted[part].get(name)!r}"
+            for part in wanted
+            for name in sorted(found[part].keys() | wanted[part].keys())
+            if found[part].get(name) != wanted[part].get(name)
+        ]
+        if differ:
+            raise ReleaseError(
+                f"{self.data_path} is there already, built with {'; '.join(differ)}: choose another"
+                " name for the config, or replace it with --overwrite"
+            )
 
     def _download_and_prepare(
         self,
@@ -99,6 +129,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             hashlib.sha256(f"{release.fingerprint} {view} {ZLIB_LEVEL}".encode()).hexdigest(),
             self.info.file_format.value,
         )
+        stage.check_space(plan, site_bytes)  # checking the images of a whole release takes long
         statistics = self._check_and_read_controls(release, view, plan, stage)
         # Workers of Beam receive the encoder, so it goes without the table of all sites.
         encode = SiteEncoder(dataclasses.replace(release, sites=()), view, statistics.plate)
@@ -154,6 +185,12 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         sites = release.sites
         if config.present_only:
             sites = tuple(s for s in sites if release.storage.exists(release.image_names(s)[0]))
+            logging.info("%d of the tables' %d sites have images", len(sites), len(release.sites))
+            if not sites:
+                raise ReleaseError(
+                    f"{release.storage.root} holds no image of the sites in its tables, the first:"
+                    f" {release.storage.describe(release.image_names(release.sites[0])[0])}"
+                )
         if config.wilds:
             sites = tuple(
                 site._replace(dataset="val") if site.experiment in WILDS_VALIDATION else site
@@ -166,23 +203,28 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     ) -> epath.PathLike:
         """Where the release lies, after it was generated or downloaded if need be."""
         config = self.builder_config
-        folder = dl_manager.download_dir / f"rxrx1_{config.name}"
         if config.screen is not None:
-            write_screen({"size": config.size, **config.screen}, folder)
+            folder = dl_manager.download_dir / f"rxrx1_{config.name}"
+            write_screen({"size": config.source_size or config.size, **config.screen}, folder)
             return folder
         if manual_dir:  # given but not there is a typing error, no wish to download 49 GB
-            return manual_dir
+            return epath.Path(manual_dir).expanduser()
         try:
-            return dl_manager.manual_dir  # TFDS's default, in the download directory
-        except AssertionError:  # its way to say that it is not there or empty
-            return downloads.fetch(config.archives, dl_manager, folder)
+            default = dl_manager.manual_dir  # in the download directory
+            if {"metadata.csv", *SUBFOLDERS} & {path.name for path in default.iterdir()}:
+                return default  # else it holds what other datasets need
+        except AssertionError:  # TFDS's way to say that it is not there or empty
+            pass
+        # One folder for all configs that need the archives: they are checked once.
+        folder = dl_manager.download_dir / f"rxrx1_archives_{config.archives}"
+        return downloads.fetch(downloads.ARCHIVES[config.archives], dl_manager, folder)
 
     def _view(self, release: Release) -> images.View:
         config = self.builder_config
         source_size = config.source_size or config.size
-        if release.layout == "wilds":  # cropped already
-            source_size = images.RGB_SIZE
-        return images.View(config.size, source_size, config.crop, config.channels)
+        if release.layout == "wilds" and config.size <= images.RGB_SIZE:
+            source_size = images.RGB_SIZE  # cropped already
+        return config.view(source_size)
 
     def _check_and_read_controls(
         self,
@@ -212,9 +254,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             release.sites, lambda site: images.read_image(release, site, view)
         )
         stage.prepare()
-        partial = stage.folder / "control_pixels.json.tmp"
-        partial.write_text(json.dumps(statistics.to_json()["control_pixels"]))
-        partial.replace(kept)
+        atomic.write(kept, json.dumps(statistics.to_json()["control_pixels"]).encode())
         return statistics
 
     def _metadata(
@@ -224,11 +264,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         partitions: dict[str, set[str]] = {}
         for site in release.sites:
             partitions.setdefault(site.dataset, set()).add(site.experiment)
-        selection = dataclasses.asdict(self.builder_config.selection)
         return {
             "source": "release" if self.builder_config.screen is None else "synthetic",
             "layout": release.layout,
-            "selection": {name: list(values) for name, values in selection.items() if values},
+            **self.builder_config.settings,
             "channels": list(CHANNELS[: view.channels]),
             "partitions": {name: sorted(found) for name, found in sorted(partitions.items())},
             **statistics.to_json(),
@@ -242,11 +281,15 @@ def write_screen(parameters: Mapping[str, Any], folder: epath.Path) -> None:
     that would be TFDS's command line with TensorFlow, or a caller's script without a main guard.
 
     Raises:
-      ReleaseError: the generator failed; it has said why on stderr.
+      ReleaseError: the folder holds something else; or the generator failed, whose last words
+        stand on stderr.
     """
     from . import synthetic  # here: else `python -m ...synthetic` would import itself first
 
-    options = dataclasses.asdict(synthetic.Screen(**parameters))  # refuses bad ones here
+    screen = synthetic.Screen(**parameters)
+    if synthetic.claim(folder, screen):
+        return
+    options = dataclasses.asdict(screen)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     package = synthetic.__package__  # "rxrx1" if TFDS loaded this folder, or "tfds_builder.rxrx1"
     source = os.fspath(epath.Path(__file__).parents[package.count(".") + 1])

@@ -20,7 +20,7 @@ from typing import Any
 from tensorflow_datasets.core import hashing
 from tqdm import tqdm
 
-from .controls import map_in_order
+from .parallel import map_in_order
 from .release import Site
 from .staging import Shard, Staging, Written
 

@@ -19,16 +19,13 @@ Object stores (gs://) have no locks, links or atomic renames of folders: there t
 that one build runs at a time, shards are moved, and a kill during step 4 needs a look by hand.
 """
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -36,6 +33,8 @@ from typing import NamedTuple
 from etils import epath
 from tensorflow_datasets.core import file_adapters, naming
 
+from . import atomic
+from .lock import is_remote
 from .release import Site
 
 DATASET = "rxrx1"
@@ -145,7 +144,7 @@ class Staging:
         record = COMPRESSION * site_bytes
         if done:
             record = sum(written.bytes for written in finished.values()) / done
-        needed, free = round(left * record), shutil.disk_usage(self.folder).free
+        needed, free = round(left * record), shutil.disk_usage(self.config_folder).free
         if needed > free:
             raise OSError(
                 errno.ENOSPC,
@@ -230,25 +229,21 @@ class Staging:
         except OSError as error:
             logging.info("shards are moved, not linked (%s)", error)
             names = {source.name: target.name for source, target in targets.items()}
-            journal = self.folder / f"{_JOURNAL}.tmp"
-            journal.write_text(json.dumps({"into": into.name, "names": names}))
-            journal.replace(self.folder / _JOURNAL)
+            journal = json.dumps({"into": into.name, "names": names})
+            atomic.write(self.folder / _JOURNAL, journal.encode())
             for source, target in targets.items():
                 source.replace(target)
 
     def _staged(self) -> dict[str, _Staged]:
         """{name of the shard: its file}, by one listing of the folder."""
+        if not self.folder.exists():
+            return {}
         matches = ((path, _STAGED.fullmatch(path.name)) for path in self.folder.iterdir())
         return {
             match[1]: _Staged(path, Written(int(match[2]), int(match[3])), int(match[4]))
             for path, match in sorted(matches)
             if match
         }
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path lies in an object store (gs://...) and not on a mounted filesystem."""
-    return "://" in os.fspath(path)
 
 
 def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
@@ -270,52 +265,6 @@ def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
     if (config_folder / version).exists():
         for folder in unfinished:
             folder.rmtree()
-
-
-@contextlib.contextmanager
-def build_lock(config_folder: epath.PathLike, version: str) -> Iterator[None]:
-    """Holds the only right to build a version of a config; makes the folder where missing.
-
-    The kernel releases the lock when the process ends, however it ends. Object stores and some
-    network filesystems have no locks: there the log says so, and the user sees to it.
-
-    Raises:
-      RuntimeError: another build holds it; names its process and host.
-    """
-    config_folder = epath.Path(config_folder)
-    config_folder.mkdir(parents=True, exist_ok=True)
-    if is_remote(config_folder):
-        logging.warning("no locks in %s: see that no other build of it runs", config_folder)
-        yield
-        return
-    path = config_folder / f".building-{version}.lock"
-    while True:
-        file = open(path, "a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "not named yet"
-            file.close()
-            raise RuntimeError(
-                f"{config_folder} is being built already ({holder}); wait for that build, or stop"
-                " it: the next one goes on from its finished shards"
-            ) from None
-        except OSError as error:
-            logging.warning("%s: %s; see that no other build of it runs", path, error)
-        # Whoever held the lock before may have removed the file since it was opened here.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                break
-        file.close()
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # before the lock is released
 
 
 def _flush(path: epath.Path) -> None:

@@ -24,7 +24,7 @@ TABLES = (  # top files, of any layout
     "test.csv",
     "test_controls.csv",
 )
-_SUBFOLDERS = ("", "rxrx1", "rxrx1_v1.0")  # the folders that the archives (WILDS: the last) unpack
+SUBFOLDERS = ("rxrx1", "rxrx1_v1.0")  # that the archives, WILDS's the last, unpack
 
 
 class _Folder:
@@ -180,11 +180,16 @@ class Storage:
         self._archives: list[_Archive] = []
         self._holders: dict[str, _Folder | _Archive] = {}
         if self.root.is_dir():
-            folders = [self.root / name if name else self.root for name in _SUBFOLDERS]
+            folders = [self.root, *(self.root / name for name in SUBFOLDERS)]
             self._folders = [_Folder(folder) for folder in folders if folder.is_dir()]
             paths = sorted(self.root.iterdir())
             self._archives = [_Archive(path) for path in paths if path.name.endswith(".zip")]
         elif self.root.exists():
+            if self.root.suffix != ".zip":
+                raise ReleaseError(
+                    f"{self.root} is neither a folder nor a .zip archive; name the folder that"
+                    " holds the release"
+                )
             self._archives = [_Archive(self.root)]
         else:
             raise ReleaseError(

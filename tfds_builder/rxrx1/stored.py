@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
+METADATA = ("source", "layout", "partitions", "control_pixels", "control_statistics")
 TFRECORD_HEADER, TFRECORD_FOOTER = 12, 4  # bytes: uint64 length and its CRC; CRC of the data
 
 
@@ -49,11 +50,10 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
         raise DatasetError(
             f"{folder}: its JSON files cannot be read ({error}); build the dataset again"
         ) from error
-    if missing or "control_pixels" not in metadata:
-        raise DatasetError(
-            f"{folder} is not RxRx1 as tfds_builder/rxrx1 writes it: no"
-            f" {', '.join(sorted(missing)) or 'control_pixels in metadata.json'}"
-        )
+    unknown = [name for name in METADATA if name not in metadata]
+    if missing or unknown:
+        what = ", ".join(sorted(missing)) or f"{', '.join(unknown)} in metadata.json"
+        raise DatasetError(f"{folder} is not RxRx1 as tfds_builder/rxrx1 writes it: no {what}")
     return builder
 
 

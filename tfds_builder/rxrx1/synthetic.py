@@ -26,9 +26,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from . import planted
+from . import atomic, planted
 from .cells import PARAMETER_NAMES, draw_site
-from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site, usable_cpus
+from .parallel import usable_cpus
+from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site
 
 ROWS = "BCDEFGHIJKLMNO"  # inner rows of the 16 x 24 plate
 COLUMNS_USED = range(2, 24)  # inner columns
@@ -70,6 +71,10 @@ class Screen:
             "batch_effect": (0, 3), "effect": (0, 3),
         }  # fmt: skip
         limits |= {cell_type.lower(): (0, 99) for cell_type in CELL_TYPES}
+        for f in fields(self):
+            kind, value = (int | float if f.type == "float" else int), getattr(self, f.name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"Screen.{f.name} is {value!r}; expected a number ({f.type})")
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(
@@ -178,7 +183,7 @@ def write_release(
         ReleaseError: the folder holds a screen of other parameters, or something else.
     """
     root = Path(out_dir)
-    if _claim(root, screen):
+    if claim(root, screen):
         return root
     sites = screen_sites(screen)
     for folder in {(site.experiment, site.plate) for site in sites}:
@@ -200,14 +205,18 @@ def write_release(
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([getattr(site, name) for name in COLUMNS] for site in sites)
-    _write_atomically(root / "metadata.csv", table.getvalue().encode())
+    atomic.write(root / "metadata.csv", table.getvalue().encode())
     truth = json.dumps(screen_truth(screen, sites))
-    _write_atomically(root / TRUTH_FILE, truth.encode())
+    atomic.write(root / TRUTH_FILE, truth.encode())
     return root
 
 
-def _claim(root: Path, screen: Screen) -> bool:
-    """Mark the folder as this screen's; True when it is finished already."""
+def claim(root: Path, screen: Screen) -> bool:
+    """Mark the folder as this screen's; True when it is finished already.
+
+    Raises:
+        ReleaseError: the folder holds a screen of other parameters, or something else.
+    """
     wanted = {"drawing": DRAWING, **asdict(screen)}
     marker = root / SCREEN_FILE
     if not marker.exists():
@@ -217,7 +226,7 @@ def _claim(root: Path, screen: Screen) -> bool:
                 "choose an empty folder"
             )
         root.mkdir(parents=True, exist_ok=True)
-        _write_atomically(marker, json.dumps(wanted, indent=1).encode())
+        atomic.write(marker, json.dumps(wanted, indent=1).encode())
         return False
     found = json.loads(marker.read_text())
     if found != wanted:
@@ -244,13 +253,7 @@ def _write_site(screen: Screen, root: str, site: Site) -> None:
         done, data = cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if not done:
             raise RuntimeError(f"{path}: OpenCV could not encode the image as PNG")
-        _write_atomically(path, data.tobytes())
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+        atomic.write(path, data.tobytes())
 
 
 def screen_truth(screen: Screen, sites: list[Site]) -> dict:
