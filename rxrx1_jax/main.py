@@ -1,4 +1,4 @@
-"""Trains, evaluates or predicts: `python -m rxrx1_jax.main --config=CONFIG --workdir=RUN`."""
+"""Trains, evaluates, predicts, embeds: `python -m rxrx1_jax.main --config=CONFIG --workdir=RUN`."""
 
 import difflib
 import os
@@ -19,8 +19,9 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict"],
-    "train (resumes) and evaluate; evaluate a trained run; predict every treatment site.",
+    ["train", "evaluate", "predict", "embed"],
+    "train (resumes) and evaluate; evaluate a trained run; predict every treatment site; embed"
+    " every site.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     # Imported here, so that --help answers at once.
-    from rxrx1_jax import checkpoint, records, run, splits, train
+    from rxrx1_jax import checkpoint, embed, records, run, splits, train
 
     try:
         config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
@@ -49,8 +50,10 @@ def main(argv: list[str]) -> None:
                 f"accuracy by site {accuracy['site']['all']:.4f}, "
                 f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
             )
-        else:
+        elif _MODE.value == "predict":
             print(train.predict_run(config, workdir))
+        else:
+            print(embed.embed_run(config, workdir))
     except (
         run.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
         FloatingPointError, OSError,

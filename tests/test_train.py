@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import demo
-from rxrx1_jax import checkpoint, correct, input_pipeline, records, report, run, steps, train
+from rxrx1_jax import checkpoint, correct, embed, input_pipeline, records, report, run, steps, train
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -278,3 +278,18 @@ def test_corrections_of_a_run(finished):
     ]  # fmt: skip
     with pytest.raises(run.RunError, match="no run here"):
         correct.correct(workdir.parent, names)
+
+
+def test_embeddings_of_all_sites(finished, tiny):
+    """The last layer, applied to them in NumPy, says what the run predicted."""
+    config, workdir, _ = finished
+    table = pq.read_table(embed.embed_run(config, workdir))
+    ids = table["site_id"].to_pylist()
+    assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
+    assert table.column_names[1:] == [f"feature_{i}" for i in range(table.num_columns - 1)]
+    features = np.column_stack([table[name].to_numpy() for name in table.column_names[1:]])
+    variables, classes = checkpoint.load_params(workdir)
+    fc = variables["params"]["fc"]
+    logits = dict(zip(ids, features @ fc["kernel"] + fc["bias"], strict=True))
+    own = pq.read_table(workdir / "predictions.parquet").to_pylist()
+    assert all(classes[logits[row["site_id"]].argmax()] == row["prediction"] for row in own)
