@@ -14,6 +14,7 @@ from rxrx1_jax.report_table import (
     PAPER_DATA,
     Run,
     Screen,
+    beside_paper,
     describe,
     gap_note,
     gaps,
@@ -82,6 +83,9 @@ def _section(
         for unit, how in (("site", ""), ("well", " (mean log-probability over its sites)")):
             caption = f"Table 1. Test accuracy (%) by {unit}{how}; {said}"
             parts.append(_table1(runs, unit, separate, caption))
+
+    compared = [("", list(row)) for row in beside_paper(screen, runs)]
+    parts.append(_html_table("Here and in the paper", ["", "here", "the paper"], compared))
 
     def picture(name: str, figure: Figure, caption: str) -> None:
         _save(figure, out / f"{prefix}{name}.png")

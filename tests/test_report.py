@@ -207,6 +207,50 @@ def test_runs_of_single_cell_types_alone(tmp_path, capsys):
     assert len(list((tmp_path / "page").glob("*.png"))) == 3
 
 
+def markdown_rows(text: str) -> dict[str, list[str]]:
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_markdown_sets_each_row_above_the_papers(demo, tmp_path):
+    for fold, sites in ((0, 18), (1, 16)):
+        path = tmp_path / f"u2os{fold}"
+        demo.append(make_run(path, {"U2OS": (sites, 9)}, "random_site", fold, cell_type="U2OS"))
+    ((screen, runs),) = load_runs(demo).items()
+    text = report.table_markdown(screen, runs)
+    rows = markdown_rows(text)
+    assert list(rows)[2:10] == [
+        *("Batch", "*the paper: Batch*", "Random (by site)", "*the paper: Random*"),
+        *("Random (by site) - batch", "*the paper: Random - batch*"),
+        *("Random (by site) / batch", "*the paper: Random / batch*"),
+    ]
+    # Other models than those on all cell types: 90 and 80 % for U2OS, nothing for the others.
+    assert rows["Batch"] == ["0 1 2", "35.0 ± 0.0", *"––––"]
+    assert rows["Random (by site)"] == ["0 1", "72.5 ± 3.5", *"–––", "85.0 ± 7.1"]
+    assert rows["Random (by site) - batch"][-5:] == ["+37.5 ± 3.5", *"––––"]
+    assert rows["*the paper: Random*"][-1] == "22.0 ± 0.4"
+    assert rows["Batch, model on all cell types"][2:4] == ["50.0 ± 10.0", "40.0 ± 0.0"]
+    # Runs of one split alone leave dashes in the other's row.
+    ((screen, runs),) = load_runs(demo[:3]).items()
+    assert markdown_rows(report.table_markdown(screen, runs))["Random (by site)"][-5:] == [*"–––––"]
+
+
+def test_what_differs_from_the_paper_is_said(demo, tmp_path):
+    with edited(demo[0] / "config.json") as config:
+        config["data"]["crop"] = 48
+    ((screen, runs),) = load_runs(demo[:1]).items()
+    rows = markdown_rows(report.table_markdown(screen, runs))
+    assert rows["data"][0].startswith("rxrx1/synthetic 1.0.0: a synthetic screen")
+    assert rows["classes"] == ["32 (chance 3.1 %)", "1,108 (chance 0.1 %)"]
+    assert rows["image size"] == ["64 px, cropped to 48 px", "512 px"]
+    assert rows["network"] == ["resnet_demo", "ResNet-50"]
+    assert rows["epochs"] == ["30", "not known"]
+    text = report.table_text(screen, runs)
+    assert "classes: 32 (chance 3.1 %); the paper: 1,108 (chance 0.1 %)\n" in text
+    page, _ = report_page.write_page({screen: runs}, tmp_path / "page")
+    assert "1,108 (chance 0.1 %)" in Page(page.read_text()).text
+
+
 def test_different_data_or_model_never_share_a_table(demo, tmp_path):
     native = make_run(tmp_path / "native", all_right(4, 2), name="rxrx1/native", source="release")
     demo.append(native)
