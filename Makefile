@@ -1,6 +1,7 @@
 # `make demo`   sets everything up and runs the main job on the synthetic screen
 # `make table1` does so for the 30 runs of the paper's table
 # `make test`   sets everything up and runs the tests
+# `make bench`  prints the benchmarks' tables
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -12,7 +13,7 @@ SCREEN ?= synthetic
 RUNS   ?= runs/demo
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/1.1.0/dataset_info.json
 
-.PHONY: demo table1 control test lint types clean
+.PHONY: demo table1 control bench test lint types clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,6 +53,15 @@ control:
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Every benchmark in turn, each a table of ratios; what they mean stands in benchmarks/README.md.
+WORK ?= $(DATA)/benchmarks
+bench: $(VENV)/.dev
+	@mkdir -p $(WORK)
+	@set -e; for name in encoding loaders build train_step scaling cost_model; do \
+	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
+	@set -e; for name in end_to_end evaluation startup; do \
+	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name --work=$(WORK); done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

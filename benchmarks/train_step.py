@@ -14,16 +14,10 @@ products (three times the forward pass, less the input gradient of the stem), ov
 """
 
 import argparse
-import collections
-import glob
-import gzip
-import json
 import multiprocessing
 import os
-import re
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.profile_step import print_breakdown
 from benchmarks.timing import compare, describe, remote
 
 CLASSES = 1108
@@ -263,70 +258,6 @@ def on_accelerator(options: argparse.Namespace, kind: str, platform: str) -> Non
             print(f"| {px}, {rows} | {name} | {rate:.0f} | {used:.1%} |", flush=True)
 
 
-def print_breakdown(name: str, px: int, rows: int, dtype: str) -> None:
-    """Shares of one profiled step by class of operation."""
-    import jax
-
-    compiled, state, batch = compile_jax(name, px, rows, dtype)
-    classes = classify(compiled.as_text())
-    state, _ = compiled(state, batch)
-    spent: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(3):
-                state, metrics = compiled(state, batch)
-                metrics["loss"].block_until_ready()
-        (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
-        with gzip.open(path) as file:
-            events = json.load(file)["traceEvents"]
-    for event in events:
-        operation = event.get("args", {}).get("hlo_op")
-        if event.get("ph") == "X" and operation:
-            spent[classes.get(operation, "rest")] += event["dur"]
-    total = sum(spent.values())
-    print(f"\n{name}, {px} px, batch {rows}: {total / 3e3:.0f} ms a step in XLA's operations\n")
-    print("| | share |\n|---|---|")
-    for kind, microseconds in spent.most_common():
-        print(f"| {kind} | {microseconds / total:.0%} |")
-
-
-def classify(hlo: str) -> dict[str, str]:
-    """{operation of the compiled module: its class}."""
-    contents: dict[str, str] = {}  # of every computation
-    lines: list[tuple[str, str]] = []
-    current = ""
-    for line in hlo.splitlines():
-        if heading := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            current = heading[1]
-            contents[current] = ""
-        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)", line):
-            contents[current] += line
-            lines.append((found[1], found[2]))
-    classes = {}
-    for operation, text in lines:
-        called = re.search(r"calls=%?([\w.\-]+)", text)
-        body = text + (contents.get(called[1], "") if called else "")
-        path = re.search(r'op_name="([^"]*)"', text)
-        name = path[1] if path else ""
-        multiplies = re.search(r"\b(convolution|dot)\(", body)
-        if "kernel_gradient" in name or (multiplies and not name):
-            part = "gradients of kernels"
-        elif "input_gradient" in name:
-            part = "gradients of inputs"
-        elif multiplies and "transpose(" in name:
-            part = "gradients of inputs"
-        elif multiplies:
-            part = "forward"
-        elif re.search(r"bn\d|downsample_bn", name):
-            part = "BatchNorm, shortcut, ReLU"
-        else:
-            part = "rest: pooling, loss, optimizer, unnamed"
-        if "bn" not in part.lower() and not part.startswith("rest"):
-            part = f"convolutions, {part}: " + ("products" if multiplies else "moving data")
-        classes[operation] = part
-    return classes
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCHES), help="in pixels")
@@ -358,7 +289,9 @@ def main() -> None:
     )
     if options.breakdown:
         for px in options.sizes:
-            print_breakdown("ours", px, BATCHES.get(px, 8), options.dtype)
+            rows = BATCHES.get(px, 8)
+            print(f"\nours, {px} px, batch {rows}")
+            print_breakdown(*compile_jax("ours", px, rows, options.dtype))
     elif platform == "cpu":
         on_cpu(options)
     else:
