@@ -108,7 +108,11 @@ def create_state(
 ) -> TrainState:
     """The state before the first update; a pure function of the key. ema: keep averaged params."""
 
-    @jax.jit
+    # A program that runs once: XLA's CPU back-end compiles it up to three times faster at its first
+    # level of optimization, and the values are the same bits.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+    @partial(jax.jit, compiler_options=options)
     def initialise(key: jax.Array) -> TrainState:
         variables = model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32), train=False)
         params = variables["params"]
