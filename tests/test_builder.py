@@ -268,3 +268,5 @@ def test_plain_command_line_builds_a_synthetic_screen(tmp_path):
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["source"] == "synthetic"
     assert sorted(metadata["control_pixels"]) == sorted(lengths)
+    truth = json.loads((tmp_path / "downloads" / "rxrx1_small" / "truth.json").read_text())
+    assert metadata["sirnas"] == truth["sirnas"]

@@ -264,8 +264,12 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         partitions: dict[str, set[str]] = {}
         for site in release.sites:
             partitions.setdefault(site.dataset, set()).add(site.experiment)
+        source: dict[str, Any] = {"source": "release"}
+        if self.builder_config.screen is not None:  # what was planted goes along with the images
+            truth = json.loads((epath.Path(release.storage.root) / "truth.json").read_text())
+            source = {"source": "synthetic", "sirnas": truth["sirnas"]}
         return {
-            "source": "release" if self.builder_config.screen is None else "synthetic",
+            **source,
             "layout": release.layout,
             **self.builder_config.settings,
             "channels": list(CHANNELS[: view.channels]),

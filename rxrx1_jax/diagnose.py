@@ -1,0 +1,123 @@
+"""How much batch and how much biology embeddings hold: `python -m rxrx1_jax.diagnose RUN...`.
+
+Reads RUN/embeddings.parquet (`--mode=embed`) and looks at the positive-control wells: the same
+siRNAs on every plate, and no class of the network. For the embeddings as they are and after each
+transform it prints, as means over cell types with two experiments or more:
+
+    experiment found  a linear probe names the experiment of a site (less is better, down to chance)
+    siRNA found again mean average precision of finding a well's siRNA in other experiments
+    consistent        share of siRNAs whose replicates agree beyond chance (p < 0.05)
+    planted           rank correlation of measured with planted distances between siRNAs (synthetic)
+
+A method that lowers the first must be read with the others: mixing batches is easy if biology may
+go. The transforms are fitted on the wells that are looked at, which takes the first below chance:
+where the mean of every experiment is zero, leaving wells out shifts it the other way.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rxrx1_jax import batch_metrics as metrics
+from rxrx1_jax import embedding_transforms as transforms
+from rxrx1_jax.records import DatasetError, Records, find_dataset
+
+# (transform, batch); fitted on all control wells, ComBat and Harmony too.
+TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], str] | None] = {
+    "none": None,
+    "centre_scale_plate": (transforms.centre_scale, "plate"),
+    "sphering_experiment": (transforms.sphering, "experiment"),
+    "tvn_plate": (transforms.tvn, "plate"),
+    "combat_experiment": (transforms.combat, "experiment"),
+    "harmony_experiment": (transforms.harmony, "experiment"),
+}
+COLUMNS = ("experiment found, %", "siRNA found again, mAP", "consistent, %", "planted")
+SIGNIFICANT = 0.05
+
+
+def diagnose(embeddings: np.ndarray, sites: np.ndarray, sirnas: dict | None) -> list[str]:
+    """The cells of COLUMNS for some embeddings [n, d] of control sites [n].
+
+    `sirnas` is metadata.json's "sirnas" (planted effects), of synthetic screens only.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLUMNS}
+    treated = sites["well_type"] == "positive_control"
+    for cell_type in np.unique(sites["cell_type"]):
+        rows = treated & (sites["cell_type"] == cell_type)
+        mine, x = sites[rows], embeddings[rows]
+        if len(np.unique(mine["experiment"])) < 2:
+            continue
+        probe = metrics.batch_predictability(
+            x, mine["experiment"], mine["cell_type"], mine["sirna_id"]
+        )[str(cell_type)]
+        found[COLUMNS[0]].append((100 * probe.accuracy, 100 * probe.chance))
+        wells, _, label, experiment = metrics.mean_profiles(
+            x, mine["well_id"], mine["sirna_id"], mine["experiment"]
+        )
+        again = metrics.retrieval_map(wells, label, experiment)
+        found[COLUMNS[1]].append((again.mean, again.chance))
+        profiles, label, experiment = metrics.mean_profiles(
+            x, mine["sirna_id"], mine["experiment"]
+        )
+        consistency = metrics.replicate_consistency(profiles, label, experiment)
+        share = (consistency.p_value < SIGNIFICANT).mean()
+        found[COLUMNS[2]].append((100 * share, 100 * SIGNIFICANT))
+        if sirnas:
+            means, label = metrics.mean_profiles(x, mine["sirna_id"])
+            planted = metrics.planted_effects({"sirnas": sirnas}, label, str(cell_type))
+            found[COLUMNS[3]].append((metrics.planted_recovery(means, planted).spearman, 0.0))
+    return [_cell(values) for values in found.values()]
+
+
+def _cell(values: list[tuple[float, float]]) -> str:
+    if not values:
+        return "-"
+    mean, chance = np.mean(values, axis=0)
+    digits = 1 if chance > 1 else 3
+    return f"{mean:.{digits}f} ({chance:.{digits}f})"
+
+
+def run_table(workdir: Path) -> str:
+    """The Markdown table of one run. Raises DatasetError, OSError, ValueError: one line."""
+    path = workdir / "embeddings.parquet"
+    if not path.exists():
+        raise DatasetError(f"{path} is missing; write it by rxrx1_jax.main with --mode=embed")
+    data = json.loads((workdir / "config.json").read_text())["data"]
+    records = Records(find_dataset(data["dir"], data["name"]))
+    table = pq.read_table(path)
+    if table["site_id"].to_pylist() != records.sites["site_id"].tolist():
+        raise DatasetError(f"{path} is of another dataset than {records.path}; embed again")
+    controls = np.flatnonzero(records.sites["well_type"] != "treatment")
+    features = [table[name].to_numpy()[controls] for name in table.column_names[1:]]
+    embeddings, sites = np.column_stack(features), records.sites[controls]
+    lines = [f"| {' | '.join(('embeddings', *COLUMNS))} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, chosen in TRANSFORMS.items():
+        x = embeddings
+        if chosen:
+            try:
+                x = chosen[0](x, sites, np.full(len(sites), True), chosen[1])
+            except ImportError as error:  # a library of the extra `analysis`
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                continue
+        cells = diagnose(x, sites, records.metadata.get("sirnas"))
+        lines.append(f"| {' | '.join((name, *cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rxrx1_jax.diagnose", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
+    for run in parser.parse_args().runs:
+        try:
+            print(f"{run}, positive-control wells; chance in brackets\n\n{run_table(run)}\n")
+        except (DatasetError, OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
