@@ -34,19 +34,24 @@ from rxrx1_jax import (
 from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, evidence_for
 from rxrx1_jax.records import DatasetError
 from rxrx1_jax.run import RunError
+from rxrx1_jax.settings import FREE, flat
 
 BASE = "none"
+DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one table may differ in
 ADAPT_BATCH = 64  # images a batch when BatchNorm statistics are estimated; a plate has 62 controls
 
 
 def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
-    """Predictions of the test sites of one run by each method, {name: table}."""
+    """Predictions of the test sites of one run by each method, {name: table}.
+
+    A method that refuses these data, or lacks its library, is left out with a line on stderr.
+    """
     config = ConfigDict(_settings(workdir))
-    folder = workdir / "corrections"
-    folder.mkdir(exist_ok=True)
     if config.data.protocol == "wilds":
         raise RunError(f"{workdir}: under the wilds protocol controls are classes; not corrected")
     task, state = train.restored(config, workdir)
+    folder = workdir / "corrections"
+    folder.mkdir(exist_ok=True)
     step = str(int(state.step))
     tables: dict[str, pa.Table] = {}
     evidence: Evidence | None = None
@@ -67,7 +72,8 @@ def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
         given = evidence_for(method, given)
         try:
             scores = method.function(given)[given.role == "test"]
-        except ImportError as error:  # a library of the extra `analysis`
+        # A library of the extra `analysis`; data that a method is not for (no controls, no groups).
+        except (ImportError, ValueError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         sites = task.records.sites[rows[evidence.role == "test"]]
@@ -98,7 +104,7 @@ def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
     cells = [
         _spread([s["site"]["all"] for s in scored.values()]),
         _spread([s["well"]["all"] for s in scored.values()]),
-        _spread([min(s["site"]["experiment"].values()) for s in scored.values()]),
+        _spread([comparisons.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]),
     ]
     if name == BASE:
         return f"| {name} | " + " | ".join(cells) + " | |"
@@ -128,6 +134,19 @@ def _settings(workdir: Path) -> dict[str, Any]:
     settings = json.loads(path.read_text())
     settings.pop("dataset")
     return settings
+
+
+def _check_alike(runs: Sequence[Path]) -> None:
+    """Raises RunError for the first setting but fold and seed in which two runs differ."""
+    one = flat(_settings(runs[0]))
+    for run in runs[1:]:
+        two = flat(_settings(run))
+        for field in sorted((one.keys() | two.keys()) - DIFFERING):
+            if one.get(field) != two.get(field):
+                raise RunError(
+                    f"{run} has {field}={two.get(field)!r}, {runs[0]} has {one.get(field)!r}: the "
+                    "runs of one table may differ in fold and seed; name the others separately"
+                )
 
 
 def _rows(task: train.Task) -> np.ndarray:
@@ -203,9 +222,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, help="file for the table, Markdown")
     options = parser.parse_args()
+    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
+        parser.error(f"--out={options.out}: expected a file in a folder that exists")
     names = list(dict.fromkeys([BASE, *options.methods]))
     tables = {}
     try:
+        _check_alike(options.runs)
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
             tables[str(run)] = correct(run, names)

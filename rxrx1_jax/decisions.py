@@ -14,13 +14,6 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-# What a decision may see beyond the model and the images of the well itself.
-USES: dict[str, frozenset[str]] = {
-    "well_mean": frozenset(),
-    "assign_once": frozenset({"experiment_ids", "test_images", "design"}),
-    "assign_plate_groups": frozenset({"experiment_ids", "test_images", "design"}),
-}
-
 UNKNOWN = -1  # group of a siRNA without training wells: it may be on any plate
 AGREEMENT = 0.9  # least share of training wells that must fit the rotated groups
 ROUNDS = 10  # of re-estimating the groups; real metadata settle in two
@@ -56,6 +49,8 @@ def assign_once(
     52, 1679, in SciPy). siRNAs of the experiment's training wells are taken, unless a site of the
     well is to be predicted (a split by site). Wells beyond the number of free siRNAs get their best
     one. Training and control sites get the best class of their well: nothing is assigned there.
+    Means are taken over the training sites of a well and over its others apart: what a network says
+    of a site that it was trained on is the label.
 
     Args:
       log_probs: float [n, K] or [o, n, K]. sites: structured array [n].
@@ -68,7 +63,7 @@ def assign_once(
       ValueError: sizes disagree, values are not finite, unknown roles; siRNAs that occur more
         than once in the training experiments as a rule.
     """
-    scores, well = _wells(log_probs, sites)
+    scores, well = _wells(log_probs, sites, role)
     classes, open_rows = _checked(scores, sites, classes, role)
     predicted = scores[well].argmax(axis=1)
     for rows, taken in _experiments(sites, classes, role, open_rows):
@@ -94,7 +89,7 @@ def assign_plate_groups(
     Raises:
       ValueError: as `assign_once`, and as `sirna_groups`.
     """
-    scores, well = _wells(log_probs, sites)
+    scores, well = _wells(log_probs, sites, role)
     classes, open_rows = _checked(scores, sites, classes, role)
     plates, plate = np.unique(sites["plate"], return_inverse=True)
     groups, known_rotation = sirna_groups(sites, role)
@@ -226,8 +221,13 @@ def _training_wells(sites: np.ndarray, role: np.ndarray) -> np.ndarray:
     return rows[np.unique(sites["well_id"][rows], return_index=True)[1]]
 
 
-def _wells(log_probs: np.ndarray, sites: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means f64 [w, K] of the wells in order of their ids, and the well of each row [n]."""
+def _wells(
+    log_probs: np.ndarray, sites: np.ndarray, role: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means f64 [w, K] of the wells in order of their ids, and the well of each row [n].
+
+    With roles the training sites of a well count as a well of their own.
+    """
     values = np.asarray(log_probs)
     if values.ndim == 3 and len(values):
         values = values.mean(axis=0, dtype=np.float64)
@@ -242,10 +242,13 @@ def _wells(log_probs: np.ndarray, sites: np.ndarray) -> tuple[np.ndarray, np.nda
             f"site {sites['site_id'][finite.argmin()]}: log-probabilities are not finite"
             f" ({(~finite).sum()} of {len(finite)} sites); expected finite numbers"
         )
-    names, well = np.unique(sites["well_id"], return_inverse=True)
-    sums = np.zeros((len(names), values.shape[1]))
+    _, well = np.unique(sites["well_id"], return_inverse=True)
+    if role is not None and len(role) == len(well):  # `_checked` refuses another size
+        _, well = np.unique(2 * well + (np.asarray(role) == "train"), return_inverse=True)
+    count = np.bincount(well)
+    sums = np.zeros((len(count), values.shape[1]))
     np.add.at(sums, well, values)
-    return sums / np.bincount(well, minlength=len(names))[:, None], well
+    return sums / count[:, None], well
 
 
 def _checked(

@@ -23,17 +23,6 @@ from types import ModuleType
 
 import numpy as np
 
-# What a transform may see beyond the training rows, when it is fitted on what it is meant for: the
-# controls of all experiments, or, for the two that correct only the rows they learn from, all rows.
-USES: dict[str, frozenset[str]] = {
-    "centre_scale": frozenset({"experiment_ids", "test_controls"}),
-    "sphering": frozenset({"experiment_ids", "test_controls"}),
-    "tvn": frozenset({"experiment_ids", "test_controls"}),
-    "combat": frozenset({"experiment_ids", "test_controls", "test_images"}),
-    "harmony": frozenset({"experiment_ids", "test_controls", "test_images"}),
-    "nearest_centroid": frozenset(),
-}
-
 LEVELS = ("plate", "experiment", "cell_type")  # from the smallest batch to the largest
 LEAST = 2  # fit rows a batch needs: a variance takes two
 SHRINKAGE = 0.1  # of a covariance: a plate has about 60 control sites, fewer than features

@@ -181,7 +181,9 @@ class Log:
             from tensorboardX import SummaryWriter
 
             folder = str(self._workdir / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=self._start + 1)
+            # Its own thread dies on a full disk: with a bounded queue the next lines would wait for
+            # it for ever.
+            self._board = SummaryWriter(folder, purge_step=self._start + 1, max_queue=0)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 

@@ -257,7 +257,7 @@ def _scores(logits: Any, batch: Batch) -> dict[str, jax.Array]:
 
 
 class ParallelSteps(NamedTuple):
-    """The two steps ready for all devices, and where their arguments live."""
+    """The three steps ready for all devices, and where their arguments live."""
 
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # state is donated
     eval_step: Callable[[TrainState, Batch], dict[str, jax.Array]]

@@ -192,12 +192,24 @@ class TestAssignments:
         sites = screen([0, 1, 2])
         by_site = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
         scores = noisy_scores(sites, seed=5)
+        test = by_site == "test"
+        alone = (sites["experiment"] != "E2") | test
         np.testing.assert_array_equal(
-            decide(scores, sites, CLASSES, by_site)[by_site == "test"],
-            decide(scores, sites, CLASSES, roles(sites, "E2"))[by_site == "test"],
+            decide(scores, sites, CLASSES, by_site)[test],
+            decide(scores[alone], sites[alone], CLASSES, roles(sites[alone], "E2"))[test[alone]],
         )
-        by_well = CLASSES[decisions.well_mean(scores, sites).argmax(axis=1)]
-        assert (decide(scores, sites, CLASSES, by_site) != by_well)[by_site == "test"].any()
+        best = CLASSES[scores.argmax(axis=1)]
+        assert (decide(scores, sites, CLASSES, by_site) != best)[test].any()
+
+    def test_scores_of_training_sites_do_not_reach_test_sites_of_the_well(self, decide):
+        sites = screen([0, 1, 2])
+        role = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
+        scores = noisy_scores(sites, noise=8.0, seed=6)
+        fitted = np.where((role == "train")[:, None], 100 * noisy_scores(sites, noise=0), scores)
+        np.testing.assert_array_equal(
+            decide(fitted, sites, CLASSES, role)[role == "test"],
+            decide(scores, sites, CLASSES, role)[role == "test"],
+        )
 
     def test_more_wells_than_sirnas(self, decide):
         sites = np.append(screen([0, 1, 2, 0]), np.array([row("E3", 1, "O23", 1, 40)], LAYOUT))

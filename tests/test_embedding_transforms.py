@@ -410,10 +410,3 @@ def test_correction_makes_new_experiments_readable(sites, controls):
     raw = accuracy(x)
     for transform in ON_CONTROLS:
         assert accuracy(transform(x, sites, controls, by="plate")) > raw + 0.15
-
-
-def test_every_transform_says_what_it_uses():
-    public = {f.__name__ for f in (*ON_CONTROLS, *ON_ALL_ROWS, transforms.nearest_centroid)}
-    assert set(transforms.USES) == public
-    known = {"experiment_ids", "test_images", "test_controls", "design"}
-    assert all(uses <= known for uses in transforms.USES.values())

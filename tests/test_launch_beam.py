@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 beam = pytest.importorskip("apache_beam")
@@ -86,7 +87,9 @@ def test_every_script_is_listed_and_checked_here():
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_options_are_understood(tmp_path, caplog, name):
+def test_options_are_understood(tmp_path, caplog, monkeypatch, name):
+    # TFDS's parser takes over all flags of the process, those of other tests' modules, too.
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
     settings = SETTINGS[name] | {"WORKERS": "3"}
     run = run_script(name, tmp_path, settings)
     assert run.returncode == 0, run.stderr
@@ -99,16 +102,16 @@ def test_options_are_understood(tmp_path, caplog, name):
     assert os.fspath(args.paths.data_dir) == settings["DATA_DIR"]
     assert os.fspath(args.paths.manual_dir) == settings["MANUAL_DIR"]
 
-    flags = [f"--{option}" for option in args.generation.beam_pipeline_options.split(",")]
+    passed = [f"--{option}" for option in args.generation.beam_pipeline_options.split(",")]
     runner, expected = EXPECTED[name]
     with caplog.at_level(logging.WARNING):
-        options = options_of.PipelineOptions(flags)
+        options = options_of.PipelineOptions(passed)
         pipeline = beam.Pipeline(options=options)  # makes the runner and validates the options
         known = options.get_all_options()
     assert "unparseable" not in caplog.text and "Unknown" not in caplog.text
     assert type(pipeline.runner).__name__ == runner
     assert {option: known[option] for option in expected} == expected
-    assert len(flags) == len(expected) + 1  # and nothing else
+    assert len(passed) == len(expected) + 1  # and nothing else
 
 
 @pytest.mark.parametrize(

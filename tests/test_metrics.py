@@ -149,6 +149,36 @@ def test_infinite_values_stop_the_loop_itself(tmp_path):
                 train(log, step, loss=jnp.float32("inf"))
 
 
+def test_a_dead_tensorboard_thread_does_not_hold_the_run(tmp_path, monkeypatch):
+    """tensorboardX drops its thread on a full disk and then nobody empties its queue."""
+    thread = "tensorboardX.event_file_writer._EventLoggerThread.run"
+    monkeypatch.setattr(thread, lambda self: None)
+    log = open_log(tmp_path, steps=100)
+
+    def evaluate():
+        for step in range(1, 30):
+            log.evaluation(step, {"test_loss": 1.0})
+
+    loop = threading.Thread(target=evaluate, daemon=True)
+    loop.start()
+    loop.join(20)
+    assert not loop.is_alive()
+    with log:
+        pass
+    assert len(lines(tmp_path)) == 29
+
+
+def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics.Log, "_write", full)
+    with open_log(tmp_path, steps=1000, every=1) as log:
+        with pytest.raises(OSError, match="No space left"):
+            for step in range(1, 1000):
+                train(log, step)
+
+
 def test_parameter_table_counts():
     table = metrics.parameter_table({"a": {"k": jnp.zeros((2, 3))}, "b": jnp.zeros(1000)})
     assert [line.split() for line in table.splitlines()] == [

@@ -12,7 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import demo
-from rxrx1_jax import checkpoint, correct, embed, input_pipeline, records, report, run, steps, train
+from rxrx1_jax import (
+    checkpoint,
+    correct,
+    embed,
+    input_pipeline,
+    metrics,
+    records,
+    report,
+    run,
+    steps,
+    train,
+)
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -123,6 +134,27 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
     # An interval of the log that straddles the interruption is averaged over what came after it.
     train_only = [line for line in curves(workdir) if "test_loss" in line]
     assert [line for line in curves(tmp_path / "run") if "test_loss" in line] == train_only
+
+
+def test_a_diverged_run_stops_and_keeps_the_checkpoint_before(tiny, tmp_path, monkeypatch):
+    drawn, made = [], train.train_batches
+
+    def poisoned(config, task, start):
+        for step, batch in enumerate(made(config, task, start), start + 1):
+            drawn.append(step)
+            bad = step > round(task.steps_per_epoch)  # from the first step after a checkpoint on
+            yield {**batch, "image": batch["image"] * np.nan} if bad else batch
+
+    monkeypatch.setattr(train, "train_batches", poisoned)
+    config, workdir = make_config(tiny.dataset, optim__epochs=20), tmp_path / "run"
+    last = round(train.prepare(config).steps_per_epoch)
+    with pytest.raises(FloatingPointError, match=f"step {last + 1}: loss is nan"):
+        train.train_and_evaluate(config, workdir)
+    assert drawn[-1] <= last + 1 + metrics.STEPS_AHEAD
+    assert checkpoint.load_params(workdir)
+    kept = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert kept == [str(last)]
+    assert not (workdir / "results.json").exists()
 
 
 def test_pmap_gives_the_same_run(finished, tiny, tmp_path):
@@ -278,6 +310,47 @@ def test_corrections_of_a_run(finished):
     ]  # fmt: skip
     with pytest.raises(run.RunError, match="no run here"):
         correct.correct(workdir.parent, names)
+
+
+def test_a_correction_that_refuses_the_data_is_left_out(finished, monkeypatch, capsys):
+    _, workdir, _ = finished
+
+    def refuse(evidence):
+        raise ValueError("no controls of this cell type")
+
+    method = correct.Method(refuse, frozenset({"test_controls"}))
+    monkeypatch.setitem(correct.METHODS, "refusing", method)
+    tables = correct.correct(workdir, ["none", "refusing"])
+    assert set(tables) == {"none"}
+    assert "refusing is left out: no controls of this cell type" in capsys.readouterr().err
+    assert "refusing" not in correct.summary({"a": tables})
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["correct", "run", f"--out={tmp_path}/nowhere/table.md"])
+    monkeypatch.setattr(correct, "correct", lambda *_: pytest.fail("work began"))
+    with pytest.raises(SystemExit):
+        correct.main()
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"fold": 1, "seed": 2}, "work began"), ({"protocol": "random_well"}, "has data.protocol=")],
+)
+def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes, message):
+    def work(*_):
+        raise run.RunError("work began")
+
+    for name, more in (("a", {}), ("b", changes)):
+        config = demo.get_config()
+        config.data.update(more)
+        (tmp_path / name).mkdir()
+        run.write_json(tmp_path / name / "config.json", {**config.to_dict(), "dataset": {}})
+    monkeypatch.setattr(sys, "argv", ["correct", f"{tmp_path}/a", f"{tmp_path}/b"])
+    monkeypatch.setattr(correct, "correct", work)
+    with pytest.raises(SystemExit, match=message):
+        correct.main()
 
 
 def test_embeddings_of_all_sites(finished, tiny):
