@@ -101,10 +101,11 @@ def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
 
 def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
     scored = {run: predictions.accuracies(tables[name]) for run, tables in runs.items()}
+    worst = [comparisons.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]
     cells = [
         _spread([s["site"]["all"] for s in scored.values()]),
         _spread([s["well"]["all"] for s in scored.values()]),
-        _spread([comparisons.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]),
+        _spread(worst),
     ]
     if name == BASE:
         return f"| {name} | " + " | ".join(cells) + " | |"
