@@ -6,7 +6,7 @@ Each is the same function as its plain counterpart in `models.py`, with its own 
   gradients of strided convolutions and maps of a few pixels do not. Those are written as matrix
   products, over shifted slices where the kernel is larger than one pixel.
 - `batch_norm`: normalisation, the sum with the shortcut and the ReLU in one pass over the data, the
-  gradient in two. Left to itself XLA computes a chain of them anew in every consumer.
+  gradient in two.
 - `max_pool`: the gradient goes through the place of each maximum, kept as one byte a window.
 """
 

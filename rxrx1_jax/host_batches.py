@@ -1,7 +1,8 @@
 """The host half of the input pipeline: records -> batches of uint8 planes and what goes with them.
 
-Threads read and inflate each site straight into its place in the batch, while it is in the
-processor's cache; a batching library would copy it once more. Grain gives the order.
+Threads read and inflate sites and copy each to its place in the batch while it is in the
+processor's cache. The batch starts where a CPU device takes it over as it is. Grain gives the
+order.
 """
 
 import hashlib
