@@ -37,16 +37,6 @@ class PairedSpread(NamedTuple):
     n: int
 
 
-class Gap(NamedTuple):
-    points: float  # percentage points
-    ratio: float  # NaN where batch is 0
-
-
-def gap(random: float, batch: float) -> Gap:
-    """What a random split promises beyond new experiments, from two accuracies (fractions)."""
-    return Gap(100 * (random - batch), random / batch if batch else math.nan)
-
-
 def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
     """(experiment, accuracy) of the lowest accuracy; the first name among equals.
 
