@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rxrx1_jax.models import classifier_init, he_normal_fan_out
+from rxrx1_jax.heads import classifier_init
+from rxrx1_jax.models import he_normal_fan_out
 
 
 class PlainBlock(nn.Module):

@@ -22,11 +22,15 @@ def get_config() -> ConfigDict:
     )
     c.data.augment = True  # one of the 8 orientations of the square, drawn per site and epoch
     c.data.crop = 0  # px: random crop in training, centre crop in evaluation; 0 = whole image
+    c.data.augmentation = ""  # more: cutmix | mixup | gain_offset_jitter | scale_crop, or a list
+    c.data.sampler = "shuffled"  # shuffled | experiments(count=2) | cross_experiment_pairs
+    c.data.shuffled_labels = False  # control: training labels permuted within each experiment
     c.data.threads = 8  # threads that read and inflate records, per host
 
     c.model = ConfigDict()
     c.model.name = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | resnet_demo
     c.model.width = 64  # channels of the first stage; 64 is the standard network
+    c.model.head = "linear"  # linear | cosine | cell_type_one_hot | cell_type_film | ...
     c.model.dtype = "float32"  # float32 | bfloat16: compute type (parameters stay float32)
 
     c.optim = ConfigDict()
@@ -37,6 +41,7 @@ def get_config() -> ConfigDict:
     c.optim.momentum = 0.9
     c.optim.nesterov = False
     c.optim.weight_decay = 1e-4  # L2 on kernels; never on BatchNorm and biases
+    c.optim.loss = "cross_entropy"  # cross_entropy | arcface | coral | irm | group_dro | dann | ...
     c.optim.label_smoothing = 0.0  # share of the target spread over all classes, [0, 1)
     c.optim.ema_decay = 0.0  # a step; > 0 evaluates an average of the weights
     c.optim.accumulation = 1  # micro-batches a step; divides batch_size

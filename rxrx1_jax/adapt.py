@@ -22,9 +22,9 @@ def adapted_statistics(
     """Running statistics from the images of `batches`, which are of equal size and not padded.
 
     Args:
-      model: called as `model.apply(variables, images, train=True)`.
+      model: called as `model.apply(variables, images, train=True, batch=batch)`.
       params, batch_stats: of the network; of `batch_stats` the structure alone is used.
-      batches: dicts with image [N, H, W, C].
+      batches: dicts with image [N, H, W, C] and what the network's head reads.
 
     Returns:
       A tree like `batch_stats`: mean of the batches' means m, and by the law of total variance
@@ -37,7 +37,7 @@ def adapted_statistics(
     count, total = 0, None
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
     for batch in batches:
-        moments = _moments(model, params, zeros, batch["image"])
+        moments = _moments(model, params, zeros, dict(batch))
         total = moments if total is None else jax.tree.map(jnp.add, total, moments)
         count += 1
     if total is None:
@@ -46,11 +46,12 @@ def adapted_statistics(
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(model: nn.Module, params: Any, zeros: Any, images: jax.Array) -> Any:
+def _moments(model: nn.Module, params: Any, zeros: Any, batch: dict[str, jax.Array]) -> Any:
     """First and second moments of every layer's input, in place of mean and variance."""
     _, updated = model.apply(
-        {"params": params, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
-    )
+        {"params": params, "batch_stats": zeros}, batch["image"], train=True, batch=batch,
+        mutable=["batch_stats"],
+    )  # fmt: skip
     # From running values of zero the update leaves (1 - momentum) times those of the batch.
     batch = jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), updated["batch_stats"])
     return _map_layers(lambda mean, var: (mean, var + mean**2), batch)

@@ -9,11 +9,12 @@ unless "test_controls" is declared. Results are compared within a budget of info
     unlabelled test images  all images of the test experiments
     design                  also that a siRNA occurs once in an experiment, plate by plate
 
-To add one, write the function and an entry of `METHODS`; `python -m rxrx1_jax.correct` does the
-rest.
+To add one, write the function and an entry of `METHODS`, or make a `Method` in a module of your own
+and name it as module.name: `python -m rxrx1_jax.correct` does the rest.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ class Evidence(NamedTuple):
     log_probs: np.ndarray  # [n, K] float32, of the network
     classes: np.ndarray  # [K] int32 sirna_ids
 
+    def only(self, keep: np.ndarray) -> "Evidence":
+        """The sites where keep, bool [n], is true."""
+        sites, role, embeddings, log_probs, classes = self
+        return Evidence(sites[keep], role[keep], embeddings[keep], log_probs[keep], classes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -45,18 +51,40 @@ class Method:
       adapt_by: re-estimates BatchNorm statistics before, per "experiment" or "plate" (AdaBN, Li et
         al. 2016, arXiv:1603.04779); None: the network's own.
       adapt_on: the images that they are estimated from: "treatment" or "control" wells.
+      orientations: the network's log-probabilities are the mean over the eight orientations of each
+        image.
     """
 
     function: Callable[[Evidence], np.ndarray]
     uses: frozenset[str] = frozenset()
     adapt_by: str | None = None
     adapt_on: str = "treatment"
+    orientations: bool = False
 
     @property
     def budget(self) -> str:
         """The one of BUDGETS that covers `uses`."""
         kinds = ("test_controls", "test_images", "design")
         return BUDGETS[max((kinds.index(use) + 1 for use in self.uses), default=0)]
+
+
+def find(name: str) -> Method:
+    """An entry of METHODS, or the Method of a user's own at module.name; ValueError if neither."""
+    if name in METHODS:
+        return METHODS[name]
+    module, _, attribute = name.rpartition(".")
+    found = None
+    if module:
+        try:
+            found = getattr(importlib.import_module(module), attribute, None)
+        except ImportError as error:
+            raise ValueError(f"method {name!r}: {error}") from error
+    if not isinstance(found, Method):
+        raise ValueError(
+            f"method {name!r}: expected one of {', '.join(METHODS)}, or a corrections.Method of"
+            " your own as module.name"
+        )
+    return found
 
 
 def evidence_for(method: Method, evidence: Evidence) -> Evidence:
@@ -68,12 +96,28 @@ def evidence_for(method: Method, evidence: Evidence) -> Evidence:
     if not method.uses & {"test_controls", "test_images"}:
         seen = np.unique(sites["experiment"][evidence.role == "train"])
         keep = (evidence.role != "control") | np.isin(sites["experiment"], seen)
-    return evidence._replace(
-        sites=sites[keep],
-        role=evidence.role[keep],
-        embeddings=evidence.embeddings[keep],
-        log_probs=evidence.log_probs[keep],
-    )
+    return evidence._replace(sites=sites).only(keep)
+
+
+def scores(method: Method, evidence: Evidence) -> np.ndarray:
+    """What the method gives the test sites, from the evidence it declared: float [test sites, K].
+
+    Raises ValueError if the scores of a site depend on which other test sites there are, and the
+    method does not declare "test_images".
+    """
+    given = evidence_for(method, evidence)
+    found = method.function(given)[given.role == "test"]
+    if "test_images" not in method.uses:
+        keep = np.full(len(given.role), True)
+        keep[np.flatnonzero(given.role == "test")[1::2]] = False
+        fewer = given.only(keep)
+        again = method.function(fewer)[fewer.role == "test"]
+        if not np.allclose(found[::2], again, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                'its scores change when half of the test sites are left out; declare "test_images"'
+                " in uses, or let each site's scores depend on that site alone"
+            )
+    return found
 
 
 def network(evidence: Evidence) -> np.ndarray:
@@ -120,6 +164,7 @@ _CONTROLS, _IMAGES = frozenset({"test_controls"}), frozenset({"test_images", "te
 _DESIGN = _IMAGES | {"design"}
 METHODS = {
     "none": Method(network),
+    "orientations": Method(network, orientations=True),
     "centroids": Method(centroids),
     "sphering_train_controls": Method(transformed(transforms.sphering, "cell_type")),
     "adabn_experiment_controls": Method(network, _CONTROLS, "experiment", "control"),

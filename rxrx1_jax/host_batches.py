@@ -1,23 +1,24 @@
 """The host half of the input pipeline: records -> batches of uint8 planes and what goes with them.
 
 Threads read and inflate sites and copy each to its place in the batch while it is in the
-processor's cache. The batch starts where a CPU device takes it over as it is. Grain gives the
-order.
+processor's cache. The batch starts where a CPU device takes it over as it is. A sampler
+(`samplers`) gives the order.
 """
 
-import hashlib
 import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import grain
 import numpy as np
 
+from rxrx1_jax import samplers
 from rxrx1_jax.normalisation import pixel_statistics
 from rxrx1_jax.records import Records
-from rxrx1_jax.splits import Split
+from rxrx1_jax.splits import Split, shuffle_within
+
+SHUFFLED = samplers.shuffled()
 
 ALIGNMENT = 64  # bytes; the CPU backend takes over a NumPy array that starts at a multiple of it
 
@@ -32,6 +33,8 @@ def host_train_batches(
     batch_size: int,
     seed: int,
     normalisation: str,
+    sampler: samplers.Sampler = SHUFFLED,
+    shuffled_labels: bool = False,
     start_step: int = 0,
     end_step: int | None = None,
     threads: int = 8,
@@ -45,14 +48,17 @@ def host_train_batches(
     again.
     """
     columns = _columns(records, split.train, split, normalisation)
-    count = len(split.train)
-    order = grain.MapDataset.range(count).shuffle(_shuffle_seed(seed)).repeat()
+    sites = records.sites[split.train]
+    if shuffled_labels:
+        columns["label"][:-1] = shuffle_within(columns["label"][:-1], sites, "experiment", seed)
+    order = sampler(sites, batch_size, seed)
     steps = itertools.count(start_step) if end_step is None else range(start_step, end_step)
 
     def choices() -> Iterator[Choice]:
         for step in steps:
-            positions = np.arange(step * batch_size + host, (step + 1) * batch_size, hosts)
-            yield np.array([order[position] for position in positions]), positions // count
+            # In a row, as the rows of the global batch are: pairs of rows stay together.
+            positions, epochs = (np.split(part, hosts)[host] for part in order(step))
+            yield positions, epochs
 
     return _read(records, columns, choices(), threads, prefetch)
 
@@ -160,8 +166,3 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT - 1, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].reshape(shape)
-
-
-def _shuffle_seed(seed: int) -> int:
-    """Grain seeds epoch e with seed + e: without a hash, seed 1 repeats seed 0 an epoch later."""
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")

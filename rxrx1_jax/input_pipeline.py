@@ -5,21 +5,22 @@ crops, orients, normalises and transposes them in one jitted function; it is the
 at that, and bytes are four times less to ship than floats. `benchmarks/loaders.py` times both.
 
 The order and the augmentation are functions of (seed, epoch, record): not of time, threads or
-hosts. Step k is positions [k * batch_size, (k + 1) * batch_size) of an endless order in which
-every epoch is a new permutation, so a batch may straddle two epochs and the state of the pipeline
-is the number of the step. Host h of n takes every n-th position, starting at the h-th.
+hosts. The sampler gives the sites of step k, so the state of the pipeline is the number of the
+step. Host h of n takes the h-th part of them, so the rows of a batch do not depend on n.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rxrx1_jax.host_batches import Batch, host_eval_batches, host_train_batches
+from rxrx1_jax import samplers
+from rxrx1_jax.augmentations import Augment
+from rxrx1_jax.host_batches import SHUFFLED, Batch, host_eval_batches, host_train_batches
 from rxrx1_jax.normalisation import NORMALISATIONS, STD_FLOOR, pixel_statistics
 from rxrx1_jax.records import Records
 from rxrx1_jax.splits import Split
@@ -44,6 +45,9 @@ def train_batches(
     end_step: int | None = None,
     augment: bool = True,
     crop: int = 0,
+    augmentations: Sequence[Augment] = (),
+    sampler: samplers.Sampler = SHUFFLED,
+    shuffled_labels: bool = False,
     dtype: jax.typing.DTypeLike = jnp.float32,
     sharding: jax.sharding.NamedSharding | None = None,
     threads: int = 8,
@@ -51,7 +55,7 @@ def train_batches(
     host: int | None = None,
     hosts: int | None = None,
 ) -> Iterator[DeviceBatch]:
-    """Shuffled batches of `split.train`, from `start_step` on, without end or to `end_step`.
+    """Batches of `split.train` as the sampler draws them, without end or to `end_step`.
 
     Yields dicts of arrays on the device(s), N = batch_size (over all hosts):
       image: `dtype` [N, H, W, 6], normalised; H = W = crop if given.
@@ -59,6 +63,7 @@ def train_batches(
       experiment, cell_type: int32 [N], position among the sorted names in the dataset.
       plate, site_index: int32 [N]; site_index is the record's index.
       mask: bool [N], here all true.
+      and what the augmentations add: other_label int32 [N], share float32 [N].
 
     Args:
       records, split: the data.
@@ -69,6 +74,9 @@ def train_batches(
       end_step: number after the last batch, beyond which nothing is read; None: no end.
       augment: one of the 8 orientations of the square at random, and the crop at random.
       crop: side of the crop, pixels; 0 takes the whole image.
+      augmentations: applied in turn to the normalised and oriented images.
+      sampler: which sites make up a batch.
+      shuffled_labels: permutes the labels within each experiment, a control.
       dtype: of the images; the arithmetic is float32.
       sharding: over the first axis; None: the default device.
       threads: of the host half.
@@ -90,10 +98,10 @@ def train_batches(
         raise ValueError(f"augment of {height}x{width} images: orientations need a square; crop")
     batches = host_train_batches(
         records, split, batch_size=batch_size, seed=seed, normalisation=normalisation,
-        start_step=start_step, end_step=end_step, threads=threads, prefetch=prefetch,
-        host=host, hosts=hosts,
+        sampler=sampler, shuffled_labels=shuffled_labels, start_step=start_step,
+        end_step=end_step, threads=threads, prefetch=prefetch, host=host, hosts=hosts,
     )  # fmt: skip
-    return _to_device(batches, seed, augment, crop, dtype, sharding)
+    return _to_device(batches, seed, augment, crop, dtype, sharding, tuple(augmentations))
 
 
 def eval_batches(
@@ -124,7 +132,7 @@ def eval_batches(
         records, rows, split, batch_size=batch_size, normalisation=normalisation,
         threads=threads, prefetch=prefetch, host=host, hosts=hosts,
     )  # fmt: skip
-    return _to_device(batches, 0, False, crop, dtype, sharding)
+    return _to_device(batches, 0, False, crop, dtype, sharding, ())
 
 
 def memory_bytes(image_shape: tuple[int, int, int], batch_size: int, prefetch: int) -> int:
@@ -159,14 +167,18 @@ def prepare(
         pixels = images.astype(jnp.float32)
         mean, std = pixels.mean((2, 3)), jnp.maximum(pixels.std((2, 3)), STD_FLOOR)
     if augment:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["epoch"])
-        keys = jax.vmap(jax.random.fold_in)(keys, batch["site_index"])
+        keys = _row_keys(key, batch["epoch"], batch["site_index"])
         images = jax.vmap(partial(_augment, crop=crop))(images, keys)
     elif crop:
         top, left = ((side - crop) // 2 for side in images.shape[2:])
         images = images[:, :, top : top + crop, left : left + crop]
     images = (images.astype(jnp.float32) - mean[:, :, None, None]) / std[:, :, None, None]
     return jnp.transpose(images.astype(dtype), (0, 2, 3, 1))
+
+
+def _row_keys(key: jax.Array, epoch: jax.Array, site_index: jax.Array) -> jax.Array:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, epoch)
+    return jax.vmap(jax.random.fold_in)(keys, site_index)
 
 
 def _augment(image: jax.Array, key: jax.Array, crop: int) -> jax.Array:
@@ -192,6 +204,7 @@ def _to_device(
     crop: int,
     dtype: jax.typing.DTypeLike,
     sharding: jax.sharding.NamedSharding | None,
+    augmentations: tuple[Augment, ...],
 ) -> Iterator[DeviceBatch]:
     """One batch ahead of the consumer, so that transfer and preparation overlap its computation.
 
@@ -208,7 +221,10 @@ def _to_device(
                 for name, array in batch.items()
             }
         image = _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding)
-        return {"image": image, **{name: on_device[name] for name in ON_DEVICE}}
+        ready = {"image": image, **{name: on_device[name] for name in ON_DEVICE}}
+        if augmentations:
+            ready = _augmented(ready, on_device["epoch"], seed, augmentations, sharding)
+        return ready
 
     # What has been handed out is not held here: while the next batch is made it may be freed.
     ahead: deque[DeviceBatch] = deque()
@@ -233,6 +249,21 @@ def _prepare_seeded(
     # transposition into the arithmetic, and writes the floats twice.
     images = prepare(batch, jax.random.key(seed), augment, crop, dtype)
     return images if sharding is None else jax.lax.with_sharding_constraint(images, sharding)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
+def _augmented(
+    batch: DeviceBatch,
+    epoch: jax.Array,
+    seed: int,
+    augmentations: tuple[Augment, ...],
+    sharding: jax.sharding.NamedSharding | None,
+) -> DeviceBatch:
+    keys = _row_keys(jax.random.key(seed), epoch, batch["site_index"])
+    for number, augment in enumerate(augmentations):
+        # 0 and 1 would be the keys that `_augment` splits off.
+        batch = augment(jax.vmap(jax.random.fold_in, (0, None))(keys, 2 + number), batch)
+    return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def _hosts(host: int | None, hosts: int | None) -> tuple[int, int]:

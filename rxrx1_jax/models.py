@@ -9,12 +9,12 @@ PyTorch's is not (n - 1). `resnet_demo` is a network of about 100,000 parameters
 Initialisation (He et al. 2015, arXiv:1502.01852; Goyal et al. 2017, arXiv:1706.02677): convolutions
 normal with variance 2 / fan_out; BatchNorm scale 1 and bias 0, but scale 0 in the last BatchNorm of
 every residual branch, so that a block starts as the identity (torchvision offers it as
-`zero_init_residual`); classifier uniform within +-1 / sqrt(fan_in), bias 0.
+`zero_init_residual`); the classifier as `heads` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rxrx1_jax import cpu_ops
+from rxrx1_jax import cpu_ops, heads
+
+Batch = Mapping[str, jax.Array]
+LINEAR = heads.linear()
 
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old running value; PyTorch writes 0.1 for the new one
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def on_cpu() -> bool:
@@ -151,7 +153,8 @@ class ResNet(nn.Module):
     Parameters and BatchNorm statistics are float32; `dtype` is the type of the computation between
     (bfloat16 for accelerators). With `train=True` BatchNorm uses the batch and updates its running
     values: pass `mutable=["batch_stats"]`. "The batch" is the global one under `jit`; under `pmap`
-    it is the device's own unless `bn_axis_name` names the mapped axis.
+    it is the device's own unless `bn_axis_name` names the mapped axis. `head` makes the logits from
+    the pooled features; some read codes int32 [N] of `batch`: cell_type, experiment.
     """
 
     stage_sizes: tuple[int, ...]  # residual blocks in each stage
@@ -160,9 +163,10 @@ class ResNet(nn.Module):
     width: int = 64  # features of the stem and the first stage; they double from stage to stage
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
+    head: heads.Head = LINEAR
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, batch: Batch | None = None) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, train)
         x = conv(self.width, 7, 2, name="conv1")(images)
         x = max_pool(norm(name="bn1")(x))
@@ -172,7 +176,7 @@ class ResNet(nn.Module):
                 features = self.width * 2 ** (stage - 1)
                 name = f"layer{stage}_{i}"
                 x = self.block(features, stride, conv, norm, name=name)(x)
-        return _classify(self, jnp.mean(x, (1, 2)), self.num_classes)
+        return _classify(self, jnp.mean(x, (1, 2)), batch)
 
 
 class DemoResNet(nn.Module):
@@ -180,16 +184,17 @@ class DemoResNet(nn.Module):
 
     A 3x3 stem with stride 2, three basic blocks (32 /2, 32, 64 /2 at the default width), and both
     the mean and the standard deviation of each feature over the site: in a field of many cells, how
-    much a feature varies says as much as its mean. dtype, train and bn_axis_name as in `ResNet`.
+    much a feature varies says as much as its mean. The rest is as in `ResNet`.
     """
 
     num_classes: int
     width: int = 64  # features of the last block
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
+    head: heads.Head = LINEAR
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, batch: Batch | None = None) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, train)
         x = norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images))
         for i, (features, stride) in enumerate(
@@ -200,7 +205,7 @@ class DemoResNet(nn.Module):
         # The small constant keeps the gradient of the root finite where a feature is constant.
         deviation = jnp.sqrt(jnp.var(x, (1, 2)) + 1e-6)
         pooled = jnp.concatenate([jnp.mean(x, (1, 2)), deviation], -1)
-        return _classify(self, pooled, self.num_classes)
+        return _classify(self, pooled, batch)
 
 
 def _layers(dtype: Any, bn_axis_name: str | None, train: bool) -> tuple[Callable, Callable]:
@@ -211,15 +216,12 @@ def _layers(dtype: Any, bn_axis_name: str | None, train: bool) -> tuple[Callable
     return partial(Conv, dtype=dtype), norm
 
 
-def _classify(network: nn.Module, features: jax.Array, num_classes: int) -> jax.Array:
-    """The classifier runs in float32 (float64 in tests) whatever the dtype of the network.
-
-    Its input is the embedding, which `mutable=["intermediates"]` gets.
-    """
+def _classify(
+    network: ResNet | DemoResNet, features: jax.Array, batch: Batch | None
+) -> jax.Array:
+    # The embedding, which `mutable=["intermediates"]` gets.
     network.sow("intermediates", "embedding", features)
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    dense = nn.Dense(num_classes, dtype=dtype, kernel_init=classifier_init, name="fc")
-    return dense(features.astype(dtype))
+    return network.head(network, features, batch or {}, network.num_classes)
 
 
 RESNETS: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[BottleneckBlock]]] = {
@@ -238,14 +240,16 @@ def create_model(
     width: int = 64,
     dtype: Any = jnp.float32,
     bn_axis_name: str | None = None,
+    head: heads.Head = LINEAR,
 ) -> ResNet | DemoResNet:
     """A network by name (`MODELS`); raises ValueError for an unknown name.
 
     dtype: float32 or bfloat16 (or their names); logits and parameters are float32 in both.
     """
     options = dict(
-        num_classes=num_classes, width=width, dtype=jnp.dtype(dtype), bn_axis_name=bn_axis_name
-    )
+        num_classes=num_classes, width=width, dtype=jnp.dtype(dtype), bn_axis_name=bn_axis_name,
+        head=head,
+    )  # fmt: skip
     if name == "resnet_demo":
         return DemoResNet(**options)
     if name not in RESNETS:

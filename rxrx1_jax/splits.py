@@ -149,6 +149,16 @@ def draw_experiments(sites: np.ndarray, fold: int, seed: int) -> tuple[list[str]
     return used, held_out
 
 
+def shuffle_within(values: np.ndarray, sites: np.ndarray, field: str, seed: int) -> np.ndarray:
+    """The values [n] of `sites` [n], permuted among the sites of the same sites[field]."""
+    ranks = np.array([_rank(f"{seed}:{name}") for name in sites["site_id"].tolist()], np.uint64)
+    shuffled = values.copy()
+    for group in np.unique(sites[field]):
+        rows = np.flatnonzero(sites[field] == group)
+        shuffled[rows] = values[rows[np.argsort(ranks[rows])]]
+    return shuffled
+
+
 def site_roles(split: Split, count: int) -> np.ndarray:
     """[count] text: train, test, the name of another set of the split, or "other"."""
     roles = np.full(count, "other", "U16")

@@ -23,10 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rxrx1_jax import losses
 
 AXIS = "batch"  # the mapped axis under pmap
 PARALLELISMS = ("jit", "pmap")
+CONTEXT = ("cell_type", "experiment")  # of a batch, what the head of a network gets
+CROSS_ENTROPY = losses.cross_entropy()
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -43,6 +48,7 @@ class TrainState(flax.struct.PyTreeNode):
     # go with them.
     ema_params: Any = None
     ema_batch_stats: Any = None
+    loss_state: Any = ()  # what the loss keeps from step to step
 
 
 def create_schedule(optim: Any, steps: int) -> Callable[[jax.Array | int], jax.Array]:
@@ -105,6 +111,7 @@ def create_state(
     key: jax.Array,
     image_shape_hwc: tuple[int, int, int],
     ema: bool,
+    loss: losses.Loss = CROSS_ENTROPY,
 ) -> TrainState:
     """The state before the first update; a pure function of the key. ema: keep averaged params."""
 
@@ -114,7 +121,9 @@ def create_state(
 
     @partial(jax.jit, compiler_options=options)
     def initialise(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32), train=False)
+        images, code = jnp.zeros((1, *image_shape_hwc), jnp.float32), jnp.zeros(1, jnp.int32)
+        batch = dict.fromkeys(CONTEXT, code)
+        variables = model.init(key, images, train=False, batch=batch)
         params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -124,22 +133,10 @@ def create_state(
             # A copy: the state is donated to the step, and one buffer cannot be donated twice.
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
             ema_batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]) if ema else None,
+            loss_state=jax.tree.map(jnp.asarray, loss.state),
         )
 
     return initialise(key)
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
-    """Negative log-likelihood of each row: [N, K], int32 [N] -> [N].
-
-    The target is 1 - label_smoothing on the label plus label_smoothing / K on every class, as in
-    torch.nn.CrossEntropyLoss.
-    """
-    log_probs = jax.nn.log_softmax(logits)
-    nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
-    if label_smoothing == 0:
-        return nll
-    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(log_probs, axis=1)
 
 
 def train_step(
@@ -149,18 +146,23 @@ def train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
     schedule: Callable[[jax.Array | int], jax.Array],
+    loss: losses.Loss = CROSS_ENTROPY,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     accumulation: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update. batch: image float [N, H, W, C], label int32 [N], mask bool [N].
+    """One update. batch: image float [N, H, W, C], label int32 [N], mask bool [N], and what the
+    network's head and the loss read.
 
     Returns the new state and float32 scalars on the device: `loss` and `accuracy` over the rows
     whose mask is true, `gradient_norm` (before weight decay) and `learning_rate` of this update.
     Masked rows count nothing in loss, accuracy and gradient; BatchNorm sees them, which is why
     training batches are never padded. With ema_decay d, ema = d * ema + (1 - d) * new, of
     params and of batch_stats.
+
+    loss: the mean of what it gives for the rows is minimised. Of a batch that mixes images it finds
+    the target `share` on label and 1 - `share` on `other_label` in outputs["cross_entropy"].
 
     accumulation: number of micro-batches the batch is cut into, their gradients summed; each has
     its own BatchNorm statistics and updates the running values in turn. The loop over them is
@@ -177,28 +179,38 @@ def train_step(
     # Mean over devices: with pmean of the sums below it makes the quotient the global one.
     count = jnp.maximum(pmean(jnp.sum(mask)), 1e-6)
 
-    def loss_fn(params, batch_stats, images, labels, mask):
+    def loss_fn(params, batch_stats, loss_state, batch):
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True,
-            mutable=["batch_stats"],
+            {"params": params, "batch_stats": batch_stats}, batch["image"], train=True,
+            batch=_context(batch), mutable=["batch_stats", "intermediates"],
         )  # fmt: skip
-        losses = jnp.where(mask > 0, cross_entropy(logits, labels, label_smoothing), 0)
-        correct = jnp.sum(jnp.where(jnp.argmax(logits, -1) == labels, mask, 0))
+        sown = updated.get("intermediates", {})
+        outputs = {name: value for name, (value,) in sown.items()}
+        outputs["logits"] = logits
+        smoothed = partial(losses.cross_entropy_rows, logits, label_smoothing=label_smoothing)
+        outputs["cross_entropy"] = losses.of_target(smoothed, batch)
+        given = {name: x for name, x in batch.items() if name != "image"}
+        rows, loss_state = loss.function(outputs, given, loss_state)
+        mask = batch["mask"].astype(jnp.float32)
+        correct = jnp.sum(jnp.where(jnp.argmax(logits, -1) == batch["label"], mask, 0))
         # The mean over devices belongs here and over the gradients below: with only the second,
         # gradients inside shard_map come out too large by the number of devices.
-        return pmean(jnp.sum(losses) / count), (updated["batch_stats"], pmean(correct / count))
+        mean = pmean(jnp.sum(jnp.where(mask > 0, rows, 0)) / count)
+        return mean, (updated["batch_stats"], loss_state, pmean(correct / count))
 
-    batch_stats, loss, accuracy, grads = state.batch_stats, 0.0, 0.0, None
+    batch_stats, loss_state = state.batch_stats, state.loss_state
+    mean_loss, accuracy, grads = 0.0, 0.0, None
     for i in range(accumulation):
         # Every accumulation-th row, so that a sharded batch is cut without moving rows.
-        images, labels, part_mask = (
-            x.reshape(rows // accumulation, accumulation, *x.shape[1:])[:, i]
-            for x in (batch["image"], batch["label"], mask)
+        part_batch = {
+            name: x.reshape(rows // accumulation, accumulation, *x.shape[1:])[:, i]
+            for name, x in batch.items()
+        }
+        (part_loss, aux), part = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, loss_state, part_batch
         )
-        (part_loss, (batch_stats, part_accuracy)), part = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, batch_stats, images, labels, part_mask
-        )
-        loss, accuracy = loss + part_loss, accuracy + part_accuracy
+        batch_stats, loss_state, part_accuracy = aux
+        mean_loss, accuracy = mean_loss + part_loss, accuracy + part_accuracy
         grads = part if grads is None else jax.tree.map(jnp.add, grads, part)
     # Running statistics are averaged too, so that every device keeps the same state.
     grads, batch_stats = pmean(grads), pmean(batch_stats)
@@ -211,12 +223,12 @@ def train_step(
             lambda old, new: ema_decay * old + (1 - ema_decay) * new, ema, (params, batch_stats)
         )
     metrics = {
-        "loss": loss,
+        "loss": mean_loss,
         "accuracy": accuracy,
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": schedule(state.step),
     }
-    state = TrainState(state.step + 1, params, batch_stats, opt_state, *ema)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state, *ema, loss_state)
     return state, metrics
 
 
@@ -230,7 +242,8 @@ def eval_step(
     other, so nothing is communicated under axis_name.
     """
     del axis_name
-    return _scores(model.apply(_variables(state), batch["image"], train=False), batch)
+    logits = model.apply(_variables(state), batch["image"], train=False, batch=_context(batch))
+    return _scores(logits, batch)
 
 
 def embed_step(
@@ -239,10 +252,16 @@ def embed_step(
     """As `eval_step`, and embedding float32 [N, d], the input of the network's last layer."""
     del axis_name
     logits, kept = model.apply(
-        _variables(state), batch["image"], train=False, mutable=["intermediates"]
-    )
+        _variables(state), batch["image"], train=False, batch=_context(batch),
+        mutable=["intermediates"],
+    )  # fmt: skip
     (embedding,) = kept["intermediates"]["embedding"]
     return _scores(logits, batch) | {"embedding": embedding.astype(jnp.float32)}
+
+
+def _context(batch: Batch) -> dict[str, jax.Array]:
+    """What the head of a network may know of an image."""
+    return {name: batch[name] for name in CONTEXT if name in batch}
 
 
 def _variables(state: TrainState) -> dict[str, Any]:
@@ -252,7 +271,8 @@ def _variables(state: TrainState) -> dict[str, Any]:
 
 
 def _scores(logits: Any, batch: Batch) -> dict[str, jax.Array]:
-    loss = jnp.where(batch["mask"].astype(bool), cross_entropy(logits, batch["label"], 0.0), 0)
+    nll = losses.cross_entropy_rows(logits, batch["label"], 0.0)
+    loss = jnp.where(batch["mask"].astype(bool), nll, 0)
     return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}
 
 
@@ -294,28 +314,46 @@ def parallelise(
             f"train.parallelism is {parallelism!r}; choose one of {', '.join(PARALLELISMS)}"
         )
 
-    # pmap wants a leading axis of devices: [N, ...] <-> [devices, N / devices, ...].
-    devices = jax.device_count()
+    # pmap works on the arrays of one process, with a leading axis of its devices:
+    # global [N, ...] <-> [n, ...] of this process <-> [devices, n / devices, ...].
+    devices, to_local, to_global = jax.device_count(), _as_it_is, _as_it_is
+    if jax.process_count() > 1:
+        devices = jax.local_device_count()
+        to_local = partial(multihost_utils.global_array_to_host_local_array, global_mesh=mesh)
+        to_global = partial(multihost_utils.host_local_array_to_global_array, global_mesh=mesh)
+    local_by_row = NamedSharding(mesh.local_mesh, PartitionSpec(AXIS))
     stack = jax.jit(
-        partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:])), out_shardings=by_row
+        partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:])),
+        out_shardings=local_by_row,
     )
     unstack = jax.jit(
-        partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])), out_shardings=by_row
+        partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])), out_shardings=local_by_row
     )
     mapped_train = jax.pmap(
         partial(train, axis_name=AXIS), AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
     )
-    mapped_evaluate, mapped_embed = (
-        jax.pmap(partial(step, axis_name=AXIS), AXIS, in_axes=(None, 0))
-        for step in (evaluate, embed)
-    )
+
+    def on_all(mapped: Any, state: TrainState, batch: Batch) -> Any:
+        local = to_local(batch, pspecs=by_row.spec)
+        return mapped(to_local(state, pspecs=copied.spec), stack(local))
+
+    def by_rows(step: Any) -> Any:
+        mapped = jax.pmap(partial(step, axis_name=AXIS), AXIS, in_axes=(None, 0))
+        return lambda state, batch: to_global(
+            unstack(on_all(mapped, state, batch)), pspecs=by_row.spec
+        )
+
     return ParallelSteps(
-        lambda state, batch: mapped_train(state, stack(batch)),
-        lambda state, batch: unstack(mapped_evaluate(state, stack(batch))),
-        lambda state, batch: unstack(mapped_embed(state, stack(batch))),
+        lambda state, batch: to_global(on_all(mapped_train, state, batch), pspecs=copied.spec),
+        by_rows(evaluate),
+        by_rows(embed),
         by_row,
         copied,
     )
+
+
+def _as_it_is(tree: Any, pspecs: PartitionSpec) -> Any:
+    return tree
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

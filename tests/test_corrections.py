@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rxrx1_jax import adapt, corrections, steps
+from rxrx1_jax import adapt, correct, corrections, steps
 from rxrx1_jax.corrections import METHODS, Evidence, Method, evidence_for
 from rxrx1_jax.models import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm, create_model
 
@@ -131,7 +131,7 @@ class TwoLayers(nn.Module):
     """BatchNorm on the input, and again behind a product."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, batch=None) -> jax.Array:
         norm = dict(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)
         x = BatchNorm(**norm, epsilon=BATCH_NORM_EPSILON, name="bn1")(x, relu=False)
         x = nn.Dense(4, name="fc")(x)
@@ -198,3 +198,38 @@ def test_embedding_is_what_the_last_layer_reads():
     plain = steps.eval_step(state, batch, model=model)
     np.testing.assert_array_equal(plain["log_probs"], found["log_probs"])
     assert set(plain) == {"log_probs", "loss"}
+
+
+def test_a_method_that_uses_other_test_images_undeclared_is_refused(evidence):
+    def centred(evidence):
+        x = evidence.embeddings - evidence.embeddings[evidence.role == "test"].mean(0)
+        return corrections.centroids(evidence._replace(embeddings=x))
+
+    with pytest.raises(ValueError, match='declare "test_images"'):
+        corrections.scores(Method(centred), evidence)
+    found = corrections.scores(Method(centred, uses=frozenset({"test_images"})), evidence)
+    test = evidence.role == "test"
+    assert found.shape == (test.sum(), len(evidence.classes))
+    plain = corrections.scores(Method(corrections.network), evidence)
+    np.testing.assert_array_equal(plain, evidence.log_probs[test])
+
+
+def test_methods_are_found_by_name(tmp_path, monkeypatch):
+    assert corrections.find("centroids") is METHODS["centroids"]
+    (tmp_path / "found_methods.py").write_text(
+        "from rxrx1_jax.corrections import Method, network\nmine = Method(network)\nother = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert isinstance(corrections.find("found_methods.mine"), Method)
+    for name in ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine"):
+        with pytest.raises(ValueError, match=name):
+            corrections.find(name)
+
+
+def test_the_eight_orientations_are_those_of_the_square():
+    images = np.random.default_rng(0).random((2, 5, 5, 3))
+    found = [np.asarray(correct._turn(jnp.asarray(images), k)) for k in range(8)]
+    flips = [images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1]]
+    expected = [turned for x in flips for turned in (x, x.swapaxes(1, 2))]
+    for image in expected:
+        assert sum(np.array_equal(image.astype(np.float32), one) for one in found) == 1

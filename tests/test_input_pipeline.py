@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_release import read_pngs
 
-from rxrx1_jax import host_batches, input_pipeline
+from rxrx1_jax import input_pipeline
 from rxrx1_jax.input_pipeline import (
     NORMALISATIONS,
     eval_batches,
@@ -60,15 +60,15 @@ def evaluate(data, rows, batch_size=8, normalisation="plate_control", **settings
     )  # fmt: skip
 
 
-def control_pixels(data, experiments, plate=None):
+def control_pixels(data, experiments, plate=None, end="_control"):
     """All pixels of the control wells, [6, n]; of the experiments if the plate has none."""
     chosen = [
         data.pngs[name].reshape(CHANNELS, -1)
         for name, row in data.rows.items()
-        if row["well_type"] != "treatment" and row["experiment"] in experiments
+        if row["well_type"].endswith(end) and row["experiment"] in experiments
         and plate in (None, row["plate"])
     ]  # fmt: skip
-    return np.concatenate(chosen, 1) if chosen else control_pixels(data, experiments)
+    return np.concatenate(chosen, 1) if chosen else control_pixels(data, experiments, end=end)
 
 
 def expected_image(data, index, normalisation):
@@ -83,6 +83,13 @@ def expected_image(data, index, normalisation):
             population = control_pixels(data, {row["experiment"]})
         case "global_control":
             population = control_pixels(data, train_experiments)
+        case "plate_negative_control":
+            population = control_pixels(data, {row["experiment"]}, row["plate"], "negative_control")
+        case "plate_control_robust":
+            population = control_pixels(data, {row["experiment"]}, row["plate"])
+            median = np.median(population, 1)[:, None, None]
+            deviation = np.median(np.abs(population - median[:, :, 0]), 1)[:, None, None]
+            return np.moveaxis((image - median) / (1.4826 * deviation), 0, -1)
         case "site":
             population = image.reshape(CHANNELS, -1)
         case "none":
@@ -378,10 +385,6 @@ def test_orientations_need_a_square(tiny, monkeypatch):
     split = make_split(records.sites, "official")
     with pytest.raises(ValueError, match="16x12.*square"):
         train_batches(records, split, batch_size=4, seed=0, normalisation="none")
-
-
-def test_seed_out_of_the_32_bits_of_grain():
-    assert len({host_batches._shuffle_seed(seed) for seed in (0, 1, -1, 2**40)}) == 4
 
 
 def test_end_step_ends_the_order_and_the_reading(data, monkeypatch):

@@ -27,7 +27,7 @@ class Small(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, batch=None):
         x = nn.Conv(8, (3, 3), 2, use_bias=False)(images)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name)(x))
         return nn.Dense(CLASSES)(x.mean((1, 2)))

@@ -12,7 +12,7 @@ import optax
 import pytest
 import torch
 
-from rxrx1_jax import models, steps
+from rxrx1_jax import losses, models, steps
 
 
 def optim(**changes):
@@ -27,7 +27,7 @@ class Linear(nn.Module):
     """No BatchNorm: rows do not depend on each other. Counts its calls in batch_stats."""
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, batch=None):
         calls = self.variable("batch_stats", "calls", lambda: jnp.zeros(()))
         if train:
             calls.value += 1
@@ -128,7 +128,8 @@ def test_cross_entropy_is_pytorchs(smoothing):
     logits, labels = rng.normal(size=(6, 5)).astype(np.float32), rng.integers(0, 5, 6)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")
     expected = loss(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
-    found = steps.cross_entropy(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), smoothing)
+    arguments = jnp.asarray(logits), jnp.asarray(labels, jnp.int32), smoothing
+    found = losses.cross_entropy_rows(*arguments)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
