@@ -1,6 +1,9 @@
 # `make demo`   sets everything up and runs the main job on the synthetic screen
 # `make table1` does so for the 30 runs of the paper's table
+# `make leaderboard` compares methods, and their controls, on the synthetic screen
 # `make test`   sets everything up and runs the tests
+# `make test-oldest`, `make test-newest` do so on the oldest versions that pyproject.toml declares,
+#               and on the newest there are (PYTHON=python3.13)
 # `make bench`  prints the benchmarks' tables
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +16,7 @@ SCREEN ?= synthetic
 RUNS   ?= runs/demo
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/1.1.0/dataset_info.json
 
-.PHONY: demo table1 control bench test lint types clean
+.PHONY: demo table1 control leaderboard bench test test-oldest test-newest lint types clean
 
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +54,23 @@ control:
 	@$(MAKE) demo SCREEN=no_batch_effect RUNS=runs/control \
 	  BUILD='{"name": "no_batch_effect", "size": 64, "screen": {"batch_effect": 0}}'
 
+# Methods x folds x seeds on the screen, with three controls, as configs/leaderboard.py says. The
+# two further screens: without experiment and plate effects, and with those of the gains alone.
+NO_EFFECT = {"name": "no_batch_effect", "size": 64, "screen": {"batch_effect": 0}}
+GAIN_ONLY = {"name": "gain_only", "size": 64, "screen": {"effects": "gain"}}
+SEEDS   ?= 0,1
+WORKERS ?= 2
+comma := ,
+empty :=
+leaderboard: $(RECORDS)
+	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/1.1.0/dataset_info.json SCREEN=no_batch_effect \
+	  BUILD='$(NO_EFFECT)'
+	@$(MAKE) $(DATA)/rxrx1/gain_only/1.1.0/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'
+	@$(BIN)/python -m rxrx1_jax.leaderboard --config=configs/demo.py --config.data.dir=$(DATA) \
+	  --config.data.name=rxrx1/$(SCREEN) --methods=configs/leaderboard.py \
+	  --workdir=runs/leaderboard --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=$(SEEDS) \
+	  --workers=$(WORKERS)
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
@@ -62,6 +82,12 @@ bench: $(VENV)/.dev
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@set -e; for name in end_to_end evaluation startup; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name --work=$(WORK); done
+
+test-oldest:
+	.ci/versions lowest-direct $(PYTHON)
+
+test-newest:
+	.ci/versions highest $(PYTHON)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,16 +2,21 @@
 
 Each run is a directory of `rxrx1_jax.main`. Its network embeds the sites once; every method of
 `corrections.METHODS` then predicts the test sites, and RUN/corrections/METHOD.parquet keeps what it
-predicted (the columns of predictions.parquet). What is there is not computed again. The table
+predicted (the columns of predictions.parquet). What is there is not computed again, unless the
+method's code has changed. The table
 compares methods within the same budget of information, paired with the uncorrected network.
 """
 
 import argparse
+import hashlib
+import inspect
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,14 +29,16 @@ from ml_collections import ConfigDict
 from rxrx1_jax import (
     adapt,
     comparisons,
+    corrections,
+    decisions,
+    embedding_transforms,
     evaluate,
     input_pipeline,
-    models,
     predictions,
     splits,
     train,
 )
-from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, evidence_for
+from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, find
 from rxrx1_jax.records import DatasetError
 from rxrx1_jax.run import RunError
 from rxrx1_jax.settings import FREE, flat
@@ -41,10 +48,13 @@ DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one 
 ADAPT_BATCH = 64  # images a batch when BatchNorm statistics are estimated; a plate has 62 controls
 
 
-def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
+def correct(
+    workdir: Path, names: Sequence[str], refused: dict[str, Exception] | None = None
+) -> dict[str, pa.Table]:
     """Predictions of the test sites of one run by each method, {name: table}.
 
-    A method that refuses these data, or lacks its library, is left out with a line on stderr.
+    A method that refuses these data, or lacks its library, is left out with a line on stderr, and
+    noted in `refused`.
     """
     config = ConfigDict(_settings(workdir))
     if config.data.protocol == "wilds":
@@ -58,10 +68,13 @@ def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
     rows = _rows(task)
     for name in names:
         path = folder / f"{name}.parquet"
-        if path.exists() and (pq.read_schema(path).metadata or {}).get(b"step") == step.encode():
-            tables[name] = pq.read_table(path)
-            continue
-        method = METHODS[name]
+        method = find(name)
+        made_by = {"step": step, "method": stamp(method)}
+        if path.exists():
+            found = pq.read_schema(path).metadata or {}
+            if all(found.get(key.encode()) == value.encode() for key, value in made_by.items()):
+                tables[name] = pq.read_table(path)
+                continue
         if evidence is None:
             evidence = _evidence(config, task, state, rows)
         given = evidence
@@ -69,30 +82,46 @@ def correct(workdir: Path, names: Sequence[str]) -> dict[str, pa.Table]:
             given = evidence._replace(
                 log_probs=_adapted_log_probs(config, task, state, evidence, rows, method)
             )
-        given = evidence_for(method, given)
+        elif method.orientations:
+            given = evidence._replace(log_probs=_oriented_log_probs(config, task, state, rows))
         try:
-            scores = method.function(given)[given.role == "test"]
+            scores = corrections.scores(method, given)
         # A library of the extra `analysis`; data that a method is not for (no controls, no groups).
         except (ImportError, ValueError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
+            if refused is not None:
+                refused[name] = error
             continue
         sites = task.records.sites[rows[evidence.role == "test"]]
         label = np.searchsorted(task.split.classes, sites["sirna_id"])
         loss = -scores[np.arange(len(label)), label]
         table = predictions.predictions_table(sites, task.split.classes, scores, loss)
-        table = table.replace_schema_metadata({"step": step})
+        table = table.replace_schema_metadata(made_by)
         predictions.write_predictions(path, table)
         tables[name] = table
     return tables
+
+
+def stamp(method: Method) -> str:
+    """What stored predictions by a method are recognised by: changes with the code of methods."""
+    own = sys.modules[method.function.__module__]
+    return source_digest(adapt, corrections, decisions, embedding_transforms, own)
+
+
+def source_digest(*modules: ModuleType) -> str:
+    """16 hexadecimal digits that change with the source of the modules."""
+    sources = sorted({inspect.getsource(module) for module in modules})
+    return hashlib.blake2b("".join(sources).encode(), digest_size=8).hexdigest()
 
 
 def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
     """The Markdown table of {run: {method: predictions}}, grouped by what the methods may see."""
     columns = ["method", "by site", "by well", "worst experiment", "gain by site, points"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    names = [name for name in METHODS if all(name in tables for tables in runs.values())]
+    tried = dict.fromkeys(name for tables in runs.values() for name in tables)
+    names = [name for name in tried if all(name in tables for tables in runs.values())]
     for budget in BUDGETS:
-        members = [name for name in names if METHODS[name].budget == budget]
+        members = [name for name in names if find(name).budget == budget]
         if members:
             lines.append(f"| **{budget}** |" + " |" * (len(columns) - 1))
         lines += [_line(name, runs) for name in members]
@@ -171,15 +200,32 @@ def _evidence(config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray
     )  # fmt: skip
 
 
+def _oriented_log_probs(
+    config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray
+) -> np.ndarray:
+    """The mean of the log-probabilities over the eight orientations of each image."""
+
+    def step(state: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        turned = [{**batch, "image": _turn(batch["image"], k)} for k in range(8)]
+        scored = [task.steps.eval_step(state, one)["log_probs"] for one in turned]
+        return {"log_probs": sum(scored[1:], scored[0]) / len(scored)}
+
+    return evaluate.predict(step, state, train.eval_batches(config, task, rows), rows)["log_probs"]
+
+
+@partial(jax.jit, static_argnums=1)
+def _turn(images: jax.Array, orientation: int) -> jax.Array:
+    """[N, H, W, C]: quarter turns, and for orientations 4 to 7 the mirror image first."""
+    images = images[:, :, ::-1] if orientation >= 4 else images
+    return jnp.rot90(images, orientation % 4, axes=(1, 2))
+
+
 def _adapted_log_probs(
     config: ConfigDict, task: train.Task, state: Any, evidence: Evidence, rows: np.ndarray,
     method: Method,
 ) -> np.ndarray:  # fmt: skip
     """The network's log-probabilities after AdaBN in each experiment or plate with test sites."""
-    model = models.create_model(
-        config.model.name, len(task.split.classes), width=config.model.width,
-        dtype=jnp.dtype(config.model.dtype), bn_axis_name=None,
-    )  # fmt: skip
+    model = train.create_model(config, len(task.split.classes))
     sites = evidence.sites
     batch_of = sites["experiment"]
     if method.adapt_by == "plate":
@@ -220,7 +266,10 @@ def _whole_batches(rows: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rxrx1_jax.correct", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), metavar="METHOD",
+        help=f"{', '.join(METHODS)}, or module.name of your own (default: all of these)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="file for the table, Markdown")
     options = parser.parse_args()
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
@@ -228,6 +277,8 @@ def main() -> None:
     names = list(dict.fromkeys([BASE, *options.methods]))
     tables = {}
     try:
+        for name in names:
+            find(name)  # a name that is none is told before the work
         _check_alike(options.runs)
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)

@@ -41,9 +41,18 @@ SIGNIFICANT = 0.05
 
 
 def diagnose(embeddings: np.ndarray, sites: np.ndarray, sirnas: dict | None) -> list[str]:
-    """The cells of COLUMNS for some embeddings [n, d] of control sites [n].
+    """The cells of COLUMNS: what `measure` finds, with chance in brackets."""
+    found = measure(embeddings, sites, sirnas)
+    return [_cell(found.get(name)) for name in COLUMNS]
 
-    `sirnas` is metadata.json's "sirnas" (planted effects), of synthetic screens only.
+
+def measure(
+    embeddings: np.ndarray, sites: np.ndarray, sirnas: dict | None
+) -> dict[str, tuple[float, float]]:
+    """{column: (figure, chance)} for some embeddings [n, d] of control sites [n].
+
+    Means over the cell types with two experiments; without any, and "planted" without `sirnas`
+    (metadata.json's planted effects, of synthetic screens only), a column is left out.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLUMNS}
     treated = sites["well_type"] == "positive_control"
@@ -71,19 +80,37 @@ def diagnose(embeddings: np.ndarray, sites: np.ndarray, sirnas: dict | None) -> 
             means, label = metrics.mean_profiles(x, mine["sirna_id"])
             planted = metrics.planted_effects({"sirnas": sirnas}, label, str(cell_type))
             found[COLUMNS[3]].append((metrics.planted_recovery(means, planted).spearman, 0.0))
-    return [_cell(values) for values in found.values()]
+    return {
+        name: (float(np.mean([v for v, _ in values])), float(np.mean([c for _, c in values])))
+        for name, values in found.items()
+        if values
+    }
 
 
-def _cell(values: list[tuple[float, float]]) -> str:
-    if not values:
+def _cell(found: tuple[float, float] | None) -> str:
+    if found is None:
         return "-"
-    mean, chance = np.mean(values, axis=0)
-    digits = 1 if chance > 1 else 3
-    return f"{mean:.{digits}f} ({chance:.{digits}f})"
+    mean, chance = found
+    return f"{mean:.{digits(chance)}f} ({chance:.{digits(chance)}f})"
 
 
-def run_table(workdir: Path) -> str:
-    """The Markdown table of one run. Raises DatasetError, OSError, ValueError: one line."""
+def digits(chance: float) -> int:
+    """Decimals to print: one of a percentage, three of a figure up to 1."""
+    return 1 if chance > 1 else 3
+
+
+def control_embeddings(workdir: Path) -> tuple[np.ndarray, np.ndarray, dict | None]:
+    """Embeddings [n, d] and sites [n] of a run's control wells, and the planted effects if any.
+
+    Raises DatasetError, OSError: one line.
+    """
+    embeddings, records = all_embeddings(workdir)
+    controls = np.flatnonzero(records.sites["well_type"] != "treatment")
+    return embeddings[controls], records.sites[controls], records.metadata.get("sirnas")
+
+
+def all_embeddings(workdir: Path) -> tuple[np.ndarray, Records]:
+    """Embeddings [N, d] float32 of a run, and the records that they are of, in their order."""
     path = workdir / "embeddings.parquet"
     if not path.exists():
         raise DatasetError(f"{path} is missing; write it by rxrx1_jax.main with --mode=embed")
@@ -92,9 +119,12 @@ def run_table(workdir: Path) -> str:
     table = pq.read_table(path)
     if table["site_id"].to_pylist() != records.sites["site_id"].tolist():
         raise DatasetError(f"{path} is of another dataset than {records.path}; embed again")
-    controls = np.flatnonzero(records.sites["well_type"] != "treatment")
-    features = [table[name].to_numpy()[controls] for name in table.column_names[1:]]
-    embeddings, sites = np.column_stack(features), records.sites[controls]
+    return np.column_stack([table[name].to_numpy() for name in table.column_names[1:]]), records
+
+
+def run_table(workdir: Path) -> str:
+    """The Markdown table of one run. Raises DatasetError, OSError, ValueError: one line."""
+    embeddings, sites, sirnas = control_embeddings(workdir)
     lines = [f"| {' | '.join(('embeddings', *COLUMNS))} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, chosen in TRANSFORMS.items():
         x = embeddings
@@ -104,7 +134,7 @@ def run_table(workdir: Path) -> str:
             except ImportError as error:  # a library of the extra `analysis`
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
-        cells = diagnose(x, sites, records.metadata.get("sirnas"))
+        cells = diagnose(x, sites, sirnas)
         lines.append(f"| {' | '.join((name, *cells))} |")
     return "\n".join(lines)
 

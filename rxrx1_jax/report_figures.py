@@ -81,7 +81,7 @@ def learning_curves(runs: list[Run]) -> Figure:
                     axis.plot(*_xy(points), color=colour, lw=width, marker=marker, ms=3)
         lower.set_xlabel("epoch", **TEXT)
         for axis in (upper, lower):
-            _tidy(axis)
+            tidy(axis)
     axes[0, 0].set_ylabel("accuracy by site (%)", **TEXT)
     axes[0, 0].set_ylim(0, 100)
     axes[1, 0].set_ylabel("loss (nats a site)", **TEXT)
@@ -128,7 +128,7 @@ def cell_type_bars(runs: list[Run], chance: float, unit: str = "site") -> Figure
         axis.set_xticks(range(len(COLUMNS)), COLUMNS.values())
         axis.set_xlim(-0.5, len(COLUMNS) - 0.5)
         axis.set_ylim(0, 100)
-        _tidy(axis)
+        tidy(axis)
     legend[f"chance, {chance:.2g} %"] = legend.pop("chance")  # last
     figure.legend(legend.values(), legend.keys(), **OUTSIDE | {"ncols": 5})
     axes[0].set_ylabel(f"test accuracy by {unit} (%)", **TEXT)
@@ -169,7 +169,7 @@ def experiment_dots(runs: list[Run], chance: float, unit: str = "site") -> Figur
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(0, 100)
     axis.set_xlabel(f"test accuracy by {unit} (%)", **TEXT)
-    _tidy(axis, grid="x")
+    tidy(axis, grid="x")
     figure.legend(*axis.get_legend_handles_labels(), **OUTSIDE)
     return figure
 
@@ -256,7 +256,7 @@ def _xy(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _tidy(axis: Axes, grid: Literal["x", "y"] = "y") -> None:
+def tidy(axis: Axes, grid: Literal["x", "y"] = "y") -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis=grid, color="#E4E4E4", lw=0.7)
     axis.set_axisbelow(True)

@@ -49,7 +49,11 @@ def write_page(screens: dict[Screen, list[Run]], out: Path) -> tuple[Path, list[
     parts = ["<h1>RxRx1: accuracy on unseen experiments and on a random split</h1>"]
     for number, (screen, runs) in enumerate(screens.items(), start=1):
         parts += _section(screen, runs, out, f"{number}-", remarks)
-    title = "RxRx1 report"
+    return write_html("RxRx1 report", parts, out), remarks
+
+
+def write_html(title: str, parts: list[str], out: Path) -> Path:
+    """Writes OUT/index.html of the parts of its body, whole or not at all."""
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -58,7 +62,7 @@ def write_page(screens: dict[Screen, list[Run]], out: Path) -> tuple[Path, list[
     partial = out / "index.html.tmp"
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, out / "index.html")
-    return out / "index.html", remarks
+    return out / "index.html"
 
 
 def _section(
@@ -85,14 +89,10 @@ def _section(
             parts.append(_table1(runs, unit, separate, caption))
 
     compared = [("", list(row)) for row in beside_paper(screen, runs)]
-    parts.append(_html_table("Here and in the paper", ["", "here", "the paper"], compared))
+    parts.append(html_table("Here and in the paper", ["", "here", "the paper"], compared))
 
     def picture(name: str, figure: Figure, caption: str) -> None:
-        _save(figure, out / f"{prefix}{name}.png")
-        parts.append(
-            f'<figure><img src="{prefix}{name}.png" alt="{escape(caption, quote=True)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+        parts.append(save_picture(figure, out / f"{prefix}{name}.png", caption))
 
     picture(
         "cell-types",
@@ -153,7 +153,7 @@ def _table1(runs: list[Run], unit: str, separate: bool, caption: str) -> str:
             rows.append(("paper", [f"The paper: {label}", "", *figures_of_paper]))
         notes.append(f"The paper: {PAPER_DATA}.")
     said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes if note)
-    return _html_table(caption, ["", "folds", *COLUMNS.values()], rows) + said
+    return html_table(caption, ["", "folds", *COLUMNS.values()], rows) + said
 
 
 def _settings(runs: list[Run]) -> str:
@@ -187,22 +187,31 @@ def _settings(runs: list[Run]) -> str:
         cells += [f"{100 * run.accuracy['top5']:.1f}", f"{lowest} {100 * experiments[lowest]:.1f}"]
         cells += [f"{run.results['loss']:.3f}"]
         rows.append(("", [str(cell) for cell in cells]))
-    return _html_table("Data and settings of each run", head, rows)
+    return html_table("Data and settings of each run", head, rows)
 
 
-def _html_table(caption: str, head: list[str], rows: list[tuple[str, list[str]]]) -> str:
+def html_table(caption: str, head: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    """rows: (class of the row, its cells); a row of a single cell spans the table."""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "\n".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for kind, cells in rows
-    )
+
+    def line(cells: list[str]) -> str:
+        if len(cells) == 1:
+            return f'<td colspan="{len(head)}">{escape(cells[0])}</td>'
+        return "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+
+    body = "\n".join(f'<tr class="{kind}">{line(cells)}</tr>' for kind, cells in rows)
     return (
         f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{header}</tr>'
         f"</thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_picture(figure: Figure, path: Path, caption: str) -> str:
+    """Writes the PNG; returns the HTML that shows it on a page beside it."""
     partial = path.with_suffix(".tmp")
     figure.savefig(partial, dpi=DOTS_PER_INCH, format="png", facecolor="white")
     os.replace(partial, path)
+    return (
+        f'<figure><img src="{path.name}" alt="{escape(caption, quote=True)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

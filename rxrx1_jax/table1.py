@@ -13,23 +13,19 @@ device. The same command goes on after a kill. Several may work in one WORKDIR, 
 of its own: a run that another one holds is passed over.
 """
 
-import fcntl
 import itertools
 import os
 import signal
-import subprocess
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax import records, report, report_table, run, splits
+from rxrx1_jax import preemption, records, report, report_table, run, run_all, splits
 from rxrx1_jax.report_page import write_page
+from rxrx1_jax.run_all import Plan, train_one
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
 # (protocol, fold, cell type) of each run, in the order that --task counts.
@@ -43,15 +39,6 @@ flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 
 
-class Plan(NamedTuple):
-    """One run, and what its settings and the data say of it before it is started."""
-
-    path: Path
-    overrides: dict[str, Any]  # field of the config -> value
-    train_sites: int
-    obstacle: str  # why these data allow no such run; empty where they do
-
-
 def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str]]) -> list[Plan]:
     """Splits the data for each of `runs`, and compares the settings of those that exist.
 
@@ -62,84 +49,20 @@ def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str
     dataset = records.Records(records.find_dataset(config.data.dir, config.data.name))
     plans = []
     for protocol, fold, cell_type in runs:
-        path = workdir / f"{protocol}-{cell_type}-{fold}"
         overrides = {"data.protocol": protocol, "data.fold": fold, "data.cell_type": cell_type}
-        size, obstacle = 0, ""
-        try:
-            split = splits.make_split(
-                dataset.sites, protocol, fold=fold, seed=config.data.seed, cell_type=cell_type
-            )
-            size, batch = len(split.train), config.optim.batch_size
-            if size < batch:
-                obstacle = f"{size} training sites, fewer than optim.batch_size={batch}"
-        except splits.SplitError as error:
-            obstacle = str(error)
-        if not obstacle and (path / "config.json").exists():
-            settings = config.copy_and_resolve_references()
-            settings.update_from_flattened_dict(overrides)
-            data = run.describe_data(dataset.path.name, dataset.sites, split)
-            run.open_run(path, settings, data)
-        plans.append(Plan(path, overrides, size, obstacle))
+        path = workdir / f"{protocol}-{cell_type}-{fold}"
+        plans.append(run_all.make_plan(config, dataset, path, overrides))
     return plans
 
 
 def train_all(plans: list[Plan], arguments: list[str]) -> dict[Path, str]:
-    """Runs what is neither complete nor impossible; returns why runs did not complete."""
-    reasons: dict[Path, str] = {}
-    waiting = [plan for plan in plans if not plan.obstacle and not run.is_complete(plan.path)]
-    print(f"{len(waiting)} of {len(plans)} runs to do", flush=True)
-    seconds, sites = 0.0, 0  # of the runs that were done here from their first step
-    for i, plan in enumerate(waiting):
-        print(f"\nrun {plans.index(plan) + 1} of {len(plans)}: {plan.path}", end="")
-        if sites:
-            left = sum(other.train_sites for other in waiting[i:]) * seconds / sites
-            print(f", about {timedelta(seconds=round(left))} left", end="")
-        print(flush=True)
-        fresh, started = not plan.path.exists(), time.monotonic()
-        if reason := train_one(plan, arguments):
-            reasons[plan.path] = reason
-            print(f"{plan.path}: {reason}", flush=True)
-        elif fresh:
-            seconds, sites = seconds + time.monotonic() - started, sites + plan.train_sites
-    return reasons
+    """Runs what is neither complete nor impossible; returns why runs did not complete.
 
-
-def train_one(plan: Plan, arguments: list[str]) -> str:
-    """Runs or resumes one run; returns why it did not complete, empty if it did.
-
-    Exits if it was refused before it began, as the others would be; it has said why.
+    Exits if one was refused before it began, as the others would be; it has said why.
     """
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "rxrx1_jax.main", *arguments, f"--workdir={plan.path}"]
-    command += [f"--config.{field}={value}" for field, value in plan.overrides.items()]
-    last = ""
-    with open(plan.path.with_name(f".{plan.path.name}.lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "another process is at it"
-        except OSError as error:  # some network filesystems have no locks
-            print(f"{lock.name}: {error}; see to it that nothing else runs it", file=sys.stderr)
-        # The child inherits the lock, and so keeps it should this process be killed alone.
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[lock.fileno()]
-        ) as child:
-            assert child.stderr is not None
-            try:
-                for line in child.stderr:
-                    sys.stderr.write(line)
-                    last = line.strip() or last
-            except BaseException:
-                child.terminate()
-                child.communicate()
-                raise
-    if run.is_complete(plan.path):
-        return ""
-    if child.returncode < 0:
-        return f"ended by {signal.Signals(-child.returncode).name}"
-    if last.startswith("error: ") and not plan.path.exists():
-        sys.exit(child.returncode)
-    return last.removeprefix("error: ") or f"ended with status {child.returncode}"
+    return run_all.do_all(
+        plans, run.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
+    )
 
 
 def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
@@ -176,23 +99,22 @@ def main(argv: list[str]) -> int:
     if flags.FLAGS["mode"].present or (_COLLECT.value and _TASK.value is not None):
         raise app.UsageError("expected --task, --collect or neither; --mode is of rxrx1_jax.main")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
-    flag, workdir = flags.FLAGS["config"], Path(flags.FLAGS.workdir)
-    arguments = [f"--config={config_flags.get_config_filename(flag)}"]
-    for field, value in config_flags.get_override_values(flag).items():
-        arguments.append(f"--config.{field}={value}")
+    config, workdir = flags.FLAGS["config"].value, Path(flags.FLAGS.workdir)
+    arguments = run_all.arguments_of_config()
     try:
         if _TASK.value is not None:
-            (plan,) = make_plans(flag.value, workdir, [RUNS[_TASK.value]])
+            (plan,) = make_plans(config, workdir, [RUNS[_TASK.value]])
             reason = plan.obstacle or train_one(plan, arguments)
             print(f"{plan.path}: {reason or 'complete'}")
             return int(bool(reason) and not plan.obstacle)
-        plans = make_plans(flag.value, workdir, RUNS)
+        plans = make_plans(config, workdir, RUNS)
         reasons = {} if _COLLECT.value else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
     except (run.RunError, records.DatasetError, report_table.ReportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+        print("stopped; the same command goes on", file=sys.stderr)
+        return preemption.EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -160,6 +160,72 @@ def test_batch_effect_scales_to_none():
     np.testing.assert_allclose(2 * half, full)
 
 
+def test_gain_alone():
+    """Wells of two experiments differ by the channel gains, and are alike once standardised."""
+    screen = replace(TINY, size=64, positive_controls=30, effects="gain", plates=1, sites=1)
+    off = replace(screen, effects="all", batch_effect=0.0)
+    full = replace(screen, effects="all")
+    plate = [s for s in screen_sites(screen) if s.experiment == "HUVEC-01"]
+    for site in plate[::9]:
+        phenotype, optics = synthetic.site_phenotype(screen, site)
+        plain, plain_optics = synthetic.site_phenotype(off, site)
+        assert np.array_equal(phenotype, plain)
+        gain = synthetic.site_phenotype(full, site)[1].gain
+        for name, value in plain_optics._asdict().items():
+            expected = gain if name == "gain" else value
+            assert np.array_equal(getattr(optics, name), expected), name
+    # The same wells imaged by two experiments: as they are, with the gains of the other.
+    gains = [
+        np.exp(synthetic.screen_truth(screen, plate)["experiments"][name]["log_gain"])
+        for name in ("HUVEC-01", "HUVEC-02")
+    ]
+    ratio = gains[1] / gains[0]
+    assert np.abs(np.log(ratio)).max() > 0.3
+
+    def imaged(factor):
+        images = []
+        for site in plate:
+            phenotype, optics = synthetic.site_phenotype(screen, site)
+            optics = optics._replace(gain=optics.gain * factor)
+            rng = planted.generator(screen.seed, "site", site.site_id)
+            images.append(cells.draw_site(site.cell_type, phenotype, optics, rng, 64, 384.0))
+        x = np.stack(images).astype(np.float64)
+        control = np.array([s.well_type != "treatment" for s in plate])
+        mean, std = (f(x[control], axis=(0, 2, 3), keepdims=True)[0] for f in (np.mean, np.std))
+        return x, (x - mean) / std, std
+
+    (raw, one, std), (other_raw, other, other_std) = imaged(1.0), imaged(ratio)
+    # By pixel: half a count of rounding on either side, and the grain, whose variance
+    # .03 counts + .06 does not follow the gain (five sd of the brightest pixel).
+    grain = 5 * np.sqrt(0.03 * np.maximum(raw, other_raw) + 0.06)
+    allowed = (0.5 + grain) * (1 / std + 1 / other_std)
+    unclipped = np.maximum(raw, other_raw) < 255
+    assert unclipped.mean() > 0.999
+    assert (np.abs(one - other) < allowed)[unclipped].all()
+    # By site: the grain averages out, and what is left is far below the difference in the pixels.
+    left = np.abs(one.mean((2, 3)) - other.mean((2, 3))).mean(0)
+    before = np.abs(raw.mean((2, 3)) - other_raw.mean((2, 3))).mean(0) / std[:, 0, 0]
+    assert left.max() < 0.02
+    far = np.abs(np.log(ratio)) > 0.2
+    assert far.any() and (before > 10 * left)[far].all()
+
+
+def test_an_unknown_kind_of_effects_is_refused():
+    with pytest.raises(ValueError, match="Screen.effects is 'gains'; expected one of all, gain"):
+        Screen(effects="gains")
+
+
+def test_a_screen_written_before_effects_is_the_same(tiny, tmp_path):
+    root = tmp_path / "old"
+    write_release(TINY, root, 1, progress=False)
+    stored = json.loads((root / "screen.json").read_text())
+    assert stored.pop("effects") == "all"
+    (root / "screen.json").write_text(json.dumps(stored))
+    assert synthetic.claim(root, TINY)
+    with pytest.raises(release.ReleaseError, match="effects 'all' .asked: 'gain'"):
+        synthetic.claim(root, replace(TINY, effects="gain"))
+
+
 def test_truth_rebuilds_every_phenotype(tiny):
     truth = json.loads((tiny / "truth.json").read_text())
     assert truth["parameters"] == list(cells.PARAMETER_NAMES)

@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 
 from configs import demo
-from rxrx1_jax import run, splits, table1
+from rxrx1_jax import run, run_all, splits, table1
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "launch" / "slurm_table1.sh"
@@ -132,7 +132,7 @@ def worked(screen, tmp_path_factory):
 
 def test_a_stopped_command_goes_on(worked):
     workdir, (_, stderr, code), (stdout, again, second_code) = worked
-    assert code == 1 and stderr.endswith("stopped; the same command goes on\n")
+    assert code == 75 and stderr.endswith("stopped; the same command goes on\n")
     assert second_code == 0, again
     assert "2 of 5 runs to do" in stdout and "resumed at step 2" in stdout
     assert f"run 2 of 5: {workdir}/batch-HUVEC-0\n" in stdout  # no rate yet: the first was resumed
@@ -265,7 +265,7 @@ def test_what_is_refused_before_it_begins_stops_the_command(program, tmp_path, m
 def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", str(program))
     clock = iter([0, 40, 100, 100])
-    monkeypatch.setattr(table1, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(run_all, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     plans = made_up(tmp_path, "complete-1", "complete-2")
     plans[1] = plans[1]._replace(train_sites=5)
     table1.train_all([*plans, plans[0]._replace(obstacle="too few")], [])

@@ -40,6 +40,7 @@ EXPERIMENT_ILLUMINATION = 0.12  # sd of slope and curvature, relative to the fie
 EXPERIMENT_NOISE = 0.2  # log-sd
 EDGE_DENSITY = 0.25  # latent units of cell density lost in the outermost used rows and columns
 TYPICAL_BLUR = 1.5  # native pixels
+EFFECTS = ("all", "gain")  # which effects of experiments and plates a screen may have
 
 # Correlation of log gains over the real experiments (all values given there; the others follow).
 _GAIN_CORRELATION = np.array(

@@ -63,6 +63,7 @@ class Screen:
     sites: int = 2  # per well, 1 or 2
     batch_effect: float = 1.0  # scales experiment and plate effects; 0: none, a control
     effect: float = 1.0  # scales siRNA effects; 0: none, a control
+    effects: str = "all"  # of experiments and plates: all | gain (of the channels alone, a control)
 
     def __post_init__(self) -> None:
         limits = {
@@ -71,8 +72,13 @@ class Screen:
             "batch_effect": (0, 3), "effect": (0, 3),
         }  # fmt: skip
         limits |= {cell_type.lower(): (0, 99) for cell_type in CELL_TYPES}
+        if self.effects not in planted.EFFECTS:
+            expected = ", ".join(planted.EFFECTS)
+            raise ValueError(f"Screen.effects is {self.effects!r}; expected one of {expected}")
         for f in fields(self):
             kind, value = (int | float if f.type == "float" else int), getattr(self, f.name)
+            if f.type == "str":
+                continue
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"Screen.{f.name} is {value!r}; expected a number ({f.type})")
         for name, (low, high) in limits.items():
@@ -145,7 +151,7 @@ def _plate_layout(screen: Screen, experiment: str, plate: int, group: int):
 def site_phenotype(screen: Screen, site: Site) -> tuple[np.ndarray, planted.Optics]:
     """Latent phenotype [24] and optics of a site's well."""
     experiment = _experiment_effect(screen, site.experiment)
-    plate = planted.plate_effect(screen.seed, site.experiment, site.plate, screen.batch_effect)
+    plate = _plate_effect(screen, site.experiment, site.plate)
     well = planted.well_effect(screen.seed, site.experiment, site.plate, site.row, site.column)
     effect = _sirna_effects(screen, site.sirna_id)[site.cell_type]
     phenotype = planted.well_phenotype(effect, experiment, plate, well)
@@ -154,7 +160,18 @@ def site_phenotype(screen: Screen, site: Site) -> tuple[np.ndarray, planted.Opti
 
 @functools.lru_cache(maxsize=256)
 def _experiment_effect(screen: Screen, experiment: str) -> planted.ExperimentEffect:
-    return planted.experiment_effect(screen.seed, experiment, screen.batch_effect)
+    effect = planted.experiment_effect(screen.seed, experiment, screen.batch_effect)
+    if screen.effects == "gain":
+        none = planted.experiment_effect(screen.seed, experiment, 0.0)
+        return none._replace(log_gain=effect.log_gain)
+    return effect
+
+
+def _plate_effect(screen: Screen, experiment: str, plate: int) -> planted.LocalEffect:
+    effect = planted.plate_effect(screen.seed, experiment, plate, screen.batch_effect)
+    if screen.effects == "gain":
+        return effect._replace(shift=np.zeros_like(effect.shift))
+    return effect
 
 
 @functools.lru_cache(maxsize=2048)
@@ -228,7 +245,8 @@ def claim(root: Path, screen: Screen) -> bool:
         root.mkdir(parents=True, exist_ok=True)
         atomic.write(marker, json.dumps(wanted, indent=1).encode())
         return False
-    found = json.loads(marker.read_text())
+    # A screen from before `effects` holds all of them.
+    found = {"effects": "all", **json.loads(marker.read_text())}
     if found != wanted:
         names = [k for k in wanted | found if wanted.get(k) != found.get(k)]
         changes = ", ".join(f"{k} {found.get(k)!r} (asked: {wanted.get(k)!r})" for k in names)
@@ -287,9 +305,7 @@ def screen_truth(screen: Screen, sites: list[Site]) -> dict:
             name: plain(_experiment_effect(screen, name)) for name, _, _ in screen.experiments()
         },
         "plates": {
-            f"{experiment}_{plate}": plain(
-                planted.plate_effect(screen.seed, experiment, plate, screen.batch_effect)
-            )
+            f"{experiment}_{plate}": plain(_plate_effect(screen, experiment, plate))
             for experiment, plate in plates
         },
         "wells": dict(pair for site in sites if site.site == 1 for pair in well_nuisance(site)),

@@ -1,0 +1,58 @@
+"""What `python -m rxrx1_jax.leaderboard` compares: methods, corrections, gaps and controls.
+
+    make leaderboard
+
+A method is what it changes in the config (configs/default.py describes the fields; a plug-in of
+your own is `my_methods.focal(gamma=2.0)`). To add one, add a line to TRAINED: only its runs are
+new. A changed line needs a new name, since its runs hold what the old one gave. Time on the
+synthetic screen: about 40 s on one core for each training.
+"""
+
+from rxrx1_jax.corrections import METHODS
+
+# Name -> field of the config -> value. The first is the baseline, with which all are paired.
+TRAINED = {
+    "baseline": {},  # the paper's: standardised by the controls of the plate
+    "raw": {"data.normalisation": "none"},
+    "norm_site": {"data.normalisation": "site"},
+    "norm_negative": {"data.normalisation": "plate_negative_control"},
+    "norm_robust": {"data.normalisation": "plate_control_robust"},
+    "cell_type_film": {"model.head": "cell_type_film"},
+    "cutmix": {"data.augmentation": "cutmix(alpha=1.0)"},
+    "gain_jitter": {"data.augmentation": "gain_offset_jitter"},
+    "arcface": {"model.head": "cosine", "optim.loss": "arcface"},
+    "arm_bn": {"data.sampler": "experiments(count=1)"},  # Zhang et al. 2021; with AdaBN below
+    "two_experiments": {"data.sampler": "experiments(count=2)"},  # what the next two share
+    "coral": {"data.sampler": "experiments(count=2)", "optim.loss": "coral(weight=1.0)"},
+    "dann": {
+        "data.sampler": "experiments(count=2)", "model.head": "domain_adversary",
+        "optim.loss": "dann(weight=0.1)",
+    },
+    "group_dro": {"optim.loss": "group_dro"},
+    "contrastive": {
+        "data.sampler": "cross_experiment_pairs", "optim.loss": "cross_experiment_contrastive",
+    },
+}  # fmt: skip
+
+# Name of TRAINED -> corrections tried on its runs (rxrx1_jax.corrections.METHODS); else "none".
+CORRECTIONS = {
+    "baseline": list(METHODS),
+    **{name: ["none", "adabn_experiment"] for name in ("raw", "cutmix", "arm_bn", "coral")},
+}
+
+# Trained on the random splits, too, with the first seed, for the gap.
+GAP = ["baseline", "raw", "arm_bn"]
+
+# Name of TRAINED -> what training or input statistics see beyond "inductive", if they do.
+BUDGETS: dict[str, str] = {}
+
+# Name -> (what makes it a control, {name of TRAINED: what it must show}), on the batch and the
+# random split by site: "no gap" or "gap" between them, or accuracy by "chance".
+CONTROLS = {
+    "no_batch_effect": (
+        {"data.name": "rxrx1/no_batch_effect"},
+        {"baseline": "no gap", "raw": "no gap"},
+    ),
+    "gain_only": ({"data.name": "rxrx1/gain_only"}, {"baseline": "no gap", "raw": "gap"}),
+    "shuffled_labels": ({"data.shuffled_labels": True}, {"baseline": "chance"}),
+}
