@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,20 @@ class Log:
     - data wait: the part of a step time in which the loop waited for the batch while the device
       had no step left to work on.
 
-    What is wrong in a step (a loss that is not finite) is raised by the next call. On hosts other
-    than the first nothing is written. A context manager: leaving it ends the thread.
+    What is wrong in a step (Diverged) is raised by the next call. On hosts other than the first
+    nothing is written. A context manager: leaving it ends the thread.
+
+    An interruption leaves no trace: the intervals are the same, and so is every value that is not a
+    time. The lines that come again are dropped, and TensorBoard is told to forget their points.
     """
 
     def __init__(self, workdir: Path, *, step: int, steps: int, steps_per_epoch: float,
-                 batch_size: int, every: int):  # fmt: skip
-        """`step`: where training starts; later lines of an interrupted run are dropped."""
+                 batch_size: int, every: int, recent: Sequence[dict[str, float]] = ()):  # fmt: skip
+        """step, recent: where training starts, and what `recent` was at that step before."""
         self._workdir, self._start = workdir, step
         self._steps, self._per_epoch, self._batch_size = steps, steps_per_epoch, batch_size
         self._every = every
-        self._interval: list[Metrics] = []  # of the interval that grows, on the host
+        self._recent = deque(recent, maxlen=every)  # of the last steps, on the host
         self._step_times: list[float] = []
         self._data_wait = 0.0
         self._timed_steps, self._timed_seconds = 0, 0.0  # since the start
@@ -52,8 +56,7 @@ class Log:
         self._main = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
         self._board: Any = None
-        if self._main:
-            _drop_after(self._path, step)
+        self._again = _drop_after(self._path, step) if self._main else []
         self._ahead = threading.Semaphore(STEPS_AHEAD)
         self._queue: queue.Queue[tuple[int, Metrics, float, float] | None] = queue.Queue()
         self._error: Exception | None = None
@@ -95,6 +98,14 @@ class Log:
         self._publish(step, values, f"{self._position(step)}  {text}")
         self._last = time.monotonic()
 
+    def recent(self) -> list[dict[str, float]]:
+        """Metrics of the last `every` steps, all flushed; a checkpoint keeps them for `Log`."""
+        return list(self._recent)
+
+    def recent_loss(self) -> float:
+        """Mean training loss of the last `every` steps, all flushed."""
+        return statistics.fmean(one["loss"] for one in self._recent)
+
     def say(self, text: str) -> None:
         if self._main:
             print(text, flush=True)
@@ -119,7 +130,7 @@ class Log:
         now = time.monotonic()
         self._ahead.release()
         _check_finite(step, values)
-        self._interval.append(values)
+        self._recent.append(values)
         if self._last is not None:
             self._step_times.append(now - self._last)
             self._data_wait += max(0.0, got - max(asked, self._last))
@@ -128,13 +139,15 @@ class Log:
             self._end_interval(step)
 
     def _end_interval(self, step: int) -> None:
+        interval = list(self._recent)[-((step - 1) % self._every + 1) :]
+
         def mean(name: str) -> float:
-            return statistics.fmean(one[name] for one in self._interval)
+            return statistics.fmean(one[name] for one in interval)
 
         values = {
             "train_loss": mean("loss"),
             "train_accuracy": mean("accuracy"),
-            "learning_rate": self._interval[-1]["learning_rate"],
+            "learning_rate": interval[-1]["learning_rate"],
             "gradient_norm": mean("gradient_norm"),
         }
         text = f"loss {values['train_loss']:.3f}  accuracy {values['train_accuracy']:.3f}"
@@ -156,7 +169,7 @@ class Log:
                 f"{_milliseconds(high)})  data wait {100 * self._data_wait / seconds:.0f} %  "
                 f"{_duration(left)} left"
             )
-        self._interval, self._step_times, self._data_wait = [], [], 0.0
+        self._step_times, self._data_wait = [], 0.0
         while self._written and self._written[0].done():
             self._written.popleft().result()
         self._written.append(
@@ -183,36 +196,56 @@ class Log:
             folder = str(self._workdir / "tensorboard")
             # Its own thread dies on a full disk: with a bounded queue the next lines would wait for
             # it for ever.
-            self._board = SummaryWriter(folder, purge_step=self._start + 1, max_queue=0)
+            self._board = SummaryWriter(folder, purge_step=self._start, max_queue=0)
+            for again in self._again:
+                self._draw(self._start, again)
+        self._draw(step, values)
+
+    def _draw(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
 
-def _check_finite(step: int, values: Metrics) -> None:
-    """Raises FloatingPointError if the loss or gradient of the step is not finite."""
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-        raise FloatingPointError(
-            f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}; the "
-            "last checkpoint is from before it. In a new --workdir lower optim.learning_rate "
-            "or lengthen optim.warmup_epochs"
+class Diverged(FloatingPointError):
+    """A step whose loss or gradient is not finite; `batch` says what it was computed of."""
+
+    def __init__(self, step: int, values: Metrics, batch: str = ""):
+        super().__init__(
+            f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}, "
+            f"{batch}the last checkpoint is from before it. In a new --workdir lower "
+            "optim.learning_rate or lengthen optim.warmup_epochs"
         )
+        self.step, self.values = step, values
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Removes lines later than the restored checkpoint, and one that a kill cut short."""
+def _check_finite(step: int, values: Metrics) -> None:
+    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+        raise Diverged(step, values)
+
+
+def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
+    """Removes what comes again after the checkpoint of `step`, and a line that a kill cut short.
+
+    A step's own line was written before its checkpoint, the line of an evaluation after it. Returns
+    the figures of the former, if the file has it.
+    """
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept, own = [], []
     for text in path.read_text().splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["step"] <= step:
-            kept.append(text + "\n")
+        if line["step"] == step and "train_loss" in line:
+            own.append({name: x for name, x in line.items() if name not in ("step", "epoch")})
+        elif line["step"] >= step:
+            continue
+        kept.append(text + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
+    return own
 
 
 def parameter_table(params: Any) -> str:

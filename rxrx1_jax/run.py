@@ -10,6 +10,7 @@ predictions_NAME.parquet                       that of another set of the split 
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -20,8 +21,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax import input_pipeline, models, splits, steps
+from rxrx1_jax import models, normalisation, plug_ins, splits, steps
 from rxrx1_jax.settings import FREE, flat
+
+LOCK = ".lock"  # held by the training that is at work in the directory
+# What a run that was killed while it opened its directory may leave there.
+_OPENING = {LOCK, "environment.json", ".environment.json.tmp", ".config.json.tmp"}
 
 
 class RunError(ValueError):
@@ -32,14 +37,22 @@ def check(config: ConfigDict) -> None:
     """Raises RunError for the first impossible value, naming the field and the valid choices."""
     choices = {
         "data.protocol": splits.PROTOCOLS,
-        "data.normalisation": input_pipeline.NORMALISATIONS,
+        "data.normalisation": normalisation.NORMALISATIONS,
         "model.name": models.MODELS,
         "model.dtype": ("float32", "bfloat16"),
         "train.parallelism": steps.PARALLELISMS,
     }
+    if "." in config.data.normalisation:  # a function of the user's own
+        del choices["data.normalisation"]
     for field, valid in choices.items():
         if _get(config, field) not in valid:
             raise RunError(f"{field}={_get(config, field)!r}: expected one of {', '.join(valid)}")
+    try:
+        for field in plug_ins.POINTS:
+            if field not in choices:
+                plug_ins.load_all(field, _get(config, field))
+    except plug_ins.PlugInError as error:
+        raise RunError(str(error)) from error
     at_least = {
         "model.width": 1, "optim.batch_size": 1, "optim.accumulation": 1, "optim.epochs": 1,
         "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.warmup_epochs": 0,
@@ -48,7 +61,7 @@ def check(config: ConfigDict) -> None:
         "train.log_every": 1, "train.eval_every": 0, "train.checkpoint_every": 1, "train.keep": 1,
     }  # fmt: skip
     for field, least in at_least.items():
-        if not _get(config, field) >= least:
+        if not least <= _get(config, field) < math.inf:
             raise RunError(f"{field}={_get(config, field)}: expected {least} or more")
     for field in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
         if not _get(config, field) < 1:
@@ -62,6 +75,11 @@ def check(config: ConfigDict) -> None:
     if config.eval.batch_size % devices:
         raise RunError(
             f"eval.batch_size={config.eval.batch_size}: expected a multiple of {devices} devices"
+        )
+    if config.optim.loss != "cross_entropy" and config.train.parallelism == "pmap" and devices > 1:
+        raise RunError(
+            f"optim.loss={config.optim.loss!r} sees a whole batch, which no device has under pmap; "
+            "use --config.train.parallelism=jit"
         )
     if not config.train.bn_sync and config.train.parallelism == "jit" and devices > 1:
         raise RunError(
@@ -80,15 +98,36 @@ def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None
     if path.exists():
         _refuse_other_run(path, settings)
         return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    check_workdir(workdir)
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / "environment.json", environment())
+            write_json(path, settings)  # last: it is what makes the directory a run
+        except OSError as error:
+            raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises RunError unless `workdir` is a run, or can become one; creates nothing."""
+    if not workdir.is_dir():
+        parent = next(path for path in workdir.absolute().parents if path.exists())
+        if workdir.exists() or not parent.is_dir():
+            file = workdir if workdir.exists() else parent
+            raise RunError(
+                f"{workdir}: {file} is a file, so there is no config.json; choose another --workdir"
+            )
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise RunError(f"{workdir}: {parent} cannot be written; choose another --workdir")
+        return
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise RunError(f"{workdir}: cannot be written; choose another --workdir")
+    names = {entry.name for entry in workdir.iterdir()} - _OPENING
+    if names and "config.json" not in names:
         raise RunError(
             f"{workdir}: not empty and without config.json, so it is not a run; choose another "
             "--workdir"
         )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "environment.json", environment())
-        write_json(path, settings)  # last: it is what makes the directory a run
 
 
 def describe_data(version: str, sites: np.ndarray, split: splits.Split) -> dict[str, Any]:
@@ -111,12 +150,23 @@ def _fingerprint(arrays: list[np.ndarray]) -> str:
 
 
 def _refuse_other_run(path: Path, settings: dict[str, Any]) -> None:
-    old, new = flat(json.loads(path.read_text())), flat(settings)
-    for field in sorted((old.keys() | new.keys()) - set(FREE)):
-        if old.get(field) != new.get(field):
+    try:
+        old, new = flat(json.loads(path.read_text())), flat(settings)
+    except (ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path}: not the settings of a run ({error}); choose another --workdir"
+        ) from error
+    for field in sorted((old.keys() ^ new.keys()) - set(FREE)):
+        what = f"without {field}" if field in new else f"with {field}={old[field]!r}"
+        raise RunError(
+            f"{path.parent}: holds a run of another version of this program, {what}; choose "
+            "another --workdir, or the version that environment.json names"
+        )
+    for field in sorted(old.keys() - set(FREE)):
+        if old[field] != new[field]:
             raise RunError(
-                f"{path.parent}: holds a run with {field}={old.get(field)!r}, this one has "
-                f"{new.get(field)!r}; choose another --workdir or the old setting"
+                f"{path.parent}: holds a run with {field}={old[field]!r}, this one has "
+                f"{new[field]!r}; choose another --workdir or the old setting"
             )
 
 
@@ -150,7 +200,11 @@ def is_complete(workdir: Path) -> bool:
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / "results.json").read_text())
+    path = workdir / "results.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON ({error}); remove it to evaluate again") from error
 
 
 def _commit() -> str | None:

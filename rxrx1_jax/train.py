@@ -1,7 +1,7 @@
 """Training and evaluation of one run, from its settings to its results, in a fixed order."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,18 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import (
     checkpoint,
+    distributed,
+    diverged,
     evaluate,
     input_pipeline,
     metrics,
     models,
+    plug_ins,
     predictions,
+    preemption,
     records,
     run,
+    run_lock,
     steps,
 )
 from rxrx1_jax import splits as splits_lib
@@ -58,57 +63,118 @@ def prepare(config: ConfigDict) -> Task:
     total_steps = max(1, round(steps_per_epoch * config.optim.epochs))
 
     axis = steps.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
-    model = models.create_model(
-        config.model.name, len(split.classes), width=config.model.width,
-        dtype=jnp.dtype(config.model.dtype), bn_axis_name=axis,
-    )  # fmt: skip
+    model = create_model(config, len(split.classes), axis)
+    loss = plug_ins.load("optim.loss", config.optim.loss)
+    sampler = plug_ins.load("data.sampler", config.data.sampler)
+    try:
+        sampler(dataset.sites[split.train], config.optim.batch_size, config.train.seed)
+    except ValueError as error:
+        raise run.RunError(f"data.sampler={config.data.sampler!r}: {error}") from error
     try:
         tx, schedule = steps.create_optimizer(config.optim, total_steps)
     except ValueError as error:
         raise run.RunError(str(error)) from error
+    train_step = partial(
+        steps.train_step, model=model, tx=tx, schedule=schedule, loss=loss,
+        label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
+        accumulation=config.optim.accumulation,
+    )  # fmt: skip
     parallel = steps.parallelise(
-        config.train.parallelism,
-        partial(
-            steps.train_step, model=model, tx=tx, schedule=schedule,
-            label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
-            accumulation=config.optim.accumulation,
-        ),
-        partial(steps.eval_step, model=model),
+        config.train.parallelism, train_step, partial(steps.eval_step, model=model),
         partial(steps.embed_step, model=model),
     )  # fmt: skip
     side = config.data.crop or size
     shape = (side, side, dataset.image_shape[0])
     key = jax.random.key(config.train.seed)
-    state = steps.create_state(model, tx, key, shape, ema=config.optim.ema_decay > 0)
+    state = steps.create_state(model, tx, key, shape, config.optim.ema_decay > 0, loss)
+    _try_plug_ins(config, train_step, state, shape)
     state = jax.device_put(state, parallel.state_sharding)
     return Task(dataset, split, parallel, state, total_steps, steps_per_epoch)
+
+
+def _try_plug_ins(
+    config: ConfigDict, train_step: Callable[..., Any], state: steps.TrainState, shape: tuple
+) -> None:
+    """Raises RunError if augmentation, head and loss do not fit each other; computes nothing."""
+    chosen = {
+        "data.augmentation": (config.data.augmentation, ""),
+        "model.head": (config.model.head, "linear"),
+        "optim.loss": (config.optim.loss, "cross_entropy"),
+    }
+    other = {field: value for field, (value, default) in chosen.items() if value != default}
+    if not other or config.train.parallelism == "pmap":  # of pmap the mapped axis would be missing
+        return
+    rows = config.optim.batch_size
+
+    def trial(state: steps.TrainState, keys: jax.Array, batch: dict[str, jax.Array]) -> Any:
+        for augment in plug_ins.load_all("data.augmentation", config.data.augmentation):
+            batch = augment(keys, batch)
+        return train_step(state, batch)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    batch = {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in input_pipeline.ON_DEVICE}
+    batch["mask"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    batch["image"] = jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(config.model.dtype))
+    try:
+        jax.eval_shape(trial, state, keys, batch)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        named = ", ".join(f"{field}={value!r}" for field, value in other.items())
+        raise run.RunError(f"{named}: {str(error).splitlines()[0]}") from error
+
+
+def create_model(
+    config: ConfigDict, num_classes: int, bn_axis_name: str | None = None
+) -> models.ResNet | models.DemoResNet:
+    """The network of the settings."""
+    return models.create_model(
+        config.model.name, num_classes, width=config.model.width,
+        dtype=jnp.dtype(config.model.dtype), bn_axis_name=bn_axis_name,
+        head=plug_ins.load("model.head", config.model.head),
+    )  # fmt: skip
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir` to the end, evaluates, returns the results.
 
     A run that is complete is evaluated only when its results are missing.
+
+    Raises:
+      Preempted: the run was told to end and has saved where it stood.
+      Diverged: the loss or the gradient of a step was not finite; diverged.json says more.
     """
     workdir = Path(workdir)
-    task = prepare(config)
-    _open(workdir, config, task)
+    run.check_workdir(workdir)
+    with preemption.Notice() as notice:
+        task = prepare(config)
+        _open(workdir, config, task)
+        with run_lock.hold(workdir):
+            return _train_and_evaluate(config, workdir, task, notice)
+
+
+def _train_and_evaluate(
+    config: ConfigDict, workdir: Path, task: Task, notice: preemption.Notice
+) -> dict[str, Any]:
     if run.is_complete(workdir):
         print(f"{workdir}: complete, nothing to do (--mode=evaluate evaluates it again)")
         return run.read_results(workdir)
     checkpoints = checkpoint.manager(workdir, config.train.keep)
-    state = checkpoint.restore(checkpoints, task.state, task.split.classes)
+    state, recent = checkpoint.restore(checkpoints, task.state, task.split.classes)
     start = int(state.step)
     if jax.process_index() == 0:
         splits_lib.write_split(workdir / "split.csv", task.records.sites, task.split)
     log = metrics.Log(
         workdir, step=start, steps=task.total_steps, steps_per_epoch=task.steps_per_epoch,
-        batch_size=config.optim.batch_size, every=config.train.log_every,
+        batch_size=config.optim.batch_size, every=config.train.log_every, recent=recent,
     )  # fmt: skip
     with checkpoints, log:
         log.say(_summary(config, task, start))
-        state = fit(config, task, state, log, checkpoints)
-        evaluated = evaluate_sets(config, task, state)
-        log.evaluation(task.total_steps, _curve(evaluated["test"][1]))
+        try:
+            state = fit(config, task, state, log, checkpoints, notice)
+        except metrics.Diverged as error:
+            batches = train_batches(config, task, error.step - 1)
+            raise diverged.diagnose(error, batches, task.records, workdir) from error
+        evaluated = evaluate_sets(config, task, state, notice=notice)
+        log.evaluation(task.total_steps, _curves(evaluated))
         for name in task.split.other_sets:
             accuracy = evaluated[name][1]["accuracy"]["site"]["all"]
             log.say(f"{name}: accuracy by site {accuracy:.4f}")
@@ -117,33 +183,79 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def fit(
     config: ConfigDict, task: Task, state: steps.TrainState, log: metrics.Log,
-    checkpoints: ocp.CheckpointManager,
+    checkpoints: ocp.CheckpointManager, notice: preemption.Notice,
 ) -> steps.TrainState:  # fmt: skip
     """Trains `state` (donated) from its step to the last, with evaluations and checkpoints.
 
     The loop only draws batches and dispatches: the log waits for the device, checkpoints are
     written in the background. When it returns, every step was checked and the last one is saved.
+    Raises Preempted, with the last step saved, if the run was told to end.
     """
-    start = int(state.step)
-    eval_steps = _milestones(config.train.eval_every, task)
-    save_steps = _milestones(config.train.checkpoint_every, task) | {task.total_steps}
+    start, total, classes = int(state.step), task.total_steps, task.split.classes
+    eval_steps = _milestones(config.train.eval_every, task) - {total}
+    save_steps = _milestones(config.train.checkpoint_every, task) | {total}
+    told = notice.given(start)
+    if start in eval_steps and not told:  # killed between its checkpoint and its evaluation
+        told = not _evaluate_midway(config, task, state, log, notice)
+    if told:
+        raise preemption.Preempted(start)
     batches = train_batches(config, task, start)
-    # 1. next batch  2. update  3. metrics  4. evaluation  5. checkpoint
-    for step in range(start + 1, task.total_steps + 1):
+    # 1. next batch  2. update  3. metrics  4. checkpoint  5. evaluation  6. told to end?
+    for step in range(start + 1, total + 1):
         asked = time.monotonic()
         batch = next(batches)
         got = time.monotonic()
         state, step_metrics = task.steps.train_step(state, batch)
         log.train(step, step_metrics, asked, got)
-        if step in eval_steps and step < task.total_steps:
-            log.flush()
-            _, result = evaluate_sites(config, task, state, task.split.test)
-            log.evaluation(step, _curve(result))
+        told = notice.given(step)
         if step in save_steps:
             log.flush()
-            checkpoint.save(checkpoints, step, state, task.split.classes)
-    checkpoints.wait_until_finished()
+            score = _score(config, task, state, log, notice, step in eval_steps | {total})
+            checkpoint.save(checkpoints, step, state, classes, log.recent(), score)
+        if step in eval_steps and not told:
+            log.flush()
+            told = not _evaluate_midway(config, task, state, log, notice)
+        if told and step < total:
+            log.flush()
+            checkpoint.save(checkpoints, step, state, classes, log.recent())
+            checkpoint.wait(checkpoints)
+            raise preemption.Preempted(step)
+    checkpoint.wait(checkpoints)
     return state
+
+
+def _score(
+    config: ConfigDict, task: Task, state: steps.TrainState, log: metrics.Log,
+    notice: preemption.Notice, evaluated: bool,
+) -> float | None:  # fmt: skip
+    """How good a checkpoint is, higher is better: without the test set, which must not choose.
+
+    Accuracy on the split's set `val` where it has one, in the steps that are `evaluated`; else
+    minus the training loss of the last steps. None: not known.
+    """
+    if "val" not in task.split.other_sets:
+        return -log.recent_loss()
+    if not evaluated:
+        return None
+    try:
+        found = evaluate_sets(config, task, state, ("val",), notice)
+    except preemption.Preempted:
+        return None
+    return found["val"][1]["accuracy"]["site"]["all"]
+
+
+def _evaluate_midway(
+    config: ConfigDict, task: Task, state: steps.TrainState, log: metrics.Log,
+    notice: preemption.Notice,
+) -> bool:  # fmt: skip
+    """Logs what the sets of the learning curves score; False if the run was told to end instead."""
+    names = [name for name in ("test", "val") if name in ("test", *task.split.other_sets)]
+    try:
+        evaluated = evaluate_sets(config, task, state, names, notice)
+    except preemption.Preempted:
+        return False
+    log.evaluation(int(state.step), _curves(evaluated))
+    return True
 
 
 def evaluate_run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -223,6 +335,7 @@ def _write_results(
 def _open(workdir: Path, config: ConfigDict, task: Task) -> None:
     data = run.describe_data(task.records.path.name, task.records.sites, task.split)
     run.open_run(workdir, config, data)
+    distributed.check_shared(workdir / "config.json")
 
 
 def restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]:
@@ -232,7 +345,7 @@ def restored(config: ConfigDict, workdir: Path) -> tuple[Task, steps.TrainState]
     task = prepare(config)
     _open(workdir, config, task)
     with checkpoint.manager(workdir, config.train.keep) as checkpoints:
-        state = checkpoint.restore(checkpoints, task.state, task.split.classes)
+        state, _ = checkpoint.restore(checkpoints, task.state, task.split.classes)
     if not int(state.step):
         raise run.RunError(f"{workdir}: the run has no checkpoint yet; train with --mode=train")
     return task, state
@@ -242,8 +355,10 @@ def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[s
     return input_pipeline.train_batches(
         task.records, task.split, batch_size=config.optim.batch_size, seed=config.train.seed,
         normalisation=config.data.normalisation, start_step=start, end_step=task.total_steps,
-        augment=config.data.augment,
-        crop=config.data.crop, dtype=jnp.dtype(config.model.dtype),
+        augment=config.data.augment, crop=config.data.crop,
+        augmentations=plug_ins.load_all("data.augmentation", config.data.augmentation),
+        sampler=plug_ins.load("data.sampler", config.data.sampler),
+        shuffled_labels=config.data.shuffled_labels, dtype=jnp.dtype(config.model.dtype),
         sharding=task.steps.batch_sharding, threads=config.data.threads,
     )  # fmt: skip
 
@@ -260,21 +375,31 @@ def eval_batches(
 
 
 def evaluate_sites(
-    config: ConfigDict, task: Task, state: steps.TrainState, rows: np.ndarray
-) -> tuple[pa.Table, dict[str, Any]]:
-    """`evaluate.evaluate` of the records `rows`."""
+    config: ConfigDict, task: Task, state: steps.TrainState, rows: np.ndarray,
+    notice: preemption.Notice | None = None,
+) -> tuple[pa.Table, dict[str, Any]]:  # fmt: skip
+    """`evaluate.evaluate` of the records `rows`. Raises Preempted if `notice` comes meanwhile."""
     batches = eval_batches(config, task, rows)
+    if notice is not None:
+        batches = notice.until_given(batches, int(state.step))
     return evaluate.evaluate(
         task.steps.eval_step, state, batches, task.records.sites, rows, task.split
     )
 
 
 def evaluate_sets(
-    config: ConfigDict, task: Task, state: steps.TrainState
-) -> dict[str, tuple[pa.Table, dict[str, Any]]]:
-    """`evaluate_sites` of the test set, "test", and of the split's other sets, by name."""
+    config: ConfigDict, task: Task, state: steps.TrainState,
+    names: Sequence[str] | None = None, notice: preemption.Notice | None = None,
+) -> dict[str, tuple[pa.Table, dict[str, Any]]]:  # fmt: skip
+    """`evaluate_sites` of the test set, "test", and of the split's other sets, by name.
+
+    names: of the sets; None: all.
+    """
     sets = {"test": task.split.test, **task.split.other_sets}
-    return {name: evaluate_sites(config, task, state, rows) for name, rows in sets.items()}
+    return {
+        name: evaluate_sites(config, task, state, sets[name], notice)
+        for name in (sets if names is None else names)
+    }
 
 
 def _milestones(every: int, task: Task) -> set[int]:
@@ -285,13 +410,16 @@ def _milestones(every: int, task: Task) -> set[int]:
     return {min(round(epoch * task.steps_per_epoch), task.total_steps) for epoch in epochs}
 
 
-def _curve(result: dict[str, Any]) -> dict[str, float]:
-    accuracy = result["accuracy"]
-    return {
-        "test_loss": result["loss"],
-        "test_accuracy": accuracy["site"]["all"],
-        "test_accuracy_by_well": accuracy["well"]["all"],
-    }
+def _curves(evaluated: dict[str, tuple[pa.Table, dict[str, Any]]]) -> dict[str, float]:
+    """What metrics.jsonl holds of an evaluation: of the test set and, where there is one, `val`."""
+    curves = {}
+    for name in ("test", "val"):
+        if name in evaluated:
+            result = evaluated[name][1]
+            curves[f"{name}_loss"] = result["loss"]
+            curves[f"{name}_accuracy"] = result["accuracy"]["site"]["all"]
+            curves[f"{name}_accuracy_by_well"] = result["accuracy"]["well"]["all"]
+    return curves
 
 
 def _summary(config: ConfigDict, task: Task, start: int) -> str:

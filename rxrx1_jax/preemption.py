@@ -1,0 +1,68 @@
+"""Preemption: a run that is told to end saves the step it stands at, and its exit code says so.
+
+SIGTERM (a cluster that takes the machine back) and the first Ctrl-C are such notices. A second
+Ctrl-C ends the program at once, as it always does.
+"""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+# Of a run that was told to end and goes on when the same command is given again: EX_TEMPFAIL of
+# sysexits.h. Any other code but 0 is a failure that starting again would repeat.
+EXIT_CODE = 75
+
+Item = TypeVar("Item")
+
+
+class Preempted(Exception):
+    """The run was told to end; `step` is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"told to end at step {step:,}; the same command goes on from there")
+
+
+class Notice:
+    """Whether the run was told to end. A context manager: inside of it the signals are heard.
+
+    Of several processes that `jax.distributed` joined JAX hears SIGTERM itself, and tells all of
+    them, as soon as one was told, at which step to end: the first that none of them has begun.
+    Then Ctrl-C is what it always is, and only steps are interrupted, no evaluations: a process
+    that left one by itself would let the others wait.
+    """
+
+    def __init__(self) -> None:
+        self._given = False
+        self._alone = jax.process_count() == 1
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Notice":
+        if self._alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._given = True
+
+    def given(self, step: int) -> bool:
+        """Whether to end after `step`; asked once a step, in order, by every process."""
+        return self._given if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
+    def until_given(self, items: Iterable[Item], step: int) -> Iterator[Item]:
+        """`items`; raises Preempted before the next one if the run was told to end at `step`."""
+        for item in items:
+            if self._given:
+                raise Preempted(step)
+            yield item
