@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from benchmarks.screens import use_screen
 from benchmarks.timing import Task, compare, describe, markdown
 from configs import demo
-from rxrx1_jax import checkpoint, metrics, train
+from rxrx1_jax import checkpoint, metrics, preemption, train
 
 STEP, LOOP, PIPELINE = "step alone, from memory", "training loop", "input pipeline alone"
 
@@ -96,7 +96,8 @@ class GatedLoop:
                 batch_size=config.optim.batch_size, every=config.train.log_every,
             )  # fmt: skip
             with checkpoints, log:
-                train.fit(config, task, jax.tree.map(jnp.copy, task.state), log, checkpoints)
+                state, notice = jax.tree.map(jnp.copy, task.state), preemption.Notice()
+                train.fit(config, task, state, log, checkpoints, notice)
         except BaseException as error:
             self._error = error
             self._done.set()

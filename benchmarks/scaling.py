@@ -24,11 +24,11 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
     import numpy as np
 
     from configs import demo
-    from rxrx1_jax import models, steps
+    from rxrx1_jax import models, parallel, steps
 
     config = demo.get_config()
     config.optim.learning_rate = 0.02
-    axis = steps.AXIS if parallelism == "pmap" else None
+    axis = parallel.AXIS if parallelism == "pmap" else None
     model = models.create_model(model_name, 32, bn_axis_name=axis)
     tx, schedule = steps.create_optimizer(config.optim, 100)
 
@@ -37,26 +37,26 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
             state, batch, model=model, tx=tx, schedule=schedule, axis_name=axis_name
         )
 
-    parallel = steps.parallelise(parallelism, train, train, train)
+    wrapped = parallel.parallelise(parallelism, train, train, train)
     state = steps.create_state(model, tx, jax.random.key(0), (size, size, 6), ema=False)
-    state = jax.device_put(state, parallel.state_sharding)
+    state = jax.device_put(state, wrapped.state_sharding)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.standard_normal((batch_size, size, size, 6), np.float32),
         "label": rng.integers(0, 32, batch_size).astype(np.int32),
         "mask": np.ones(batch_size, bool),
     }
-    batch = jax.device_put(batch, parallel.batch_sharding)
+    batch = jax.device_put(batch, wrapped.batch_sharding)
     share = sum(array.addressable_shards[0].data.nbytes for array in batch.values())
     held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(state))
     cells = ["–", "–"]  # pmap's wrapper has no account of its program
     if parallelism == "jit":
-        compiled = parallel.train_step.lower(state, batch).compile()
+        compiled = wrapped.train_step.lower(state, batch).compile()
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         cells = [f"{cost['flops'] / 1e9:.3f}", f"{memory.temp_size_in_bytes / 1e6:.1f}"]
     losses = []
     for _ in range(3):
-        state, step_metrics = parallel.train_step(state, batch)
+        state, step_metrics = wrapped.train_step(state, batch)
         losses.append(float(jnp.asarray(step_metrics["loss"])))
     numbers = " ".join(f"{loss:.6f}" for loss in losses)
     row = [f"{parallelism}, {jax.device_count()}", *cells]

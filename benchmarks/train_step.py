@@ -88,7 +88,7 @@ def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, An
     import optax
 
     from benchmarks.plain_linen import PlainResNet50
-    from rxrx1_jax import models, steps
+    from rxrx1_jax import cpu_ops, models, steps
 
     kind = jnp.dtype(dtype)
     model = (
@@ -102,7 +102,9 @@ def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, An
     batch = {"image": jnp.asarray(images, kind), "label": labels, "mask": np.ones(rows, bool)}
     batch = jax.device_put(batch)
     step = partial(steps.train_step, model=model, tx=tx, schedule=lambda step: jnp.float32(0.01))
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile(), state, batch
+    options = cpu_ops.COMPILER_OPTIONS if name == "ours" and models.on_cpu() else None
+    step = jax.jit(step, donate_argnums=0, compiler_options=options)
+    return step.lower(state, batch).compile(), state, batch
 
 
 def make_torch(name: str, px: int, rows: int, dtype: str, threads: int) -> Callable[[], None]:

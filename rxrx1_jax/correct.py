@@ -42,6 +42,7 @@ from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, find
 from rxrx1_jax.records import DatasetError
 from rxrx1_jax.run import RunError
 from rxrx1_jax.settings import FREE, flat
+from rxrx1_jax.task import Task, create_model, eval_batches
 
 BASE = "none"
 DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one table may differ in
@@ -179,7 +180,7 @@ def _check_alike(runs: Sequence[Path]) -> None:
                 )
 
 
-def _rows(task: train.Task) -> np.ndarray:
+def _rows(task: Task) -> np.ndarray:
     """Records a correction may be given: training, test, and the controls of their experiments."""
     sites, split = task.records.sites, task.split
     used = np.concatenate([split.train, split.test])
@@ -188,11 +189,11 @@ def _rows(task: train.Task) -> np.ndarray:
     return np.unique(np.concatenate([used, controls]))
 
 
-def _evidence(config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray) -> Evidence:
+def _evidence(config: ConfigDict, task: Task, state: Any, rows: np.ndarray) -> Evidence:
     """Embeds and scores `rows`."""
     role = splits.site_roles(task.split, len(task.records.sites))
     role[role == "other"] = "control"  # of the rows here no others are left
-    batches = train.eval_batches(config, task, rows)
+    batches = eval_batches(config, task, rows)
     outputs = evaluate.predict(task.steps.embed_step, state, batches, rows)
     return Evidence(
         task.records.sites[rows], role[rows], outputs["embedding"], outputs["log_probs"],
@@ -201,7 +202,7 @@ def _evidence(config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray
 
 
 def _oriented_log_probs(
-    config: ConfigDict, task: train.Task, state: Any, rows: np.ndarray
+    config: ConfigDict, task: Task, state: Any, rows: np.ndarray
 ) -> np.ndarray:
     """The mean of the log-probabilities over the eight orientations of each image."""
 
@@ -210,7 +211,7 @@ def _oriented_log_probs(
         scored = [task.steps.eval_step(state, one)["log_probs"] for one in turned]
         return {"log_probs": sum(scored[1:], scored[0]) / len(scored)}
 
-    return evaluate.predict(step, state, train.eval_batches(config, task, rows), rows)["log_probs"]
+    return evaluate.predict(step, state, eval_batches(config, task, rows), rows)["log_probs"]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -221,11 +222,11 @@ def _turn(images: jax.Array, orientation: int) -> jax.Array:
 
 
 def _adapted_log_probs(
-    config: ConfigDict, task: train.Task, state: Any, evidence: Evidence, rows: np.ndarray,
+    config: ConfigDict, task: Task, state: Any, evidence: Evidence, rows: np.ndarray,
     method: Method,
 ) -> np.ndarray:  # fmt: skip
     """The network's log-probabilities after AdaBN in each experiment or plate with test sites."""
-    model = train.create_model(config, len(task.split.classes))
+    model = create_model(config, len(task.split.classes))
     sites = evidence.sites
     batch_of = sites["experiment"]
     if method.adapt_by == "plate":
@@ -251,7 +252,7 @@ def _adapted_log_probs(
         if average:
             adapted = adapted.replace(ema_batch_stats=statistics)
         test = np.flatnonzero(here & (evidence.role == "test"))
-        batches = train.eval_batches(config, task, rows[test])
+        batches = eval_batches(config, task, rows[test])
         log_probs[test] = evaluate.predict(task.steps.eval_step, adapted, batches, rows[test])[
             "log_probs"
         ]

@@ -9,8 +9,8 @@ import numpy as np
 
 from rxrx1_jax import run
 from rxrx1_jax.metrics import Diverged
+from rxrx1_jax.parallel import local_rows
 from rxrx1_jax.records import Records
-from rxrx1_jax.steps import local_rows
 
 SHOWN = 4  # site ids in the message; the file has all
 

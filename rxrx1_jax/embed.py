@@ -8,6 +8,7 @@ import pyarrow as pa
 from ml_collections import ConfigDict
 
 from rxrx1_jax import evaluate, predictions, train
+from rxrx1_jax.task import eval_batches
 
 
 def embed_run(config: ConfigDict, workdir: str | Path) -> Path:
@@ -22,7 +23,7 @@ def embed_run(config: ConfigDict, workdir: str | Path) -> Path:
     workdir = Path(workdir)
     task, state = train.restored(config, workdir)
     rows = np.arange(len(task.records))
-    batches = train.eval_batches(config, task, rows)
+    batches = eval_batches(config, task, rows)
     embeddings = evaluate.predict(task.steps.embed_step, state, batches, rows)["embedding"]
     columns: dict[str, pa.Array] = {"site_id": pa.array(task.records.sites["site_id"].tolist())}
     columns |= {f"feature_{i}": pa.array(column) for i, column in enumerate(embeddings.T)}

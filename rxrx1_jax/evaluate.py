@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from jax.experimental import multihost_utils
 
+from rxrx1_jax.parallel import local_rows
 from rxrx1_jax.predictions import accuracies, predictions_table
-from rxrx1_jax.steps import local_rows
 
 # Steps dispatched before the outputs of the oldest are fetched: the device does not wait for the
 # host, and only a few batches of images are alive on it.

@@ -71,13 +71,14 @@ class Job(NamedTuple):
 def make_jobs(methods: Methods, folds: list[int], seeds: list[int]) -> list[Job]:
     """All runs. Fold by fold and seed by seed, so that early tables have every method.
 
-    The random splits and the controls are run with the first seed alone.
+    The random splits, the controls and the diagnosis are made with the first seed alone.
     """
     jobs = []
     for seed in seeds:
         for fold in folds:
             for name in methods.trained:
-                asked = (assess.DIAGNOSIS, *methods.corrections[name])
+                diagnosis = (assess.DIAGNOSIS,) if seed == seeds[0] else ()
+                asked = (*diagnosis, *methods.corrections[name])
                 jobs.append(Job("", name, "batch", fold, seed, asked))
             if seed != seeds[0]:
                 continue

@@ -4,20 +4,14 @@
 the files finds where each stream lies and what the other features hold; that index is kept beside
 the data. From then on a site is one positioned read and one call to libdeflate, from any thread
 and in any order, so a global shuffle, exact resume and per-host shares cost nothing.
-
-TFRecord: uint64 length, uint32 CRC, data, uint32 CRC, little endian
-(https://www.tensorflow.org/tutorials/load_data/tfrecord). tf.train.Example: protocol buffers of
-github.com/tensorflow/tensorflow, tensorflow/core/example/{example,feature}.proto.
 """
 
 import json
 import logging
-import mmap
 import os
 import struct
 import weakref
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +19,17 @@ import deflate
 import numpy as np
 from tqdm import tqdm
 
+from rxrx1_jax.record_checks import contradictions
+from rxrx1_jax.tfrecord import DatasetError, example_spans, scan, value_of
+
 INDEX_NAME = "rxrx1_jax_index.npz"
-INDEX_FORMAT = 1  # raise it when the content of the index changes
-TFRECORD_HEADER, TFRECORD_FOOTER = 12, 4  # bytes
+INDEX_FORMAT = 2  # raise it when the content of the index changes
 
 # What the rest of the package reads of a site; the dataset may hold more.
 FIELDS = (
     "site_id", "well_id", "cell_type", "dataset", "experiment", "plate", "well", "site",
     "well_type", "sirna", "sirna_id", "control_mean", "control_std",
 )  # fmt: skip
-
-
-class DatasetError(ValueError):
-    """A dataset that is missing, damaged, or not RxRx1 as our builder writes it."""
 
 
 def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
@@ -92,7 +84,7 @@ class Records:
         self.path = Path(path).absolute()
         info = _read_json(self.path / "dataset_info.json")
         self.metadata = _read_json(self.path / "metadata.json")
-        features = _read_json(self.path / "features.json")["featuresDict"]["features"]
+        features = _read_json(self.path / "features.json")
         self.image_shape, dtypes = _check_features(self.path / "features.json", features)
         self._files, lengths = _shards(self.path, info)
         index = _load_or_build_index(self.path, self._files, lengths, dtypes)
@@ -152,6 +144,14 @@ def _read_json(path: Path) -> Any:
 
 def _check_features(path: Path, features: dict) -> tuple[tuple[int, ...], dict[str, str]]:
     """Shape of the image, and the dtype of each other feature ("text" for strings)."""
+    try:
+        features = features["featuresDict"]["features"]
+        dtypes = {
+            name: "text" if "text" in feature else str(np.dtype(feature["tensor"]["dtype"]))
+            for name, feature in features.items()
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: not as `tfds build` writes it ({error!r})") from error
     missing = [name for name in ("image", *FIELDS) if name not in features]
     if missing:
         raise DatasetError(
@@ -166,27 +166,43 @@ def _check_features(path: Path, features: dict) -> tuple[tuple[int, ...], dict[s
             f"{path}: the image is {kind} {shape}, expected ('uint8', 'zlib') (6, H, W); build the"
             " dataset with tfds_builder/rxrx1"
         )
-    dtypes = {
-        name: "text" if "text" in feature else feature["tensor"]["dtype"]
-        for name, feature in features.items()
-        if name != "image"
-    }
+    del dtypes["image"]
     return shape, dtypes
 
 
 def _shards(path: Path, info: dict) -> tuple[list[Path], list[int]]:
     """Files of all TFDS splits in order, and how many records each must hold."""
     files, lengths = [], []
-    for split in info["splits"]:
-        shards = len(split["shardLengths"])
-        for shard, length in enumerate(split["shardLengths"]):
-            name = split["filepathTemplate"].format(
-                DATASET=info["name"], SPLIT=split["name"], FILEFORMAT=info["fileFormat"],
-                SHARD_INDEX=f"{shard:05d}", NUM_SHARDS=f"{shards:05d}",
-                SHARD_X_OF_Y=f"{shard:05d}-of-{shards:05d}",
-            )  # fmt: skip
-            files.append(path / name)
-            lengths.append(int(length))
+    try:
+        if info["fileFormat"] != "tfrecord":
+            raise DatasetError(
+                f"{path}: stored as {info['fileFormat']}, training reads tfrecord; build it with"
+                " --file_format=tfrecord, the default of `tfds build`"
+            )
+        for split in info["splits"]:
+            shards = len(split["shardLengths"])
+            for shard, length in enumerate(split["shardLengths"]):
+                names = {
+                    "DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": "tfrecord",
+                    "SHARD_INDEX": f"{shard:05d}", "NUM_SHARDS": f"{shards:05d}",
+                    "SHARD_X_OF_Y": f"{shard:05d}-of-{shards:05d}",
+                }  # fmt: skip
+                name = split["filepathTemplate"]
+                for placeholder, value in names.items():
+                    name = name.replace(f"{{{placeholder}}}", value)
+                if Path(name).name != name:  # a file elsewhere is none of this dataset
+                    raise DatasetError(
+                        f"{path}/dataset_info.json: {name!r} is no name of a file in this folder"
+                    )
+                files.append(path / name)
+                lengths.append(int(length))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(
+            f"{path}/dataset_info.json: not as `tfds build` writes it ({error!r}); build the"
+            " dataset again"
+        ) from error
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise DatasetError(
@@ -235,13 +251,13 @@ def _build_index(
     bar = tqdm(files, "Indexing", unit=" files", disable=None)  # None: on a terminal only
     for number, (file, length) in enumerate(zip(bar, lengths, strict=True)):
         before = len(places)
-        for data, start, stop in _scan(file):
+        for data, start, stop in scan(file):
             try:
-                spans = _example_spans(data, start, stop)
+                spans = example_spans(data, start, stop)
                 image_start, image_stop = spans["image"]
                 places.append((number, image_start, image_stop - image_start))
                 for name, dtype in dtypes.items():
-                    columns[name].append(_value(data, *spans[name], dtype))
+                    columns[name].append(value_of(data, *spans[name], dtype))
             except (LookupError, ValueError, struct.error) as error:
                 raise DatasetError(
                     f"{file}: record {len(places) - before} at byte {start} is not a site"
@@ -252,91 +268,28 @@ def _build_index(
                 f"{file}: {len(places) - before} records, expected {length} by dataset_info.json;"
                 " build the dataset again or restore the file"
             )
-    fields = {
-        name: np.array(values, np.str_ if dtypes[name] == "text" else dtypes[name])
-        for name, values in columns.items()
-    }
+    fields = {}
+    for name, values in columns.items():
+        try:
+            fields[name] = np.array(values, np.str_ if dtypes[name] == "text" else dtypes[name])
+        except (ValueError, OverflowError) as error:
+            raise DatasetError(
+                f"{files[0].parent}: a record holds no value of feature {name} ({error}); build the"
+                " dataset again or restore the files"
+            ) from error
     layout = [(name, column.dtype, column.shape[1:]) for name, column in fields.items()]
     sites = np.empty(len(places), layout)
     for name, column in fields.items():
         sites[name] = column
     place = np.array(places, np.int64).reshape(-1, 3)
+    for row, what in contradictions(sites):
+        raise DatasetError(
+            f"{files[place[row, 0]]}: the record of the image at byte {place[row, 1]} contradicts"
+            f" itself or the others of its well, plate or experiment ({what}); build the dataset"
+            " again or restore the file, `python -m tfds_builder.rxrx1 verify --all` finds what"
+            " else is damaged"
+        )
     return {
         "sites": sites, "shard": place[:, 0].astype(np.int32),
         "offset": place[:, 1], "size": place[:, 2],
     }  # fmt: skip
-
-
-def _scan(file: Path) -> Iterator[tuple[mmap.mmap, int, int]]:
-    """(memory map, start, stop) of the data of every record; pixels are not touched."""
-    total = file.stat().st_size
-    if not total:
-        return
-    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
-        if hasattr(mmap, "MADV_RANDOM"):  # no read-ahead, which would fetch the images
-            data.madvise(mmap.MADV_RANDOM)
-        position = 0
-        while position < total:
-            start = position + TFRECORD_HEADER
-            stop = total
-            if start <= total:
-                stop = start + struct.unpack_from("<Q", data, position)[0]
-            position = stop + TFRECORD_FOOTER
-            if position > total:
-                raise DatasetError(
-                    f"{file}: truncated, the record at byte {start - TFRECORD_HEADER} ends beyond"
-                    f" the file's {total} bytes; build the dataset again or restore the file"
-                )
-            yield data, start, stop
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """(value, next position) of a base-128 varint."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _field(data: mmap.mmap, position: int, stop: int) -> tuple[int, int, int]:
-    """(tag, start, stop) of a length-delimited field; a tf.train.Example has no others."""
-    tag = data[position]
-    length, start = _varint(data, position + 1)
-    if tag & 7 != 2 or start + length > stop:
-        raise ValueError(f"tag {tag} of {length} bytes at byte {position}")
-    return tag, start, start + length
-
-
-def _example_spans(data: mmap.mmap, start: int, stop: int) -> dict[str, tuple[int, int]]:
-    """Where the (only) value of each feature lies; packed numbers count as one value.
-
-    Example {Features features = 1}; Features {map<string, Feature> feature = 1}; Feature {oneof:
-    BytesList = 1, FloatList = 2, Int64List = 3}, each with `repeated value = 1`.
-    """
-    spans = {}
-    _, position, stop = _field(data, start, stop)
-    while position < stop:
-        _, entry, position = _field(data, position, stop)
-        name, feature = "", (entry, entry)
-        while entry < position:
-            tag, begin, entry = _field(data, entry, position)
-            if tag == 0x0A:
-                name = data[begin:entry].decode()
-            else:
-                feature = (begin, entry)
-        _, begin, end = _field(data, *feature)
-        spans[name] = _field(data, begin, end)[1:] if begin < end else (begin, end)
-    return spans
-
-
-def _value(data: mmap.mmap, start: int, stop: int, dtype: str) -> Any:
-    if dtype == "text":
-        return data[start:stop].decode()
-    if dtype.startswith("float"):
-        return struct.unpack(f"<{(stop - start) // 4}f", data[start:stop])
-    value, _ = _varint(data, start)
-    return value - (1 << 64) if value >> 63 else value

@@ -32,14 +32,15 @@ def test_restoring_gives_the_same_bits(tmp_path):
         checkpoint.save(checkpoints, 7, saved, CLASSES)
     _, other = make_state(ema=True, seed=1)
     with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        restored = checkpoint.restore(checkpoints, other, CLASSES)
+        restored, _ = checkpoint.restore(checkpoints, other, CLASSES)
     assert_equal(saved, restored)
 
 
 def test_no_checkpoint_keeps_the_state(tmp_path):
     _, state = make_state()
     with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        assert checkpoint.restore(checkpoints, state, CLASSES) is state
+        restored, recent = checkpoint.restore(checkpoints, state, CLASSES)
+    assert restored is state and recent == []
 
 
 def test_only_the_last_are_kept(tmp_path):

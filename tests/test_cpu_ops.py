@@ -56,7 +56,14 @@ def float64():
 @pytest.mark.parametrize(
     "size, inputs, features",
     # Both sides of the limits: small maps, few channels, narrow and wide gradients; odd sizes.
-    [((1, 1), 3, 5), ((2, 3), 5, 3), ((9, 12), 3, 5), ((11, 10), 20, 6), ((15, 17), 6, 20)],
+    [
+        ((1, 1), 3, 5),
+        ((2, 3), 5, 3),
+        ((9, 12), 3, 5),
+        ((11, 10), 20, 6),
+        ((15, 17), 6, 20),
+        ((15, 17), 6, 70),
+    ],
 )
 def test_convolve_and_its_gradients_are_the_plain_ones(
     float64, kernel, stride, size, inputs, features

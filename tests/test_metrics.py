@@ -20,8 +20,10 @@ def step_metrics(loss):
     }
 
 
-def open_log(path, step=0, steps=6, every=2):
-    return metrics.Log(path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every)
+def open_log(path, step=0, steps=6, every=2, recent=()):
+    return metrics.Log(
+        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every, recent=recent
+    )
 
 
 def lines(path):
@@ -117,12 +119,74 @@ def test_last_interval_may_be_short(tmp_path):
     assert [(line["step"], line["train_loss"]) for line in lines(tmp_path)] == [(3, 2.0), (5, 4.5)]
 
 
-def test_resuming_drops_later_and_broken_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"ste')
+def test_resuming_drops_what_comes_again_and_broken_lines(tmp_path):
+    """A step's own line stands before its checkpoint, the line of its evaluation after it."""
+    kept = [{"step": 2, "test_loss": 1}, {"step": 4, "epoch": 2.0, "train_loss": 3}]
+    again = [{"step": 4, "test_loss": 1}, {"step": 6, "train_loss": 1}]
+    text = "\n".join(map(json.dumps, [*kept, *again]))
+    (tmp_path / "metrics.jsonl").write_text(text + '\n{"ste')
     with open_log(tmp_path, step=4):
         pass
-    assert lines(tmp_path) == [{"step": 2}, {"step": 4}]
+    assert lines(tmp_path) == kept
+
+
+@pytest.mark.parametrize("every", [3, 4, 100])
+@pytest.mark.parametrize("stop", [1, 4, 6, 8])
+def test_an_interruption_leaves_no_trace(tmp_path, stop, every):
+    """Steps 1 to `stop`, a few that are lost, and again from `stop` on: as if done at once."""
+    for name, parts in (("once", [(0, 10)]), ("twice", [(0, stop + 2), (stop, 10)])):
+        (tmp_path / name).mkdir()
+        recent = []
+        for start, end in parts:
+            with open_log(tmp_path / name, start, 10, every, recent) as log:
+                for step in range(start + 1, end + 1):
+                    train(log, step, loss=jnp.float32(1 / step))
+                    if step == stop:
+                        log.flush()
+                        recent = json.loads(json.dumps(log.recent()))
+    once, twice = (
+        [(line["step"], line["train_loss"]) for line in lines(tmp_path / name)]
+        for name in ("once", "twice")
+    )
+    assert once == twice and once[-1][0] == 10
+
+
+def points(folder):
+    """(tag, step) of the points that TensorBoard shows, which forgets on a restart what it is told.
+
+    TFRecord and tensorboard/compat/proto/event.proto, read without TensorBoard.
+    """
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                shown = [(tag, step) for tag, step in shown if step < event.step]
+            shown += [(value.tag, event.step) for value in event.summary.value]
+    return shown
+
+
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
+    clock = iter(range(10**9, 10**9 + 1000))
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: next(clock))
+    for start, end in ((0, 6), (4, 6)):  # a checkpoint at step 4, which the first one outlived
+        with open_log(tmp_path, start) as log:
+            for step in range(start + 1, end + 1):
+                train(log, step)
+                log.flush()
+                if step == 4:
+                    log.evaluation(4, {"test_loss": 1.0})
+            if start:
+                log.evaluation(4, {"test_loss": 1.0})
+    shown = points(tmp_path / "tensorboard")
+    assert len(shown) == len(set(shown))
+    written = [(name, line["step"]) for line in lines(tmp_path) for name in line]
+    assert set(shown) == {(name, step) for name, step in written if name not in ("step", "epoch")}
 
 
 def test_evaluations_stand_beside_training(tmp_path, capsys):

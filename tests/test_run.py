@@ -2,16 +2,20 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import default
-from rxrx1_jax import run, splits
+from rxrx1_jax import run, splits, steps, train
 
 DATA = {"version": "1.0.0", "data_fingerprint": "a1", "split_fingerprint": "b2"}
 
@@ -51,6 +55,50 @@ def test_impossible_values_are_refused(field, value, message):
     assert jax.device_count() == 8
     with pytest.raises(run.RunError, match=message):
         run.check(make_config(**{field: value}))
+
+
+positive = st.floats(0, 1e3, exclude_min=True)
+settings_of_a_run = st.fixed_dictionaries(
+    {
+        "optim__batch_size": st.sampled_from([4, 8, 16, 24, 48, 64]),
+        "optim__accumulation": st.integers(1, 2),
+        "optim__epochs": st.integers(0, 40),
+        "optim__warmup_epochs": st.floats(0, 10),
+        "optim__learning_rate": positive | st.sampled_from([0.0, math.inf, math.nan]),
+        "optim__momentum": st.floats(0, 1, exclude_max=True),
+        "data__crop": st.integers(0, 20),
+        "eval__batch_size": st.sampled_from([7, 8, 16, 64]),
+        "train__eval_every": st.integers(0, 50),
+        "train__checkpoint_every": st.integers(1, 50),
+        "train__log_every": st.integers(1, 50),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(settings_of_a_run, st.integers(1, 500))
+def test_what_is_accepted_can_be_run(changes, sites):
+    """Steps, learning rates, milestones and batches of any settings that are not refused."""
+    config = make_config(**changes)
+    try:
+        run.check(config)
+        if sites < config.optim.batch_size:
+            raise run.RunError("as train.prepare says")
+        per_epoch = sites / config.optim.batch_size
+        total = max(1, round(per_epoch * config.optim.epochs))
+        _, schedule = steps.create_optimizer(config.optim, total)
+    except ValueError:  # RunError is one
+        return
+    rates = np.array([schedule(step) for step in {0, total // 2, total - 1}])
+    assert np.isfinite(rates).all() and (rates >= 0).all()
+    assert rates.max() <= config.optim.learning_rate * (1 + 1e-5)
+    task = SimpleNamespace(total_steps=total, steps_per_epoch=per_epoch)
+    for every in (config.train.eval_every, config.train.checkpoint_every):
+        milestones = train._milestones(every, task)
+        assert all(1 <= step <= total for step in milestones)
+        assert len(milestones) == (config.optim.epochs // every if every else 0)
+    assert config.optim.batch_size % (jax.device_count() * config.optim.accumulation) == 0
+    assert config.eval.batch_size % jax.device_count() == 0
 
 
 def test_config_arguments():

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import demo
-from rxrx1_jax import input_pipeline, records, splits, steps
+from rxrx1_jax import input_pipeline, parallel, records, splits, steps
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -42,19 +42,19 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
     monkeypatch.setattr(steps.jax, "pmap", partial(jax.pmap, devices=used))
     config = demo.get_config()
     config.optim.learning_rate = 0.05
-    axis = steps.AXIS if parallelism == "pmap" else None
+    axis = parallel.AXIS if parallelism == "pmap" else None
     model = Small(axis)
     tx, schedule = steps.create_optimizer(config.optim, 100)
-    parallel = steps.parallelise(
+    wrapped = parallel.parallelise(
         parallelism,
         partial(steps.train_step, model=model, tx=tx, schedule=schedule),
         partial(steps.eval_step, model=model),
         partial(steps.eval_step, model=model),
     )
-    assert parallel.batch_sharding.num_devices == devices
+    assert wrapped.batch_sharding.num_devices == devices
     key = jax.random.key(0)
     state = steps.create_state(model, tx, key, (SIDE, SIDE, 6), ema=False)
-    state = jax.device_put(state, parallel.state_sharding)
+    state = jax.device_put(state, wrapped.state_sharding)
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(UPDATES):
@@ -63,10 +63,10 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
             "label": rng.integers(0, CLASSES, ROWS).astype(np.int32),
             "mask": np.ones(ROWS, bool),
         }
-        batch = jax.device_put(batch, parallel.batch_sharding)
+        batch = jax.device_put(batch, wrapped.batch_sharding)
         shards = batch["image"].addressable_shards
         assert [shard.data.shape[0] for shard in shards] == [ROWS // devices] * devices
-        state, step_metrics = parallel.train_step(state, batch)
+        state, step_metrics = wrapped.train_step(state, batch)
         losses.append(float(step_metrics["loss"]))
     monkeypatch.undo()
     return losses, jax.device_get(state)
@@ -102,9 +102,10 @@ def test_the_work_of_a_device_is_its_share_of_the_batch():
     flops = {}
     for devices in (1, 8):
         mesh = jax.make_mesh(
-            (devices,), (steps.AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+            (devices,), (parallel.AXIS,), axis_types=(AxisType.Auto,),
+            devices=jax.devices()[:devices],
         )
-        by_row = NamedSharding(mesh, PartitionSpec(steps.AXIS))
+        by_row = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
         copied = NamedSharding(mesh, PartitionSpec())
         shapes = {
             "image": ((ROWS, SIDE, SIDE, 6), jnp.float32),

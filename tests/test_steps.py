@@ -12,7 +12,7 @@ import optax
 import pytest
 import torch
 
-from rxrx1_jax import losses, models, steps
+from rxrx1_jax import losses, models, parallel, steps
 
 
 def optim(**changes):
@@ -227,14 +227,14 @@ def run_parallel(parallelism, bn_axis_name, batch, accumulation=1):
         small_resnet(bn_axis_name), ema=True, ema_decay=0.9,
         label_smoothing=0.1, accumulation=accumulation,
     )  # fmt: skip
-    parallel = steps.parallelise(parallelism, train, evaluate, evaluate)
-    state = jax.device_put(state, parallel.state_sharding)
-    batch = jax.device_put(batch, parallel.batch_sharding)
+    wrapped = parallel.parallelise(parallelism, train, evaluate, evaluate)
+    state = jax.device_put(state, wrapped.state_sharding)
+    batch = jax.device_put(batch, wrapped.batch_sharding)
     losses = []
     for _ in range(3):
-        state, metrics = parallel.train_step(state, batch)
+        state, metrics = wrapped.train_step(state, batch)
         losses.append(float(metrics["loss"]))
-    evaluated = jax.tree.map(steps.local_rows, parallel.eval_step(state, batch))
+    evaluated = jax.tree.map(parallel.local_rows, wrapped.eval_step(state, batch))
     return state, losses, metrics, evaluated
 
 
@@ -251,7 +251,7 @@ def one_device():
     return batch, (state, losses, metrics, jax.jit(evaluate)(state, batch))
 
 
-@pytest.mark.parametrize("parallelism, bn_axis_name", [("jit", None), ("pmap", steps.AXIS)])
+@pytest.mark.parametrize("parallelism, bn_axis_name", [("jit", None), ("pmap", parallel.AXIS)])
 def test_eight_devices_compute_what_one_does(one_device, parallelism, bn_axis_name):
     assert jax.device_count() == 8
     batch, (state, losses, metrics, evaluated) = one_device
@@ -270,7 +270,7 @@ def test_eight_devices_compute_what_one_does(one_device, parallelism, bn_axis_na
 def test_jit_and_pmap_cut_the_same_micro_batches():
     batch = make_batch(32)
     jit_state, jit_losses, *_ = run_parallel("jit", None, batch, accumulation=2)
-    pmap_state, pmap_losses, *_ = run_parallel("pmap", steps.AXIS, batch, accumulation=2)
+    pmap_state, pmap_losses, *_ = run_parallel("pmap", parallel.AXIS, batch, accumulation=2)
     np.testing.assert_allclose(pmap_losses, jit_losses, rtol=0, atol=5e-7)
     assert largest_difference(pmap_state.params, jit_state.params) < 1.5e-6
 
@@ -290,10 +290,10 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
     # SGD's first update is linear in the gradient, so its mean is the update of the mean gradient.
     expected_params = jax.tree.map(lambda *x: np.mean(x, axis=0), *(p.params for p, _ in parts))
 
-    parallel = steps.parallelise("pmap", train, evaluate, evaluate)
-    found, metrics = parallel.train_step(
-        jax.device_put(state, parallel.state_sharding),
-        jax.device_put(batch, parallel.batch_sharding),
+    wrapped = parallel.parallelise("pmap", train, evaluate, evaluate)
+    found, metrics = wrapped.train_step(
+        jax.device_put(state, wrapped.state_sharding),
+        jax.device_put(batch, wrapped.batch_sharding),
     )
     np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-6)
     assert largest_difference(found.batch_stats, expected_stats) < 1.5e-6
@@ -301,17 +301,17 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
     assert abs(float(metrics["loss"]) - losses[0]) > 1e-3  # it is another model
 
 
-@pytest.mark.parametrize("parallelism", steps.PARALLELISMS)
+@pytest.mark.parametrize("parallelism", parallel.PARALLELISMS)
 def test_the_state_is_donated(parallelism):
     state, train, evaluate = prepare(Linear(), ema=True, ema_decay=0.9)
-    parallel = steps.parallelise(parallelism, train, evaluate, evaluate)
-    state = jax.device_put(state, parallel.state_sharding)
-    batch = jax.device_put(make_batch(), parallel.batch_sharding)
-    new, _ = parallel.train_step(state, batch)
+    wrapped = parallel.parallelise(parallelism, train, evaluate, evaluate)
+    state = jax.device_put(state, wrapped.state_sharding)
+    batch = jax.device_put(make_batch(), wrapped.batch_sharding)
+    new, _ = wrapped.train_step(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema_params)))
-    parallel.train_step(new, batch)  # the batch is not
+    wrapped.train_step(new, batch)  # the batch is not
 
 
 def test_unknown_parallelism_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'fsdp'; choose one of jit, pmap"):
-        steps.parallelise("fsdp", None, None, None)
+        parallel.parallelise("fsdp", None, None, None)
