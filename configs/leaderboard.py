@@ -23,6 +23,7 @@ TRAINED = {
     "two_experiments": {"data.sampler": "experiments(count=2)"},  # what the next shares
     "coral": {"data.sampler": "experiments(count=2)", "optim.loss": "coral(weight=1.0)"},
     "group_dro": {"optim.loss": "group_dro"},
+    "bfloat16": {"model.dtype": "bfloat16"},  # no method: what rounding alone does to a run
     "contrastive": {
         "data.sampler": "cross_experiment_pairs", "optim.loss": "cross_experiment_contrastive",
     },

@@ -46,9 +46,9 @@ CONTROL_PROTOCOLS = ("batch", "random_site")
 _METHODS = flags.DEFINE_string("methods", None, "The methods file; see configs/leaderboard.py.")
 _FOLDS = flags.DEFINE_list("folds", ["0", "1", "2"], "Folds, comma-separated.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Values of train.seed, comma-separated.")
-_COLLECT = flags.DEFINE_bool("collect", False, "Only the page, from the runs that are complete.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Runs at once, a share of the cores each.", 1)
 flags.mark_flag_as_required("methods")
+flags.declare_key_flag("collect")
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 
@@ -201,7 +201,7 @@ def main(argv: list[str]) -> int:
         records.find_dataset(config.data.dir, config.data.name)
         plans = make_plans(config, methods, make_jobs(methods, folds, seeds), workdir)
         reasons = {}
-        if not _COLLECT.value:
+        if not run_all.COLLECT.value:
             reasons = run_jobs(plans, run_all.arguments_of_config(), _WORKERS.value)
         found = outcomes(plans, reasons)
         text, page, remarks = leaderboard_page.write(methods, found, workdir / "report")

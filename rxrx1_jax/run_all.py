@@ -23,6 +23,9 @@ from ml_collections import ConfigDict, config_flags
 
 from rxrx1_jax import records, run, splits
 
+# Of the commands that run many.
+COLLECT = flags.DEFINE_bool("collect", False, "Only tables and page, from the runs there are.")
+
 
 class Plan(NamedTuple):
     """One run, and what its settings and the data say of it before it is started."""

@@ -34,7 +34,7 @@ RUNS = list(itertools.product(PROTOCOLS, range(splits.FOLDS), report_table.COLUM
 _TASK = flags.DEFINE_integer(
     "task", None, "Index of the one run to run; no table.", lower_bound=0, upper_bound=len(RUNS) - 1
 )
-_COLLECT = flags.DEFINE_bool("collect", False, "Only the table, from the runs that are complete.")
+flags.declare_key_flag("collect")
 flags.declare_key_flag("config")
 flags.declare_key_flag("workdir")
 
@@ -96,7 +96,7 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if flags.FLAGS["mode"].present or (_COLLECT.value and _TASK.value is not None):
+    if flags.FLAGS["mode"].present or (run_all.COLLECT.value and _TASK.value is not None):
         raise app.UsageError("expected --task, --collect or neither; --mode is of rxrx1_jax.main")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
     config, workdir = flags.FLAGS["config"].value, Path(flags.FLAGS.workdir)
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
             print(f"{plan.path}: {reason or 'complete'}")
             return int(bool(reason) and not plan.obstacle)
         plans = make_plans(config, workdir, RUNS)
-        reasons = {} if _COLLECT.value else train_all(plans, arguments)
+        reasons = {} if run_all.COLLECT.value else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
     except (run.RunError, records.DatasetError, report_table.ReportError, OSError) as error:
         sys.exit(f"error: {error}")
