@@ -34,11 +34,12 @@ def get_config() -> ConfigDict:
     c.model.dtype = "float32"  # float32 | bfloat16: compute type (parameters stay float32)
 
     c.optim = ConfigDict()
+    c.optim.name = "sgd"  # sgd | adam
     c.optim.batch_size = 256  # sites a step, over all devices and hosts
     c.optim.epochs = 90  # passes over the training sites
     c.optim.learning_rate = 0.1  # peak; linear warm-up, then cosine to zero
     c.optim.warmup_epochs = 5.0  # epochs
-    c.optim.momentum = 0.9
+    c.optim.momentum = 0.9  # of sgd
     c.optim.nesterov = False
     c.optim.weight_decay = 1e-4  # L2 on kernels; never on BatchNorm and biases
     c.optim.loss = "cross_entropy"  # cross_entropy | arcface | coral | irm | group_dro | dann | ...

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax import models, normalisation, parallel, plug_ins, splits
+from rxrx1_jax import models, normalisation, parallel, plug_ins, splits, steps
 from rxrx1_jax.settings import FREE, flat
 
 LOCK = ".lock"  # held by the training that is at work in the directory
@@ -40,6 +40,7 @@ def check(config: ConfigDict) -> None:
         "data.normalisation": normalisation.NORMALISATIONS,
         "model.name": models.MODELS,
         "model.dtype": ("float32", "bfloat16"),
+        "optim.name": steps.OPTIMIZERS,
         "train.parallelism": parallel.PARALLELISMS,
     }
     if "." in config.data.normalisation:  # a function of the user's own

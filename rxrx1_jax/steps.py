@@ -17,6 +17,7 @@ import optax
 
 from rxrx1_jax import losses
 
+OPTIMIZERS = ("sgd", "adam")
 CONTEXT = ("cell_type", "experiment")  # of a batch, what the head of a network gets
 CROSS_ENTROPY = losses.cross_entropy()
 
@@ -71,10 +72,11 @@ def is_decayed(params: Any) -> Any:
 def create_optimizer(
     optim: Any, steps: int
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array | int], jax.Array]]:
-    """SGD with momentum as in torch.optim.SGD, and its learning rate for a run of `steps` updates.
+    """SGD or Adam as in torch.optim, and its learning rate for a run of `steps` updates.
 
-    optim: config section with learning_rate, momentum, nesterov, weight_decay, warmup_epochs and
-    epochs. Weight decay is added to the gradient of the kernels (L2), before the momentum.
+    optim: config section with name, learning_rate, momentum and nesterov (of SGD), weight_decay,
+    warmup_epochs and epochs. Weight decay is added to the gradient of the kernels (L2), before the
+    moments. Adam (Kingma and Ba 2015, arXiv:1412.6980) has decay rates 0.9 and 0.999.
     Raises ValueError naming the field when a value is impossible.
     """
     if steps < 1:
@@ -85,10 +87,12 @@ def create_optimizer(
             f"{optim.learning_rate}, {optim.momentum} and {optim.weight_decay}"
         )
     schedule = create_schedule(optim, steps)
-    tx = optax.chain(
-        optax.add_decayed_weights(optim.weight_decay, mask=is_decayed),
-        optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov),
+    update = (
+        optax.adam(schedule)
+        if optim.name == "adam"
+        else optax.sgd(schedule, momentum=optim.momentum, nesterov=optim.nesterov)
     )
+    tx = optax.chain(optax.add_decayed_weights(optim.weight_decay, mask=is_decayed), update)
     return tx, schedule
 
 

@@ -14,8 +14,8 @@ CLASSES = np.array([3, 5, 8], np.int32)
 def make_state(ema=False, seed=0):
     model = models.create_model("resnet_demo", len(CLASSES), width=8)
     optim = ConfigDict(
-        {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4,
-         "warmup_epochs": 0.0, "epochs": 1}
+        {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": False,
+         "weight_decay": 1e-4, "warmup_epochs": 0.0, "epochs": 1}
     )  # fmt: skip
     tx, _ = steps.create_optimizer(optim, 10)
     state = steps.create_state(model, tx, jax.random.key(seed), (16, 16, 6), ema)

@@ -17,8 +17,8 @@ from rxrx1_jax import losses, models, parallel, steps
 
 def optim(**changes):
     fields = dict(
-        learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.01, warmup_epochs=2,
-        epochs=10, batch_size=16, label_smoothing=0.0, ema_decay=0.0, accumulation=1,
+        name="sgd", learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.01,
+        warmup_epochs=2, epochs=10, batch_size=16, label_smoothing=0.0, ema_decay=0.0, accumulation=1,
     )  # fmt: skip
     return SimpleNamespace(**fields | changes)
 
@@ -93,6 +93,23 @@ def test_optimizer_is_torch_sgd_with_decay_on_kernels_only(nesterov):
         jax.tree.map(lambda t, g: setattr(t, "grad", torch.from_numpy(g)), tensors, grads)
         reference.step()
     assert largest_difference(params, jax.tree.map(lambda t: t.detach().numpy(), tensors)) < 2e-6
+
+
+def test_adam_is_torchs():
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(4, 3)).astype(np.float32)}
+    tx, schedule = steps.create_optimizer(optim(name="adam", learning_rate=1e-3), 10)
+    params, tensor = jax.tree.map(jnp.asarray, start), torch.tensor(start["kernel"])
+    opt_state, reference = tx.init(params), torch.optim.Adam([tensor], weight_decay=0.01)
+    for step in range(10):
+        grads = rng.normal(size=(4, 3)).astype(np.float32)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam relies on it
+            updates, opt_state = tx.update({"kernel": jnp.asarray(grads)}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        reference.param_groups[0]["lr"] = float(schedule(step))
+        tensor.grad = torch.from_numpy(grads)
+        reference.step()
+    assert largest_difference(params["kernel"], tensor.numpy()) < 2e-6
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine_to_zero():

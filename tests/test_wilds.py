@@ -147,9 +147,10 @@ def test_the_shipped_config_has_the_settings_of_wilds():
     run.check(config)
     total = round(40_612 / config.optim.batch_size * config.optim.epochs)
     _, schedule = steps.create_optimizer(config.optim, total)
-    rates = [float(schedule(step)) for step in (5_413, 5_414, 5_415, 5_416)]
-    assert rates[0] < rates[1] == pytest.approx(0.028) and rates[3] < rates[1]
+    rates = [float(schedule(step)) for step in (5_413, 5_414, 5_415, 6_000)]
+    assert rates[0] < rates[1] == pytest.approx(1e-3) and rates[3] < rates[1]
     assert (config.optim.batch_size, config.optim.epochs) == (72, 90)
+    assert (config.optim.name, config.optim.weight_decay) == ("adam", 1e-5)
     assert (config.data.name, config.data.normalisation) == ("rxrx1/wilds", "site")
 
 
