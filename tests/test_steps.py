@@ -18,7 +18,8 @@ from rxrx1_jax import losses, models, parallel, steps
 def optim(**changes):
     fields = dict(
         name="sgd", learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.01,
-        warmup_epochs=2, epochs=10, batch_size=16, label_smoothing=0.0, ema_decay=0.0, accumulation=1,
+        warmup_epochs=2, epochs=10, batch_size=16, label_smoothing=0.0, ema_decay=0.0,
+        accumulation=1,
     )  # fmt: skip
     return SimpleNamespace(**fields | changes)
 
