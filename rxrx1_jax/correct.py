@@ -34,6 +34,7 @@ from rxrx1_jax import (
     embedding_transforms,
     evaluate,
     input_pipeline,
+    library_transforms,
     predictions,
     splits,
     train,
@@ -106,7 +107,8 @@ def correct(
 def stamp(method: Method) -> str:
     """What stored predictions by a method are recognised by: changes with the code of methods."""
     own = sys.modules[method.function.__module__]
-    return source_digest(adapt, corrections, decisions, embedding_transforms, own)
+    transforms = embedding_transforms, library_transforms
+    return source_digest(adapt, corrections, decisions, *transforms, own)
 
 
 def source_digest(*modules: ModuleType) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from rxrx1_jax import decisions
 from rxrx1_jax import embedding_transforms as transforms
+from rxrx1_jax.library_transforms import combat, harmony
 
 BUDGETS = ("inductive", "test controls", "unlabelled test images", "design")
 _SURE = -50.0  # log-probability of what an assignment rules out; any large number would do
@@ -174,8 +175,8 @@ METHODS = {
     "tvn_plate": Method(transformed(transforms.tvn, "plate"), _CONTROLS),
     "adabn_experiment": Method(network, _IMAGES, "experiment"),
     "adabn_plate": Method(network, _IMAGES, "plate"),
-    "combat_experiment": Method(transformed(transforms.combat, "experiment", "all"), _IMAGES),
-    "harmony_experiment": Method(transformed(transforms.harmony, "experiment", "all"), _IMAGES),
+    "combat_experiment": Method(transformed(combat, "experiment", "all"), _IMAGES),
+    "harmony_experiment": Method(transformed(harmony, "experiment", "all"), _IMAGES),
     "assign_once": Method(assigned(decisions.assign_once), _DESIGN),
     "assign_plate_groups": Method(assigned(decisions.assign_plate_groups), _DESIGN),
     "adabn_experiment_assign": Method(assigned(decisions.assign_once), _DESIGN, "experiment"),

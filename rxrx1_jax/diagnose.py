@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from rxrx1_jax import batch_metrics as metrics
 from rxrx1_jax import embedding_transforms as transforms
+from rxrx1_jax import library_transforms
 from rxrx1_jax.records import DatasetError, Records, find_dataset
 
 # (transform, batch); fitted on all control wells, ComBat and Harmony too.
@@ -33,8 +34,8 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], str] | None] = {
     "centre_scale_plate": (transforms.centre_scale, "plate"),
     "sphering_experiment": (transforms.sphering, "experiment"),
     "tvn_plate": (transforms.tvn, "plate"),
-    "combat_experiment": (transforms.combat, "experiment"),
-    "harmony_experiment": (transforms.harmony, "experiment"),
+    "combat_experiment": (library_transforms.combat, "experiment"),
+    "harmony_experiment": (library_transforms.harmony, "experiment"),
 }
 COLUMNS = ("experiment found, %", "siRNA found again, mAP", "consistent, %", "planted")
 SIGNIFICANT = 0.05

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 
 from rxrx1_jax import embedding_transforms as transforms
+from rxrx1_jax.library_transforms import combat, harmony
 
 LAYOUT = [
     ("site_id", "U24"), ("well_id", "U20"), ("cell_type", "U5"), ("experiment", "U8"),
@@ -18,8 +19,8 @@ EXPERIMENTS = {"RPE-01": "RPE", "RPE-02": "RPE", "RPE-03": "RPE", "U2OS-01": "U2
                "U2OS-02": "U2OS"}  # fmt: skip
 PLATES, WELLS, D = 2, 24, 5  # the first 12 wells of a plate are controls
 ON_CONTROLS = (transforms.centre_scale, transforms.sphering, transforms.tvn)
-ON_ALL_ROWS = (transforms.combat, transforms.harmony)
-LIBRARIES = {transforms.combat: "neuroCombat", transforms.harmony: "harmonypy"}
+ON_ALL_ROWS = (combat, harmony)
+LIBRARIES = {combat: "neuroCombat", harmony: "harmonypy"}
 
 
 @pytest.fixture
@@ -285,7 +286,7 @@ def test_combat_is_the_library_within_a_cell_type(by, embeddings, sites):
     library = pytest.importorskip("neuroCombat")
     pandas = pytest.importorskip("pandas")
     x = np.hstack([embeddings, np.full((len(sites), 1), 3.0)])
-    out = transforms.combat(x, sites, np.ones(len(sites), bool), by=by)
+    out = combat(x, sites, np.ones(len(sites), bool), by=by)
     rpe = sites["cell_type"] == "RPE"
     batch = [f"{s['experiment']}_{s['plate']}" if by == "plate" else str(s["experiment"])
              for s in sites[rpe]]  # fmt: skip
@@ -300,7 +301,7 @@ def test_combat_is_the_library_within_a_cell_type(by, embeddings, sites):
 def test_combat_solves_the_equations_of_the_paper(embeddings, sites):
     rpe = sites["cell_type"] == "RPE"
     x, experiment = embeddings[rpe], sites["experiment"][rpe]
-    out = apply(transforms.combat, x, sites[rpe], np.ones(rpe.sum(), bool))
+    out = apply(combat, x, sites[rpe], np.ones(rpe.sum(), bool))
     names, n = np.unique(experiment, return_counts=True)
     means = np.array([x[experiment == name].mean(0) for name in names])
     grand = (n[:, None] * means).sum(0) / n.sum()
@@ -324,15 +325,15 @@ def test_combat_refuses_what_it_cannot_estimate(embeddings, sites):
     one_row = np.delete(np.arange(len(sites)), plates_of(sites)[0][1:])
     everything = np.ones(len(one_row), bool)
     with pytest.raises(ValueError, match="the plate of site RPE-01_1_00_1 has one row"):
-        apply(transforms.combat, embeddings[one_row], sites[one_row], everything, by="plate")
+        apply(combat, embeddings[one_row], sites[one_row], everything, by="plate")
     flat = np.where(np.arange(D) == 2, embeddings, 1.0)
     with pytest.raises(ValueError, match="1 of 5 features vary within every experiment of RPE"):
-        apply(transforms.combat, flat, sites, np.ones(len(sites), bool))
+        apply(combat, flat, sites, np.ones(len(sites), bool))
 
 
 def test_harmony_is_the_library_within_a_cell_type(embeddings, sites):
     library = pytest.importorskip("harmonypy")
-    out = transforms.harmony(embeddings, sites, np.ones(len(sites), bool))
+    out = harmony(embeddings, sites, np.ones(len(sites), bool))
     rpe = sites["cell_type"] == "RPE"
     batch = {"experiment": sites["experiment"][rpe]}
     direct = library.run_harmony(embeddings[rpe], batch, "experiment", verbose=False)
@@ -342,7 +343,7 @@ def test_harmony_is_the_library_within_a_cell_type(embeddings, sites):
 
 def test_harmony_on_a_few_rows(embeddings, sites):
     few = np.flatnonzero(sites["cell_type"] == "U2OS")[::16]
-    out = apply(transforms.harmony, embeddings[few], sites[few], np.ones(len(few), bool))
+    out = apply(harmony, embeddings[few], sites[few], np.ones(len(few), bool))
     assert len(few) < 15 and np.isfinite(out).all()
 
 
