@@ -122,7 +122,11 @@ def compile_ahead(train_step: Callable[..., Any], state: TrainState, batch: Batc
     if not isinstance(train_step, jax.stages.Wrapped):
         return
     train_step.lower(state, batch).compile()
-    if models.on_cpu() and sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
+    if models.on_cpu():
+        return_free_memory()
+
+
+def return_free_memory() -> None:
+    """Gives the kernel back what is freed and lies in glibc's heap; elsewhere nothing is done."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
