@@ -1,7 +1,11 @@
 """Strict JAX for every test: eight simulated CPU devices, no silent promotion of types or ranks."""
 
 import os
+import signal
 import sys
+
+# A command in the background of a shell starts with Ctrl-C ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read by JAX when it is first imported, hence before anything else.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -69,6 +69,7 @@ def finished(tmp_path_factory) -> Iterator[Finished]:
     config.model.name, config.model.width = "resnet_demo", 8
     config.optim.batch_size, config.eval.batch_size = 8, 8
     config.optim.epochs, config.optim.warmup_epochs = 1, 0.0
+    config.optim.name = "sgd"  # Optax's Adam wants JAX's standard promotion
     workdir = tmp_path_factory.mktemp("runs") / "wilds"
     # Training, evaluation and prediction of the tests share one initialisation and one compilation.
     task = train.prepare(config)
