@@ -1,5 +1,8 @@
 """Every setting, with the paper's task on the real release as defaults.
 
+Normalisation, augmentation, sampler, head and loss may name a function of your own
+(docs/methods.md).
+
 The other files in this folder change a few lines of it. Any field can be changed on the command
 line: `--config.optim.batch_size=128`.
 """
@@ -17,9 +20,9 @@ def get_config() -> ConfigDict:
     c.data.fold = 0  # 0, 1, 2: which draw of held-out experiments
     c.data.cell_type = "all"  # all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone
     c.data.seed = 0  # of the split
-    c.data.normalisation = (
-        "plate_control"  # plate_control | experiment_control | global_control | site | none
-    )
+    # plate_control | plate_negative_control | plate_control_robust | experiment_control |
+    # global_control | site | none
+    c.data.normalisation = "plate_control"
     c.data.augment = True  # one of the 8 orientations of the square, drawn per site and epoch
     c.data.crop = 0  # px: random crop in training, centre crop in evaluation; 0 = whole image
     c.data.augmentation = ""  # more: cutmix | mixup | gain_offset_jitter | scale_crop, or a list
@@ -30,7 +33,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | resnet_demo
     c.model.width = 64  # channels of the first stage; 64 is the standard network
-    c.model.head = "linear"  # linear | cosine | cell_type_one_hot | cell_type_film | ...
+    c.model.head = "linear"  # what makes the logits: the factories of rxrx1_jax/heads.py
     c.model.dtype = "float32"  # float32 | bfloat16: compute type (parameters stay float32)
 
     c.optim = ConfigDict()
@@ -42,7 +45,7 @@ def get_config() -> ConfigDict:
     c.optim.momentum = 0.9  # of sgd
     c.optim.nesterov = False
     c.optim.weight_decay = 1e-4  # L2 on kernels; never on BatchNorm and biases
-    c.optim.loss = "cross_entropy"  # cross_entropy | arcface | coral | irm | group_dro | dann | ...
+    c.optim.loss = "cross_entropy"  # the factories of rxrx1_jax/losses.py
     c.optim.label_smoothing = 0.0  # share of the target spread over all classes, [0, 1)
     c.optim.ema_decay = 0.0  # a step; > 0 evaluates an average of the weights
     c.optim.accumulation = 1  # micro-batches a step; divides batch_size

@@ -4,9 +4,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ml_collections import ConfigDict
 from tiny_release import tiny_rows, write_tiny_release
 
+from configs import demo
+
 SIZE = 16
+
+
+def write_few(folder: Path, batch_size: int, epochs: int, **sizes: int) -> tuple[ConfigDict, Path]:
+    """(config, its file): the demo's, small, on a synthetic screen of 16 px built in `folder`."""
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+    from tfds_builder.rxrx1 import Builder, Rxrx1Config
+
+    parameters = Rxrx1Config(name="few", size=SIZE, screen={**sizes, "plates": 1})
+    Builder(config=parameters, data_dir=folder).download_and_prepare()
+    config = demo.get_config()
+    config.data.dir, config.data.name = str(folder), "rxrx1/few"
+    config.model.width = 8
+    config.optim.batch_size = config.eval.batch_size = batch_size
+    config.optim.epochs, config.optim.warmup_epochs = epochs, 1.0
+    config.train.eval_every, config.train.checkpoint_every = 0, 1
+    path = folder / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    return config, path
 
 
 class Tiny(NamedTuple):

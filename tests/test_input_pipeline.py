@@ -254,6 +254,8 @@ def test_hosts_share_the_same_global_batches(data, hosts):
     for step, batch in enumerate(whole[3:]):
         assert all(len(part[step]["label"]) == 8 // hosts for part in parts)
         assert by_site([part[step] for part in parts]) == by_site([batch])
+        rows = np.concatenate([part[step]["site_index"] for part in parts])
+        np.testing.assert_array_equal(rows, batch["site_index"])
     rows = data.split.test
     parts = [evaluate(data, rows, 8, host=h, hosts=hosts) for h in range(hosts)]
     assert len({len(part) for part in parts}) == 1  # or a host would wait for ever

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from dataset_fixture import write_few
 from scipy import stats
 
 from configs import demo
@@ -71,26 +72,8 @@ def command(config, workdir, *arguments, python=sys.executable):
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-    from tfds_builder.rxrx1 import Builder, Rxrx1Config
-
     sizes = {"huvec": 3, "rpe": 0, "hepg2": 0, "u2os": 0, "treatments": 3, "positive_controls": 6}
-    folder = tmp_path_factory.mktemp("screen")
-    parameters = Rxrx1Config(name="few", size=16, screen={**sizes, "plates": 1})
-    Builder(config=parameters, data_dir=folder).download_and_prepare()
-    config = demo.get_config()
-    config.data.dir, config.data.name = str(folder), "rxrx1/few"
-    config.model.width = 8
-    config.optim.batch_size = config.eval.batch_size = 4
-    config.optim.epochs = 2
-    config.optim.warmup_epochs = 1.0
-    config.train.eval_every = 0
-    path = folder / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
-    return path
+    return write_few(tmp_path_factory.mktemp("screen"), 4, 2, **sizes)[1]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 from absl import flags
+from dataset_fixture import write_few
 
-from configs import demo
 from rxrx1_jax import run, run_all, splits, table1
 
 ROOT = Path(__file__).parent.parent
@@ -86,27 +86,8 @@ def is_held(path):
 @pytest.fixture(scope="module")
 def screen(tmp_path_factory):
     """(config, its file): a synthetic screen of 16 px."""
-    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-    from tfds_builder.rxrx1 import Builder, Rxrx1Config
-
     sizes = {"huvec": 3, "rpe": 2, "hepg2": 0, "u2os": 0, "treatments": 2, "positive_controls": 2}
-    folder = tmp_path_factory.mktemp("screen")
-    parameters = Rxrx1Config(name="few", size=16, screen={**sizes, "plates": 1})
-    Builder(config=parameters, data_dir=folder).download_and_prepare()
-    config = demo.get_config()
-    config.data.dir, config.data.name = str(folder), "rxrx1/few"
-    config.model.width = 8
-    config.optim.batch_size = config.eval.batch_size = 8
-    config.optim.epochs = EPOCHS
-    config.optim.warmup_epochs = 1.0
-    config.train.eval_every = 0
-    config.train.checkpoint_every = 1
-    path = folder / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
-    return config, path
+    return write_few(tmp_path_factory.mktemp("screen"), 8, EPOCHS, **sizes)
 
 
 @pytest.fixture(scope="module")
