@@ -1,10 +1,11 @@
 """Evaluation against the bare forward pass, and the time from predictions of all sites to a report.
 
-    python -m benchmarks.evaluation [--work DIR] [--rounds 5] [--sites 125510]
+    python -m benchmarks.evaluation [--work DIR] [--cases 64 224] [--rounds 5] [--sites 125510]
 
-Evaluation is `evaluate.evaluate` on all treatment sites of the synthetic screen of 64 px. Fed from
-memory (batches prepared beforehand) it shows what the evaluation itself costs beside its compiled
-step on the same batches; fed by the pipeline it also reads, inflates and normalises.
+Evaluation is `evaluate.evaluate` on all treatment sites of a synthetic screen, with the networks of
+`end_to_end`: the demo's at 64 px, ResNet-18 at 224 px. Fed from memory (batches prepared
+beforehand) it shows what the evaluation itself costs beside its compiled step on the same batches;
+fed by the pipeline it also reads, inflates and normalises.
 
 The report is made of a generated run in which every site of the release is a test site.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.end_to_end import CASES
 from benchmarks.screens import use_screen
 from benchmarks.timing import command, compare, describe, markdown
 from configs import demo
@@ -34,9 +36,9 @@ CELL_TYPES = {"HEPG2": 11, "HUVEC": 24, "RPE": 11, "U2OS": 5}  # experiments of 
 CLASSES = 1108
 
 
-def evaluation(work: Path, rounds: int) -> str:
-    config = demo.get_config()
-    use_screen(config, work, 64)
+def evaluation(case: str, work: Path, rounds: int) -> str:
+    config, _ = CASES[case]()
+    use_screen(config, work, int(case))
     task = train.prepare(config)
     rows, state = np.flatnonzero(task.records.sites["well_type"] == "treatment"), task.state
     batches = list(train.eval_batches(config, task, rows))
@@ -57,7 +59,7 @@ def evaluation(work: Path, rounds: int) -> str:
 
     tasks = {STEP: forward, MEMORY: from_memory, PIPELINE: from_pipeline}
     timings = compare(tasks, len(rows), STEP, rounds)
-    heading = f"{config.model.name}, 64 px, batches of {config.eval.batch_size}"
+    heading = f"{config.model.name}, {case} px, batches of {config.eval.batch_size}"
     return markdown(timings, "site", heading)
 
 
@@ -117,11 +119,13 @@ def write_run(path: Path, sites: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("data"), help="where the screen is kept")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sites", type=int, default=125_510, help="rows of predictions.parquet")
     options = parser.parse_args()
     print(describe(("jax", "grain", "pyarrow", "matplotlib", "numpy"), rounds=options.rounds))
-    print(evaluation(options.work, options.rounds), "\n")
+    for case in options.cases:
+        print(evaluation(case, options.work, options.rounds), "\n")
     with tempfile.TemporaryDirectory() as folder:
         run, page = Path(folder) / "run", Path(folder) / "page"
         took = write_run(run, options.sites)

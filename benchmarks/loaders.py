@@ -1,6 +1,6 @@
 """Loaders of normalised float32 batches: ours, PyTorch's over PNG files, gzip TFRecords.
 
-    python -m benchmarks.loaders [--images DIR] [--sites 96] [--rounds 3] [--work DIR]
+    python -m benchmarks.loaders [--images DIR] [--sites 288] [--rounds 3] [--work DIR]
 
 All deliver every site once in random order as float32 (x - mean) / std, with two worker threads or
 processes at most, from a warm page cache, each in an interpreter of its own:
@@ -190,7 +190,7 @@ def summary(timings: Sequence[Timing]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder with *_w1.png to *_w6.png files")
-    parser.add_argument("--sites", type=int, default=96, help=f"multiple of {BATCH}")
+    parser.add_argument("--sites", type=int, default=288, help=f"multiple of {BATCH}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="empty folder for the data; default: temporary")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SMALL_MAP = 4  # pixels; up to this size one product over neighbourhoods beats a convolution
-NARROW = 128  # features; up to this width a sum over pixels wants its narrow factor first
+MANY_PIXELS = 512  # a sum over more of them wants its narrower factor first
 FEW_CHANNELS = 16  # fewer make a row of neighbours too short for a product of its own
 FEW_FEATURES = 64  # fewer, with few channels, and a convolution gives the kernel's gradient sooner
 
@@ -84,7 +84,7 @@ def _transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Sum over pixels: [..., C], [..., D] -> [C, D]."""
     x, dy = _rows(x), _rows(dy)
     channels, features = x.shape[1], dy.shape[1]
-    if features < channels and (features <= NARROW or 4 * features <= channels <= 8 * NARROW):
+    if features < channels and x.shape[0] > MANY_PIXELS:
         # The barrier keeps XLA from turning the product around again.
         return jax.lax.optimization_barrier(dy.T @ x).T
     return x.T @ dy

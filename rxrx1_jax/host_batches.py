@@ -137,10 +137,12 @@ def _read(
         batch = {name: column[row] for name, column in columns.items()}
         images = _aligned((len(row), *records.image_shape))
 
-        def fill(k: int) -> None:
-            images[k] = records[batch["site_index"][k]] if batch["mask"][k] else 0
+        def fill(part: range) -> None:
+            for k in part:
+                images[k] = records[batch["site_index"][k]] if batch["mask"][k] else 0
 
-        done = [pool.submit(fill, k) for k in range(len(row))]
+        # A task for each thread, not for each site: of small images a task costs as much as a site.
+        done = [pool.submit(fill, range(k, len(row), threads)) for k in range(threads)]
         return {**batch, "epoch": epoch.astype(np.int32), "image": images}, done
 
     def finish() -> Batch:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rxrx1_jax import samplers
+from rxrx1_jax import reuse, samplers
 from rxrx1_jax.augmentations import Augment
 from rxrx1_jax.host_batches import SHUFFLED, Batch, host_eval_batches, host_train_batches
 from rxrx1_jax.normalisation import NORMALISATIONS, STD_FLOOR, pixel_statistics
@@ -139,8 +139,9 @@ def memory_bytes(image_shape: tuple[int, int, int], batch_size: int, prefetch: i
     """Most bytes the images of one iterator over float32 batches hold on a CPU, all told.
 
     As planes, 6*H*W bytes a site: `prefetch` batches being read, a finished one, and one on the
-    device. As floats, four times as large: the consumer's batch, the next, and the one being made.
-    With another `dtype` or a crop it is less; an accelerator holds the floats in its own memory.
+    device. As floats, four times as large: the consumer's batch, the next, and the one being made
+    (or the one whose memory that takes). With another `dtype` or a crop it is less; an accelerator
+    holds the floats in its own memory.
     """
     return math.prod(image_shape) * batch_size * (prefetch + 2 + 3 * 4)
 
@@ -209,33 +210,30 @@ def _to_device(
     """One batch ahead of the consumer, so that transfer and preparation overlap its computation.
 
     Each host batch is freshly allocated and never written to again: on the CPU a device array may
-    be the very memory of the NumPy array.
+    be the very memory of the NumPy array. The floats may take that of an earlier batch: `reuse`.
     """
+    images = reuse.Images()
 
     def put(batch: Batch) -> DeviceBatch:
-        if sharding is None:
-            on_device = jax.device_put(batch)
-        else:
-            on_device = {
-                name: jax.make_array_from_process_local_data(sharding, array)
-                for name, array in batch.items()
-            }
-        image = _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding)
+        place = partial(jax.make_array_from_process_local_data, sharding)
+        on_device = jax.device_put(batch) if sharding is None else jax.tree.map(place, batch)
+        memory = images.memory(on_device["image"], crop, jnp.dtype(dtype), sharding)
+        image = _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding, memory)
         ready = {"image": image, **{name: on_device[name] for name in ON_DEVICE}}
         if augmentations:
             ready = _augmented(ready, on_device["epoch"], seed, augmentations, sharding)
         return ready
 
-    # What has been handed out is not held here: while the next batch is made it may be freed.
     ahead: deque[DeviceBatch] = deque()
     for batch in batches:
         ahead.append(put(batch))
         if len(ahead) > 1:
+            images.handed_out(ahead[0]["image"])
             yield ahead.popleft()
     yield from ahead
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5), donate_argnums=6, keep_unused=True)
 def _prepare_seeded(
     batch: Mapping[str, jax.Array],
     seed: int,
@@ -243,6 +241,7 @@ def _prepare_seeded(
     crop: int,
     dtype: jax.typing.DTypeLike,
     sharding: jax.sharding.NamedSharding | None,
+    memory: jax.Array | None = None,  # to be written over
 ) -> jax.Array:
     # The key is made in here: as an argument it would be an implicit transfer between devices.
     # The images are the only output: with another beside them XLA's CPU backend does not fuse the

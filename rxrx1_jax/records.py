@@ -8,6 +8,7 @@ and in any order, so a global shuffle, exact resume and per-host shares cost not
 
 import json
 import logging
+import math
 import os
 import struct
 import weakref
@@ -100,7 +101,7 @@ class Records:
         """Image of record i, uint8 [6, H, W], a fresh writable array."""
         file, size = self._shard[i], int(self._size[i])
         stream = os.pread(self._descriptors[file], size, int(self._offset[i]))
-        pixels = int(np.prod(self.image_shape))
+        pixels = math.prod(self.image_shape)
         try:
             plain = deflate.zlib_decompress(stream, pixels)
         except deflate.DeflateError:  # also when the file has been cut: the checksum is at the end
