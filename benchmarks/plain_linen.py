@@ -40,13 +40,13 @@ class PlainBlock(nn.Module):
 
 
 class PlainResNet50(nn.Module):
-    """images [N, H, W, 6] -> logits float32 [N, num_classes]."""
+    """images [N, H, W, 6] -> logits float32 [N, num_classes]; `batch` is unused."""
 
     num_classes: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool, batch: Any = None) -> jax.Array:
         conv = partial(
             nn.Conv, use_bias=False, padding=0, dtype=self.dtype, kernel_init=he_normal_fan_out
         )

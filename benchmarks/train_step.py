@@ -82,13 +82,14 @@ def make_jax(name: str, px: int, rows: int, dtype: str, threads: int) -> Callabl
     return run
 
 
-def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
+def jax_step(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
+    """The jitted step with the state and the batch that it takes."""
     import jax
     import jax.numpy as jnp
     import optax
 
     from benchmarks.plain_linen import PlainResNet50
-    from rxrx1_jax import cpu_ops, models, parallel, steps
+    from rxrx1_jax import cpu_ops, models, steps
 
     kind = jnp.dtype(dtype)
     model = (
@@ -103,9 +104,15 @@ def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, An
     batch = jax.device_put(batch)
     step = partial(steps.train_step, model=model, tx=tx, schedule=lambda step: jnp.float32(0.01))
     options = cpu_ops.COMPILER_OPTIONS if name == "ours" and models.on_cpu() else None
-    step = jax.jit(step, donate_argnums=0, compiler_options=options)
+    return jax.jit(step, donate_argnums=0, compiler_options=options), state, batch
+
+
+def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
+    from rxrx1_jax import models, parallel
+
+    step, state, batch = jax_step(name, px, rows, dtype)
     compiled = step.lower(state, batch).compile()
-    if options:  # as in the program
+    if name == "ours" and models.on_cpu():  # as in the program
         parallel.return_free_memory()
     return compiled, state, batch
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no installed package
 
-from benchmarks import build, loaders, timing  # noqa: E402
+from benchmarks import build, loaders, timing, train_step  # noqa: E402
 
 SIZE, SITES = 64, 16
 
@@ -160,3 +162,11 @@ def test_cpu_time_of_other_processes_counts():
     assert there.cpu_ms > 150
     with pytest.raises(RuntimeError, match="no such data"):
         timing.remote(_fail)()
+
+
+@pytest.mark.parametrize("name", ["ours", "linen"])
+def test_both_networks_take_the_training_step(name):
+    step, state, batch = train_step.jax_step(name, 32, 2, "float32")
+    after, metrics = jax.eval_shape(step, state, batch)  # traced, not compiled: that takes minutes
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
