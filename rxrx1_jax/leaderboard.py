@@ -30,7 +30,7 @@ from rxrx1_jax import (
     leaderboard_page,
     preemption,
     records,
-    report_table,
+    report_runs,
     run,
     run_all,
     splits,
@@ -168,7 +168,7 @@ def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
         why = plan.obstacle or reasons.get(
             plan.path, "" if complete else _last_error(plan) or state
         )
-        loaded = report_table.load_run(plan.path) if complete else None
+        loaded = report_runs.load_run(plan.path) if complete else None
         found.append(
             Outcome(job.control, job.trained, job.protocol, job.fold, job.seed, loaded, why)
         )

@@ -10,7 +10,8 @@ from rxrx1_jax import comparisons
 from rxrx1_jax.corrections import BUDGETS
 from rxrx1_jax.leaderboard_scores import Row, Score, by_fold, difference, ratio
 from rxrx1_jax.report_figures import OUTSIDE, ROW_COLOURS, TEXT, tidy
-from rxrx1_jax.report_table import COLUMNS, PROTOCOLS
+from rxrx1_jax.report_runs import PROTOCOLS
+from rxrx1_jax.report_table import COLUMNS
 
 BUDGET_COLOURS = dict(zip(BUDGETS, ("#0072B2", "#009E73", "#E69F00", "#999999"), strict=True))
 DOT_COLOURS = ("#222222", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from rxrx1_jax import assess, comparisons, predictions, report_table
+from rxrx1_jax import assess, comparisons, predictions, report_runs
 from rxrx1_jax.comparisons import PairedSpread
 from rxrx1_jax.corrections import BUDGETS, find
 from rxrx1_jax.leaderboard_methods import Methods
-from rxrx1_jax.report_table import Run
+from rxrx1_jax.report_runs import Run
 
 FEWEST = 3  # runs that a verdict needs; with two the interval is too wide to mean anything
 NONE = "none"  # no correction: the network's own predictions
@@ -140,7 +140,7 @@ def load_correction(path: Path, correction: str) -> dict[str, Any] | None:
     if not assess.is_assessed(path, [correction]) or assess.read(path)[correction]["refused"]:
         return None
     table = pq.read_table(
-        path / "corrections" / f"{correction}.parquet", columns=report_table.PREDICTION_COLUMNS
+        path / "corrections" / f"{correction}.parquet", columns=report_runs.PREDICTION_COLUMNS
     )
     return predictions.accuracies(table)
 

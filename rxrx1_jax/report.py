@@ -11,20 +11,17 @@ import sys
 from pathlib import Path
 
 from rxrx1_jax.report_page import write_page
+from rxrx1_jax.report_runs import ReportError, Run, Screen, load_runs
 from rxrx1_jax.report_table import (
     COLUMNS,
     PAPER,
     PAPER_DATA,
     Line,
-    ReportError,
-    Run,
-    Screen,
     beside_paper,
     describe,
     gap_note,
     gaps,
     has_separate_models,
-    load_runs,
     table,
 )
 

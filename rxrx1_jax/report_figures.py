@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rxrx1_jax.report_table import COLUMNS, PAPER, Line, Run, row_label, table
+from rxrx1_jax.report_runs import Run, row_label
+from rxrx1_jax.report_table import COLUMNS, PAPER, Line, table
 from tfds_builder.faux_colours import (
     CHANNEL_COLOURS,
     CHANNEL_PERCENTILES,

@@ -8,18 +8,16 @@ from matplotlib.figure import Figure
 
 from rxrx1_jax import report_figures as figures
 from rxrx1_jax.records import DatasetError, Records, find_dataset
+from rxrx1_jax.report_runs import Run, Screen, row_label
 from rxrx1_jax.report_table import (
     COLUMNS,
     PAPER,
     PAPER_DATA,
-    Run,
-    Screen,
     beside_paper,
     describe,
     gap_note,
     gaps,
     has_separate_models,
-    row_label,
     table,
 )
 

@@ -23,7 +23,16 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax import preemption, records, report, report_table, run, run_all, splits
+from rxrx1_jax import (
+    preemption,
+    records,
+    report,
+    report_runs,
+    report_table,
+    run,
+    run_all,
+    splits,
+)
 from rxrx1_jax.report_page import write_page
 from rxrx1_jax.run_all import Plan, train_one
 
@@ -77,7 +86,7 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
             state = "not finished" if (plan.path / "config.json").exists() else "not started"
             reason = plan.obstacle or reasons.get(plan.path, state)
             missing.setdefault(reason, []).append(plan.path.name)
-    screens = report_table.load_runs(complete)
+    screens = report_runs.load_runs(complete)
     parts = [report.table_markdown(screen, runs) for screen, runs in screens.items()]
     if missing:
         lines = [f"- {', '.join(names)}: {reason}\n" for reason, names in missing.items()]
@@ -110,7 +119,7 @@ def main(argv: list[str]) -> int:
         plans = make_plans(config, workdir, RUNS)
         reasons = {} if run_all.COLLECT.value else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
-    except (run.RunError, records.DatasetError, report_table.ReportError, OSError) as error:
+    except (run.RunError, records.DatasetError, report_runs.ReportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

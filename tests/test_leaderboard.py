@@ -36,7 +36,7 @@ from rxrx1_jax import leaderboard_scores as scores
 from rxrx1_jax import leaderboard_tables as tables
 from rxrx1_jax.leaderboard_scores import Outcome, Row
 from rxrx1_jax.predictions import accuracies
-from rxrx1_jax.report_table import Run
+from rxrx1_jax.report_runs import Run
 
 ROOT = Path(__file__).parent.parent
 DRIVER = """

@@ -13,7 +13,8 @@ import pytest
 
 from rxrx1_jax import report, report_figures, report_page
 from rxrx1_jax.predictions import accuracies, write_predictions
-from rxrx1_jax.report_table import ReportError, load_runs, spread
+from rxrx1_jax.report_runs import ReportError, load_runs
+from rxrx1_jax.report_table import spread
 
 EXPERIMENTS = {"HUVEC": "HUVEC-05", "RPE": "RPE-03", "HEPG2": "HEPG2-02", "U2OS": "U2OS-01"}
 
