@@ -72,8 +72,10 @@ def mixup(alpha: float = 0.2) -> Augment:
     def augment(keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32)
         share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
-        weight = share[:, None, None, None]
-        image = weight * image + (1 - weight) * _next(image)
+        # One product: which of two is fused with their sum, unrounded, XLA chooses anew for each
+        # number of devices.
+        other = _next(image)
+        image = other + share[:, None, None, None] * (image - other)
         return _mixed(batch, image.astype(batch["image"].dtype), share)
 
     return augment

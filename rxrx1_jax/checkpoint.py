@@ -29,7 +29,7 @@ class CheckpointError(ValueError):
 def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """The checkpoints of the run in `workdir`; the last `keep` are kept, and the best one."""
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManager(
+    checkpoints = ocp.CheckpointManager(
         (workdir / "checkpoints").absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
@@ -37,6 +37,10 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
             cleanup_tmp_directories=True,
         ),
     )
+    # Orbax asks JAX too whether the run was told to end, with numbers of its own, which JAX would
+    # take for those of `preemption.Notice`: then a notice could go unheard.
+    checkpoints.reached_preemption = lambda step: False
+    return checkpoints
 
 
 def save(

@@ -103,7 +103,7 @@ def fit(
         if step == start + 1:
             parallel.compile_ahead(task.steps.train_step, state, batch)
         state, step_metrics = task.steps.train_step(state, batch)
-        log.train(step, step_metrics, asked, got)
+        diverged.log_step(log, step, step_metrics, asked, got)
         told = notice.given(step)
         if step in save_steps:
             log.flush()

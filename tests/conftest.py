@@ -13,6 +13,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
+# PyTorch from PyPI brings Triton, whose LLVM crashes a process that holds TensorFlow's. None means
+# "not installed" to whoever imports it.
+sys.modules["triton"] = None  # type: ignore[assignment]
+
 
 def refuse_network(event: str, arguments: tuple) -> None:
     """An audit hook (PEP 578), so it sees every Python library's sockets: this machine alone."""

@@ -17,7 +17,7 @@ import pytest
 from test_train import make_config
 from two_processes import SECONDS, end, environment, free_port, start
 
-from rxrx1_jax import distributed
+from rxrx1_jax import distributed, train
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -60,6 +60,38 @@ distributed.leave()
 def settings(dataset, **changes):
     # 10 test sites are read 8 and 2, all 61 sites seven times 8 and 5: an odd last batch.
     return make_config(dataset, train__keep=10, optim__label_smoothing=0.1, **changes)
+
+
+# A run whose evaluations take time, so that JAX, which looks for a signal every second, hears one.
+# Each process says when the second batch is due, and what ended it. Orbax has a question of its own
+# then, as when a save of its threads ends in an evaluation.
+SLOW_EVALUATIONS = """
+import json, os, sys, time
+from pathlib import Path
+from rxrx1_jax import checkpoint, distributed, preemption, train
+from ml_collections import ConfigDict
+
+distributed.join()
+import jax
+said = Path(sys.argv[3] + str(jax.process_index()))
+original, make, managers = train.eval_batches, checkpoint.manager, []
+def manager(*arguments):
+    managers.append(make(*arguments))
+    return managers[-1]
+def slowly(*arguments):
+    for i, batch in enumerate(original(*arguments)):
+        if i == 1:
+            managers[0].reached_preemption(3)
+            said.touch()
+        time.sleep(2)
+        yield batch
+train.eval_batches, checkpoint.manager = slowly, manager
+try:
+    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except preemption.Preempted as stop:
+    print(stop, file=sys.stderr)
+    distributed.leave()
+"""
 
 
 class Done:
@@ -124,8 +156,19 @@ def two(tiny, folder, cache):
 
 
 @pytest.fixture(scope="module")
-def two_then_one(tiny, folder, cache, two):
-    return Done(go_on(folder / "two-one", two, 3), settings(tiny.dataset), 1, cache)
+def two_then_one(tiny, folder, cache):
+    """Two are told to end in the evaluation after step 3, by a signal to the second alone."""
+    config, workdir = settings(tiny.dataset, eval__batch_size=4), folder / "two-one"
+    arguments = [json.dumps(config.to_dict()), workdir, folder / "evaluates"]
+    children = start(SLOW_EVALUATIONS, arguments, 2, cache)
+    deadline = time.monotonic() + SECONDS
+    while not (folder / "evaluates1").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children[1].send_signal(signal.SIGTERM)
+    for code, _, stderr in end(children):
+        assert code == 0 and "told to end at step 3;" in stderr, stderr
+    assert "test_loss" not in (workdir / "metrics.jsonl").read_text()  # it did not come to its end
+    return Done(workdir, config, 1, cache)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +217,57 @@ def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request)
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
         elif column != "top5_probability":
             assert table[column].to_pylist() == right[column].to_pylist(), column
+
+
+# A run of two processes, the second of which sees late that a step was not finite: it has begun
+# further ones when the first stops. At fault is a site of the second's share of step 2.
+DIVERGES = """
+import json, sys, time
+from pathlib import Path
+from rxrx1_jax import distributed, metrics, train
+from ml_collections import ConfigDict
+
+distributed.join()
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+prepare, draw, check = train.prepare, train.train_batches, metrics._check_finite
+def poisoned(config):
+    task = prepare(config)
+    batches = draw(config, task, 1)
+    row = multihost_utils.process_allgather(next(batches)["site_index"], tiled=True)[6]
+    batches.close()
+    task.records.sites["control_mean"][row] = np.nan
+    return task
+def slow(*arguments):
+    for batch in draw(*arguments):
+        time.sleep(0.2)
+        yield batch
+def late(step, values):
+    time.sleep(0.5 * jax.process_index())
+    check(step, values)
+train.prepare, train.train_batches, metrics._check_finite = poisoned, slow, late
+try:
+    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except metrics.Diverged as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path, cache):
+    config = settings(tiny.dataset, train__eval_every=0, train__checkpoint_every=3)
+    workdir = tmp_path / "run"
+    outputs = end(start(DIVERGES, [json.dumps(config.to_dict()), workdir], 2, cache))
+    task = train.prepare(config)
+    batches = train.train_batches(config, task, 1)
+    expected = task.records.sites["site_id"][np.asarray(next(batches)["site_index"])].tolist()
+    report = json.loads((workdir / "diverged.json").read_text())
+    assert report["step"] == 2 and report["loss"] == "nan"
+    assert report["site_ids"] == expected and report["not_finite"] == [expected[6]]
+    code, _, stderr = outputs[0]
+    said = f"step 2: loss is nan, gradient norm nan, of sites {', '.join(expected[:4])} and 4 more"
+    assert code == 1 and said in stderr and "1 of them with pixels that are not finite" in stderr
+    assert outputs[1][0] != 0
 
 
 def test_each_process_reads_its_share(one, two):

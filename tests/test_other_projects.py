@@ -70,14 +70,18 @@ def ours(tmp_path_factory) -> Path:
 def required(names: list[str]) -> dict[str, importlib.metadata.Distribution]:
     """The distributions that installing `names` would bring, by name."""
     found: dict[str, importlib.metadata.Distribution] = {}
-    wanted = [Requirement(name) for name in names]
+    wanted, seen = [Requirement(name) for name in names], set()
     while wanted:
         requirement = wanted.pop()
-        key = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        if key not in found:
-            found[key] = importlib.metadata.distribution(requirement.name)
-            further = map(Requirement, found[key].requires or [])
-            wanted += [r for r in further if not r.marker or r.marker.evaluate({"extra": ""})]
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        distribution = importlib.metadata.distribution(requirement.name)
+        found[re.sub(r"[-_.]+", "-", requirement.name).lower()] = distribution
+        for further in map(Requirement, distribution.requires or []):
+            extras = {"", *requirement.extras}
+            if not further.marker or any(further.marker.evaluate({"extra": e}) for e in extras):
+                wanted.append(further)
     return found
 
 

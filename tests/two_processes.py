@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,21 @@ def environment(devices: int, cache: Path) -> dict[str, str]:
     }
 
 
+class Child(subprocess.Popen):
+    """Its output goes to files: in a pipe that nobody reads XLA's warnings would hold it up."""
+
+    def __init__(self, command, **options):
+        self.outputs = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        stdout, stderr = self.outputs
+        super().__init__(command, stdout=stdout, stderr=stderr, **options)
+
+    def said(self):
+        """[stdout, stderr] of a child that has ended."""
+        for file in self.outputs:
+            file.seek(0)
+        return [file.read() for file in self.outputs]
+
+
 def start(program, arguments, processes, cache, devices=4, **variables):
     """Starts `python -c program arguments` once, or as that many joined processes."""
     joined = {
@@ -35,12 +51,11 @@ def start(program, arguments, processes, cache, devices=4, **variables):
         "JAX_NUM_PROCESSES": str(processes),
     }
     return [
-        subprocess.Popen(
+        Child(
             [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT,
             env=environment(devices // processes, cache)
             | (joined | {"JAX_PROCESS_ID": str(i)} if processes > 1 else {})
             | variables,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(processes)
     ]  # fmt: skip
@@ -49,8 +64,7 @@ def start(program, arguments, processes, cache, devices=4, **variables):
 def end(children, seconds=SECONDS):
     """[(exit status, stdout, stderr)] of the children; kills them all if one hangs."""
     try:
-        outputs = [child.communicate(timeout=seconds) for child in children]
+        return [(child.wait(timeout=seconds), *child.said()) for child in children]
     finally:
         for child in children:
             child.kill()
-    return [(child.returncode, *output) for child, output in zip(children, outputs, strict=True)]
