@@ -21,8 +21,8 @@ import numpy as np
 from benchmarks.timing import Task, compare, describe, markdown, remote
 
 if TYPE_CHECKING:
-    from rxrx1_jax.records import Records
-    from rxrx1_jax.splits import Split
+    from rxrx1_jax.data.records import Records
+    from rxrx1_jax.data.splits import Split
 
 REAL_IMAGES = Path(__file__).parents[2] / "shared/realdata/images"
 SYNTHETIC_SIZE, SYNTHETIC_SITES = 512, 8  # pixels; sites drawn, then repeated
@@ -99,7 +99,7 @@ def build_dataset(release: Path, data_dir: Path, size: int) -> Path:
 
 def every_site(records: "Records") -> "Split":
     """All sites as the training set: what is trained on does not matter here, how fast does."""
-    from rxrx1_jax.splits import Split
+    from rxrx1_jax.data.splits import Split
 
     everything = np.arange(len(records))
     return Split(everything, everything[:0], np.unique(records.sites["sirna_id"]))

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from benchmarks.screens import use_screen
 from benchmarks.timing import Task, compare, describe, markdown
 from configs import demo
-from rxrx1_jax import checkpoint, metrics, preemption, train
+from rxrx1_jax.training import checkpoint, preemption, progress, train
 
 STEP, LOOP, PIPELINE = "step alone, from memory", "training loop", "input pipeline alone"
 
@@ -91,7 +91,7 @@ class GatedLoop:
     def _fit(self, config: ConfigDict, task: train.Task, workdir: Path) -> None:
         try:
             checkpoints = checkpoint.manager(workdir, config.train.keep)
-            log = metrics.Log(
+            log = progress.Log(
                 workdir, step=0, steps=task.total_steps, steps_per_epoch=task.steps_per_epoch,
                 batch_size=config.optim.batch_size, every=config.train.log_every,
             )  # fmt: skip

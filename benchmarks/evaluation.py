@@ -26,8 +26,8 @@ from benchmarks.end_to_end import CASES
 from benchmarks.screens import use_screen
 from benchmarks.timing import command, compare, describe, markdown
 from configs import demo
-from rxrx1_jax import evaluate, predictions, train
-from rxrx1_jax.report import main as report
+from rxrx1_jax.report.__main__ import main as report
+from rxrx1_jax.training import evaluate, predictions, train
 
 STEP, MEMORY, PIPELINE = (
     "forward pass alone, from memory", "evaluation, from memory", "evaluation, from the pipeline",

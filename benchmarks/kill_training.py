@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from rxrx1_jax import checkpoint, run
+from rxrx1_jax.training import checkpoint, run_dir
 
 ROOT = Path(__file__).parent.parent
 # What an interruption may change in metrics.jsonl: the fields that are times.
@@ -45,7 +45,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         np.testing.assert_array_equal, checkpoint.load_params(a), checkpoint.load_params(b)
     )
     assert curves(a) == curves(b), "metrics.jsonl differs"
-    assert run.read_results(a) == run.read_results(b), "results.json differs"
+    assert run_dir.read_results(a) == run_dir.read_results(b), "results.json differs"
     for name in (path.name for path in a.glob("predictions*.parquet")):
         assert pq.read_table(a / name).equals(pq.read_table(b / name)), f"{name} differs"
     assert (a / "split.csv").read_bytes() == (b / "split.csv").read_bytes(), "split.csv differs"

@@ -8,8 +8,8 @@ processes at most, from a warm page cache, each in an interpreter of its own:
     OpenCV, for 0, 1 and 2 workers; [N, 6, H, W]
   gzip: TFRecord files compressed with gzip that hold [H, W, 6] bytes (as rxrx1-utils writes them),
     through tf.data; [N, H, W, 6]
-  ours: rxrx1_jax.input_pipeline over the records of our builder; [N, H, W, 6] in a jax.Array, and
-    its host half alone, uint8 [N, 6, H, W] in NumPy
+  ours: rxrx1_jax.data.input_pipeline over the records of our builder; [N, H, W, 6] in a
+    jax.Array, and its host half alone, uint8 [N, 6, H, W] in NumPy
 """
 
 import argparse
@@ -83,8 +83,8 @@ def gzip_passes(shards: Sequence[str], shape: tuple, mean: np.ndarray, std: np.n
 
 def our_passes(dataset: Path, kind: str) -> Passes:
     """kind: "planes" (the host half), "float32" or "augmented"."""
-    from rxrx1_jax.input_pipeline import host_train_batches, train_batches
-    from rxrx1_jax.records import Records
+    from rxrx1_jax.data.input_pipeline import host_train_batches, train_batches
+    from rxrx1_jax.data.records import Records
 
     records = Records(dataset)
     steps, rest = divmod(len(records), BATCH)
@@ -116,7 +116,7 @@ def consume(make: Callable[..., Passes], *arguments) -> Task:
 
 def write_gzip(dataset: Path, folder: Path) -> list[str]:
     """The images of our dataset as gzip TFRecord files of [H, W, 6] bytes; their names."""
-    from rxrx1_jax.records import Records
+    from rxrx1_jax.data.records import Records
 
     tf = _tensorflow()
     records = Records(dataset)
@@ -148,7 +148,7 @@ def prepare(images: Sequence[Sequence[bytes]], sites: int, work: Path) -> dict[s
         arguments = (work / "release", work / "data", image_size(images))
         dataset = pool.apply(build_dataset, arguments)
         shards = pool.apply(write_gzip, (dataset, work))
-    from rxrx1_jax.records import Records
+    from rxrx1_jax.data.records import Records
 
     records = Records(dataset)
     mean, std = (records.sites[name][0] for name in ("control_mean", "control_std"))

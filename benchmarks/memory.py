@@ -30,8 +30,8 @@ def read(
 
     every: minutes between rows; each has the largest RSS since the row before.
     """
-    from rxrx1_jax.input_pipeline import memory_bytes, train_batches
-    from rxrx1_jax.records import Records
+    from rxrx1_jax.data.input_pipeline import memory_bytes, train_batches
+    from rxrx1_jax.data.records import Records
 
     process = psutil.Process()
     records = Records(dataset)

@@ -1,7 +1,7 @@
 """ResNet-50 as Flax users write it: nn.Conv, nn.BatchNorm, nn.max_pool and nothing else.
 
 After flax/examples/imagenet/models.py, with six input channels, the paddings of torchvision and the
-names of `rxrx1_jax.models`, so that both have one tree of variables. Only to compare with.
+names of `rxrx1_jax.model.resnet`, so that both have one tree of variables. Only to compare with.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rxrx1_jax.heads import classifier_init
-from rxrx1_jax.models import he_normal_fan_out
+from rxrx1_jax.model.heads import classifier_init
+from rxrx1_jax.model.resnet import he_normal_fan_out
 
 
 class PlainBlock(nn.Module):

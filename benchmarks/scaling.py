@@ -24,12 +24,13 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
     import numpy as np
 
     from configs import demo
-    from rxrx1_jax import models, parallel, steps
+    from rxrx1_jax.model import resnet
+    from rxrx1_jax.training import parallel, steps
 
     config = demo.get_config()
     config.optim.learning_rate = 0.02
     axis = parallel.AXIS if parallelism == "pmap" else None
-    model = models.create_model(model_name, 32, bn_axis_name=axis)
+    model = resnet.create_model(model_name, 32, bn_axis_name=axis)
     tx, schedule = steps.create_optimizer(config.optim, 100)
 
     def train(state, batch, axis_name=None):

@@ -36,7 +36,7 @@ import orbax.checkpoint
 stage("import orbax")
 import grain
 stage("import grain")
-from rxrx1_jax import train
+from rxrx1_jax.training import train
 stage("import the rest")
 from configs import demo
 config = demo.get_config()

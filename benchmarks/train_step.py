@@ -89,11 +89,12 @@ def jax_step(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
     import optax
 
     from benchmarks.plain_linen import PlainResNet50
-    from rxrx1_jax import cpu_ops, models, steps
+    from rxrx1_jax.model import cpu_ops, resnet
+    from rxrx1_jax.training import steps
 
     kind = jnp.dtype(dtype)
     model = (
-        models.create_model("resnet50", CLASSES, dtype=kind)
+        resnet.create_model("resnet50", CLASSES, dtype=kind)
         if name == "ours"
         else PlainResNet50(CLASSES, dtype=kind)
     )
@@ -103,16 +104,17 @@ def jax_step(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
     batch = {"image": jnp.asarray(images, kind), "label": labels, "mask": np.ones(rows, bool)}
     batch = jax.device_put(batch)
     step = partial(steps.train_step, model=model, tx=tx, schedule=lambda step: jnp.float32(0.01))
-    options = cpu_ops.COMPILER_OPTIONS if name == "ours" and models.on_cpu() else None
+    options = cpu_ops.COMPILER_OPTIONS if name == "ours" and resnet.on_cpu() else None
     return jax.jit(step, donate_argnums=0, compiler_options=options), state, batch
 
 
 def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
-    from rxrx1_jax import models, parallel
+    from rxrx1_jax.model import resnet
+    from rxrx1_jax.training import parallel
 
     step, state, batch = jax_step(name, px, rows, dtype)
     compiled = step.lower(state, batch).compile()
-    if name == "ours" and models.on_cpu():  # as in the program
+    if name == "ours" and resnet.on_cpu():  # as in the program
         parallel.return_free_memory()
     return compiled, state, batch
 

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | resnet_demo
     c.model.width = 64  # channels of the first stage; 64 is the standard network
-    c.model.head = "linear"  # what makes the logits: the factories of rxrx1_jax/heads.py
+    c.model.head = "linear"  # what makes the logits: the factories of rxrx1_jax/model/heads.py
     c.model.dtype = "float32"  # float32 | bfloat16: compute type (parameters stay float32)
 
     c.optim = ConfigDict()
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     c.optim.momentum = 0.9  # of sgd
     c.optim.nesterov = False
     c.optim.weight_decay = 1e-4  # L2 on kernels; never on BatchNorm and biases
-    c.optim.loss = "cross_entropy"  # the factories of rxrx1_jax/losses.py
+    c.optim.loss = "cross_entropy"  # the factories of rxrx1_jax/model/losses.py
     c.optim.label_smoothing = 0.0  # share of the target spread over all classes, [0, 1)
     c.optim.ema_decay = 0.0  # a step; > 0 evaluates an average of the weights
     c.optim.accumulation = 1  # micro-batches a step; divides batch_size

@@ -8,7 +8,7 @@ new. A changed line needs a new name, since its runs hold what the old one gave.
 synthetic screen: about 40 s on one core for each training.
 """
 
-from rxrx1_jax.corrections import METHODS
+from rxrx1_jax.methods.evidence import METHODS
 
 # Name -> field of the config -> value. The first is the baseline, with which all are paired.
 TRAINED = {
@@ -29,7 +29,7 @@ TRAINED = {
     },
 }  # fmt: skip
 
-# Name of TRAINED -> corrections tried on its runs (rxrx1_jax.corrections.METHODS); else "none".
+# Name of TRAINED -> corrections tried on its runs (METHODS); else "none".
 CORRECTIONS = {
     "baseline": list(METHODS),
     **{name: ["none", "adabn_experiment"] for name in ("raw", "cutmix", "arm_bn", "coral")},

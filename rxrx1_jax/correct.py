@@ -26,24 +26,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from rxrx1_jax import (
-    adapt,
-    comparisons,
-    corrections,
-    decisions,
-    embedding_transforms,
-    evaluate,
-    input_pipeline,
-    library_transforms,
-    predictions,
-    splits,
-    train,
-)
-from rxrx1_jax.corrections import BUDGETS, METHODS, Evidence, Method, find
-from rxrx1_jax.records import DatasetError
-from rxrx1_jax.run import RunError
+from rxrx1_jax.data import input_pipeline, splits
+from rxrx1_jax.data.records import DatasetError
+from rxrx1_jax.methods import adabn, assignment, combat_harmony, statistics, transforms
+from rxrx1_jax.methods import evidence as corrections
+from rxrx1_jax.methods.evidence import BUDGETS, METHODS, Evidence, Method, find
 from rxrx1_jax.settings import FREE, flat
-from rxrx1_jax.task import Task, create_model, eval_batches
+from rxrx1_jax.training import evaluate, predictions, train
+from rxrx1_jax.training.run_dir import RunError
+from rxrx1_jax.training.setup import Task, create_model, eval_batches
 
 BASE = "none"
 DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one table may differ in
@@ -107,8 +98,8 @@ def correct(
 def stamp(method: Method) -> str:
     """What stored predictions by a method are recognised by: changes with the code of methods."""
     own = sys.modules[method.function.__module__]
-    transforms = embedding_transforms, library_transforms
-    return source_digest(adapt, corrections, decisions, *transforms, own)
+    sources = adabn, corrections, assignment, transforms, combat_harmony, own
+    return source_digest(*sources)
 
 
 def source_digest(*modules: ModuleType) -> str:
@@ -133,7 +124,7 @@ def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
 
 def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
     scored = {run: predictions.accuracies(tables[name]) for run, tables in runs.items()}
-    worst = [comparisons.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]
+    worst = [statistics.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]
     cells = [
         _spread([s["site"]["all"] for s in scored.values()]),
         _spread([s["well"]["all"] for s in scored.values()]),
@@ -143,11 +134,11 @@ def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
         return f"| {name} | " + " | ".join(cells) + " | |"
     if len(runs) == 1:
         (tables,) = runs.values()
-        found = comparisons.paired_difference(tables[name], tables[BASE])["all"]
+        found = statistics.paired_difference(tables[name], tables[BASE])["all"]
         gain = f"{100 * found.estimate:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     else:
         base = {run: predictions.accuracies(tables[BASE]) for run, tables in runs.items()}
-        paired = comparisons.paired_over_folds(
+        paired = statistics.paired_over_folds(
             {run: s["site"]["all"] for run, s in scored.items()},
             {run: s["site"]["all"] for run, s in base.items()},
         )
@@ -156,7 +147,7 @@ def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
 
 
 def _spread(fractions: list[float]) -> str:
-    found = comparisons.spread(fractions)
+    found = statistics.spread(fractions)
     return f"{100 * found.mean:.1f}" + (f" ± {100 * found.sd:.1f}" if found.n > 1 else "")
 
 
@@ -248,7 +239,7 @@ def _adapted_log_probs(
             dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
             threads=config.data.threads,
         )  # fmt: skip
-        statistics = adapt.adapted_statistics(model, params, state.batch_stats, images)
+        statistics = adabn.adapted_statistics(model, params, state.batch_stats, images)
         statistics = jax.device_put(statistics, task.steps.state_sharding)
         adapted = state.replace(batch_stats=statistics)
         if average:

@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from rxrx1_jax import batch_metrics as metrics
-from rxrx1_jax import embedding_transforms as transforms
-from rxrx1_jax import library_transforms
-from rxrx1_jax.records import DatasetError, Records, find_dataset
+from rxrx1_jax.data.records import DatasetError, Records, find_dataset
+from rxrx1_jax.methods import combat_harmony, transforms
+from rxrx1_jax.methods import embedding_metrics as metrics
 
 # (transform, batch); fitted on all control wells, ComBat and Harmony too.
 TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], str] | None] = {
@@ -34,8 +33,8 @@ TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], str] | None] = {
     "centre_scale_plate": (transforms.centre_scale, "plate"),
     "sphering_experiment": (transforms.sphering, "experiment"),
     "tvn_plate": (transforms.tvn, "plate"),
-    "combat_experiment": (library_transforms.combat, "experiment"),
-    "harmony_experiment": (library_transforms.harmony, "experiment"),
+    "combat_experiment": (combat_harmony.combat, "experiment"),
+    "harmony_experiment": (combat_harmony.harmony, "experiment"),
 }
 COLUMNS = ("experiment found, %", "siRNA found again, mAP", "consistent, %", "planted")
 SIGNIFICANT = 0.05

@@ -38,10 +38,11 @@ def main(argv: list[str]) -> None:
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     # Imported here, so that --help answers at once.
-    from rxrx1_jax import checkpoint, distributed, embed, preemption, records, run, splits, train
+    from rxrx1_jax.data import records, splits
+    from rxrx1_jax.training import checkpoint, embed, preemption, processes, run_dir, train
 
     try:
-        distributed.join()
+        processes.join()
         config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
         if _MODE.value == "train":
             train.train_and_evaluate(config, workdir)
@@ -55,14 +56,14 @@ def main(argv: list[str]) -> None:
             print(train.predict_run(config, workdir))
         else:
             print(embed.embed_run(config, workdir))
-        distributed.leave()
+        processes.leave()
     except preemption.Preempted as stop:
-        distributed.leave()
+        processes.leave()
         print(f"{workdir}: {stop}", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)
     except (
-        run.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
-        distributed.LaunchError, FloatingPointError, OSError,
+        run_dir.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
+        processes.LaunchError, FloatingPointError, OSError,
     ) as error:  # fmt: skip
         sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
 

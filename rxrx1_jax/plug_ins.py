@@ -1,6 +1,6 @@
 """Plug-ins: a setting names a function and its arguments, ours or anybody's.
 
-    optim.loss = "coral(weight=0.5)"            a factory in rxrx1_jax.losses
+    optim.loss = "coral(weight=0.5)"            a factory in rxrx1_jax.model.losses
     optim.loss = "my_methods.focal(gamma=2.0)"  one in any module that Python can import
 
 A factory takes the arguments, which are literals, and returns the plug-in itself, a function whose
@@ -15,11 +15,11 @@ from typing import Any
 
 # Setting -> module of our factories, and the name of the tuple there that lists them.
 POINTS = {
-    "data.normalisation": ("rxrx1_jax.normalisation", "NORMALISATIONS"),
-    "data.augmentation": ("rxrx1_jax.augmentations", "AUGMENTATIONS"),
-    "data.sampler": ("rxrx1_jax.samplers", "SAMPLERS"),
-    "model.head": ("rxrx1_jax.heads", "HEADS"),
-    "optim.loss": ("rxrx1_jax.losses", "LOSSES"),
+    "data.normalisation": ("rxrx1_jax.data.normalisation", "NORMALISATIONS"),
+    "data.augmentation": ("rxrx1_jax.data.augmentations", "AUGMENTATIONS"),
+    "data.sampler": ("rxrx1_jax.data.samplers", "SAMPLERS"),
+    "model.head": ("rxrx1_jax.model.heads", "HEADS"),
+    "optim.loss": ("rxrx1_jax.model.losses", "LOSSES"),
 }
 
 

@@ -23,18 +23,13 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax import (
-    preemption,
-    records,
-    report,
-    report_runs,
-    report_table,
-    run,
-    run_all,
-    splits,
-)
-from rxrx1_jax.report_page import write_page
-from rxrx1_jax.run_all import Plan, train_one
+from rxrx1_jax.data import records, splits
+from rxrx1_jax.report import __main__ as report
+from rxrx1_jax.report import runs as report_runs
+from rxrx1_jax.report import table1 as report_table
+from rxrx1_jax.report.page import write_page
+from rxrx1_jax.training import preemption, run_dir, sweep
+from rxrx1_jax.training.sweep import Plan, train_one
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
 # (protocol, fold, cell type) of each run, in the order that --task counts.
@@ -60,7 +55,7 @@ def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str
     for protocol, fold, cell_type in runs:
         overrides = {"data.protocol": protocol, "data.fold": fold, "data.cell_type": cell_type}
         path = workdir / f"{protocol}-{cell_type}-{fold}"
-        plans.append(run_all.make_plan(config, dataset, path, overrides))
+        plans.append(sweep.make_plan(config, dataset, path, overrides))
     return plans
 
 
@@ -69,8 +64,8 @@ def train_all(plans: list[Plan], arguments: list[str]) -> dict[Path, str]:
 
     Exits if one was refused before it began, as the others would be; it has said why.
     """
-    return run_all.do_all(
-        plans, run.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
+    return sweep.do_all(
+        plans, run_dir.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
     )
 
 
@@ -79,7 +74,7 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 
     Returns whether every run that the data allow is in it.
     """
-    complete = [p.path for p in plans if not p.obstacle and run.is_complete(p.path)]
+    complete = [p.path for p in plans if not p.obstacle and run_dir.is_complete(p.path)]
     missing: dict[str, list[str]] = {}
     for plan in plans:
         if plan.path not in complete:
@@ -105,11 +100,11 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if flags.FLAGS["mode"].present or (run_all.COLLECT.value and _TASK.value is not None):
+    if flags.FLAGS["mode"].present or (sweep.COLLECT.value and _TASK.value is not None):
         raise app.UsageError("expected --task, --collect or neither; --mode is of rxrx1_jax.main")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
     config, workdir = flags.FLAGS["config"].value, Path(flags.FLAGS.workdir)
-    arguments = run_all.arguments_of_config()
+    arguments = sweep.arguments_of_config()
     try:
         if _TASK.value is not None:
             (plan,) = make_plans(config, workdir, [RUNS[_TASK.value]])
@@ -117,9 +112,9 @@ def main(argv: list[str]) -> int:
             print(f"{plan.path}: {reason or 'complete'}")
             return int(bool(reason) and not plan.obstacle)
         plans = make_plans(config, workdir, RUNS)
-        reasons = {} if run_all.COLLECT.value else train_all(plans, arguments)
+        reasons = {} if sweep.COLLECT.value else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
-    except (run.RunError, records.DatasetError, report_runs.ReportError, OSError) as error:
+    except (run_dir.RunError, records.DatasetError, report_runs.ReportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

@@ -86,7 +86,7 @@ def in_order(images: np.ndarray) -> np.ndarray:
 
 
 def test_all_loaders_deliver_the_same_floats(data):
-    from rxrx1_jax.records import Records
+    from rxrx1_jax.data.records import Records
 
     files, dataset, shards = data
     records = Records(dataset)

@@ -1,0 +1,219 @@
+"""Do methods help, and by how much: methods x folds x seeds by one command, to one page.
+
+    python -m rxrx1_jax.leaderboard --config=configs/demo.py --methods=configs/leaderboard.py \
+        --workdir=runs/leaderboard --workers=2
+
+runs or resumes every run, tries the corrections on them, and writes the table (leaderboard.md) and
+the page (index.html) to WORKDIR/report. --collect does only the latter, with what is there. The
+same command goes on after a kill; what is complete is not run again. Any field of the config can be
+changed, as for rxrx1_jax.main.
+
+A run is `python -m rxrx1_jax.main` in WORKDIR/METHOD/PROTOCOL-FOLD-SEED (of a control:
+WORKDIR/controls/CONTROL/METHOD/...), followed by `python -m rxrx1_jax.leaderboard.assess`; what
+both say is in PROTOCOL-FOLD-SEED.log beside it. A run that fails leaves the others alone and is
+listed with its reason. --workers=N runs N at once on an equal share of the cores each (small
+networks on a CPU; on an accelerator leave it at 1).
+"""
+
+import functools
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
+from rxrx1_jax.data import records, splits
+from rxrx1_jax.leaderboard import assess
+from rxrx1_jax.leaderboard import methods as leaderboard_methods
+from rxrx1_jax.leaderboard import page as leaderboard_page
+from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
+from rxrx1_jax.leaderboard.scores import Outcome
+from rxrx1_jax.report import runs as report_runs
+from rxrx1_jax.training import preemption, run_dir, sweep
+from rxrx1_jax.training.sweep import Plan, Worker
+
+GAP_PROTOCOLS = ("random_site", "random_well")
+CONTROL_PROTOCOLS = ("batch", "random_site")
+
+_METHODS = flags.DEFINE_string("methods", None, "The methods file; see configs/leaderboard.py.")
+_FOLDS = flags.DEFINE_list("folds", ["0", "1", "2"], "Folds, comma-separated.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Values of train.seed, comma-separated.")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Runs at once, a share of the cores each.", 1)
+flags.mark_flag_as_required("methods")
+flags.declare_key_flag("collect")
+flags.declare_key_flag("config")
+flags.declare_key_flag("workdir")
+
+
+class Job(NamedTuple):
+    """One run of the leaderboard, and what is asked of it once trained."""
+
+    control: str  # name of the control; "" for the leaderboard itself
+    trained: str
+    protocol: str
+    fold: int
+    seed: int
+    assessed: tuple[str, ...]  # of assess: corrections, and the diagnosis
+
+    def path(self, workdir: Path) -> Path:
+        parent = workdir / CONTROLS_FOLDER / self.control if self.control else workdir
+        return parent / self.trained / f"{self.protocol}-{self.fold}-{self.seed}"
+
+
+def make_jobs(methods: Methods, folds: list[int], seeds: list[int]) -> list[Job]:
+    """All runs. Fold by fold and seed by seed, so that early tables have every method.
+
+    The random splits, the controls and the diagnosis are made with the first seed alone.
+    """
+    jobs = []
+    for seed in seeds:
+        for fold in folds:
+            for name in methods.trained:
+                diagnosis = (assess.DIAGNOSIS,) if seed == seeds[0] else ()
+                asked = (*diagnosis, *methods.corrections[name])
+                jobs.append(Job("", name, "batch", fold, seed, asked))
+            if seed != seeds[0]:
+                continue
+            for name in methods.gap:
+                jobs += [Job("", name, protocol, fold, seed, ()) for protocol in GAP_PROTOCOLS]
+            for control, (_, expected) in methods.controls.items():
+                jobs += [
+                    Job(control, name, protocol, fold, seed, ())
+                    for name in expected
+                    for protocol in CONTROL_PROTOCOLS
+                ]
+    return jobs
+
+
+def make_plans(
+    config: ConfigDict, methods: Methods, jobs: list[Job], workdir: Path
+) -> dict[Job, Plan]:
+    """The plan of each job; one whose dataset is missing has that for an obstacle.
+
+    Raises RunError where a run has other settings or data than today's.
+    """
+
+    @functools.cache
+    def dataset(name: str) -> records.Records:
+        return records.Records(records.find_dataset(config.data.dir, name))
+
+    plans = {}
+    for job in jobs:
+        extra = methods.controls[job.control].overrides if job.control else {}
+        overrides: dict[str, Any] = methods.trained[job.trained] | extra
+        overrides |= {"data.protocol": job.protocol, "data.fold": job.fold, "train.seed": job.seed}
+        path, name = job.path(workdir), overrides.get("data.name", config.data.name)
+        try:
+            plans[job] = sweep.make_plan(config, dataset(name), path, overrides)
+        except records.DatasetError as error:
+            plans[job] = Plan(path, overrides, 0, str(error))
+    return plans
+
+
+def is_done(job: Job, path: Path) -> bool:
+    return run_dir.is_complete(path) and assess.is_assessed(path, job.assessed)
+
+
+def do(job: Job, plan: Plan, arguments: list[str], worker: Worker, refused: dict[Any, str]) -> str:
+    """Trains and assesses one run; returns why it could not, empty if it could.
+
+    refused: {(control, trained): why} of methods whose settings were; added to. Their other runs
+    are not started.
+    """
+    method = (job.control, job.trained)
+    log = plan.path.with_name(f"{plan.path.name}.log")
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    if not run_dir.is_complete(plan.path):
+        if method in refused:
+            return refused[method]
+        try:
+            reason = sweep.train_one(plan, arguments, worker, log)
+        except sweep.Refused as error:
+            refused[method] = reason = error.reason
+        if reason:
+            return reason
+    if assess.is_assessed(plan.path, job.assessed):
+        return ""
+    command = ["-m", "rxrx1_jax.leaderboard.assess", str(plan.path), "--methods", *job.assessed]
+    status, last = sweep.child(command, plan.path, worker, log)
+    return last if status is None else sweep.ending(status, last) if status else ""
+
+
+def run_jobs(plans: dict[Job, Plan], arguments: list[str], workers: int) -> dict[Path, str]:
+    """Does what is not done; returns {path: reason} of what failed."""
+    jobs = {plan.path: job for job, plan in plans.items()}
+    refused: dict[Any, str] = {}
+    return sweep.do_all(
+        list(plans.values()),
+        lambda path: is_done(jobs[path], path),
+        lambda plan, worker: do(jobs[plan.path], plan, arguments, worker, refused),
+        workers,
+    )
+
+
+def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
+    """What became of each job, for the page."""
+    found = []
+    for job, plan in plans.items():
+        complete = not plan.obstacle and run_dir.is_complete(plan.path)
+        state = "not finished" if (plan.path / "config.json").exists() else "not started"
+        why = plan.obstacle or reasons.get(
+            plan.path, "" if complete else _last_error(plan) or state
+        )
+        loaded = report_runs.load_run(plan.path) if complete else None
+        found.append(
+            Outcome(job.control, job.trained, job.protocol, job.fold, job.seed, loaded, why)
+        )
+    return found
+
+
+def _last_error(plan: Plan) -> str:
+    """What the last attempt at a run ended with, if that was an error that it named."""
+    log = plan.path.with_name(f"{plan.path.name}.log")
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    if not lines or not lines[-1].startswith("error: "):
+        return ""
+    return f"at its last start: {lines[-1].removeprefix('error: ')}"
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if flags.FLAGS["mode"].present:
+        raise app.UsageError("--mode is of rxrx1_jax.main; use --collect or neither")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else children would go on alone
+    config: ConfigDict = flags.FLAGS["config"].value
+    workdir = Path(flags.FLAGS.workdir)
+    try:
+        folds, seeds = _numbers("folds", _FOLDS.value), _numbers("seeds", _SEEDS.value)
+        methods = leaderboard_methods.load(_METHODS.value or "", config)
+        wrong = [fold for fold in folds if fold >= splits.FOLDS]
+        if wrong:
+            raise ValueError(f"--folds has {wrong[0]}: expected 0 to {splits.FOLDS - 1}")
+        records.find_dataset(config.data.dir, config.data.name)
+        plans = make_plans(config, methods, make_jobs(methods, folds, seeds), workdir)
+        reasons = {}
+        if not sweep.COLLECT.value:
+            reasons = run_jobs(plans, sweep.arguments_of_config(), _WORKERS.value)
+        found = outcomes(plans, reasons)
+        text, page, remarks = leaderboard_page.write(methods, found, workdir / "report")
+        print("\n".join(["", text, *remarks, f"Page: {page}"]))
+        return int(any(outcome.run is None for outcome in found))
+    except (run_dir.RunError, records.DatasetError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return preemption.EXIT_CODE
+
+
+def _numbers(name: str, values: list[str]) -> list[int]:
+    if not values or not all(value.isdecimal() for value in values):
+        raise ValueError(f"--{name}={','.join(values)}: expected numbers like 0,1")
+    return sorted({int(value) for value in values})
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=main_lib.parse_flags)

@@ -1,0 +1,1 @@
+"""Corrections of batch effects after training, and the figures that judge them."""

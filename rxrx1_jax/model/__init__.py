@@ -1,0 +1,1 @@
+"""Networks, the heads that make their logits, and the losses."""

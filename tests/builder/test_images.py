@@ -1,0 +1,313 @@
+"""images.py against Pillow, NumPy, and real images where they are at hand."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_release import (
+    COLUMNS,
+    image_path,
+    read_pngs,
+    tiny_rows,
+    tiny_wilds_rows,
+    wilds_path,
+    write_metadata,
+    write_tiny_release,
+    write_tiny_wilds,
+    zip_files,
+)
+
+from tfds_builder.rxrx1 import images
+from tfds_builder.rxrx1.images import View, check_images, read_image
+from tfds_builder.rxrx1.release import ReleaseError, Selection, open_release
+
+SIZE = 16
+NATIVE = View(SIZE, SIZE)
+REAL = Path(__file__).parents[3] / "shared" / "realdata" / "images"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny_release(tmp_path_factory.mktemp("release"), SIZE)
+
+
+def one_site(root: Path, seed: int = 0, size: int = SIZE) -> dict[str, str]:
+    """Writes a release of one site, on line 6 of its table; returns the row."""
+    rows = tiny_rows()[:5]
+    rng = np.random.default_rng(seed)
+    for channel in range(1, 7):
+        path = image_path(root, rows[4], channel)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, size), np.uint8)).save(path)
+    write_metadata(root, rows)
+    return rows[4]
+
+
+def open_one(root: Path):
+    return open_release(root, Selection(wells=("D04",), sites=(1,)))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_images_equal_pillow(tiny, tmp_path, zipped):
+    tops = ["metadata.csv", "images"]
+    release = open_release(zip_files(tmp_path / "a.zip", tiny, tops) if zipped else tiny)
+    check_images(release, NATIVE, progress=False)
+    rows = {row["site_id"]: row for row in tiny_rows()}
+    for site in release.sites[::7]:
+        row = rows[site.site_id]
+        paths = [image_path(tiny, row, channel) for channel in range(1, 7)]
+        assert [tiny / name for name in release.image_names(site)] == paths
+        image = read_image(release, site, NATIVE)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, read_pngs(tiny, row))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 24])
+def test_area_average_is_the_block_mean_rounded_half_up(tmp_path, size):
+    side = 48 if size == 24 or size == 16 else 32  # k = 32, 16, 8, 4, 3, 2
+    row = one_site(tmp_path, seed=size, size=side)
+    release = open_one(tmp_path)
+    k = side // size
+    for channel in range(1, 7):  # halves occur, and so do the extremes
+        pixels = np.random.default_rng(channel).integers(0, 4, (side, side), np.uint8)
+        pixels = {1: pixels * 0 + 255, 2: pixels * 85}.get(channel, pixels)
+        Image.fromarray(pixels).save(image_path(tmp_path, row, channel))
+    blocks = read_pngs(tmp_path, row).reshape(6, size, k, size, k)
+    expected = np.floor(blocks.astype(np.float64).mean(axis=(2, 4)) + 0.5)
+    for channels in (6, 3):
+        image = read_image(release, release.sites[0], View(size, side, channels=channels))
+        assert image.dtype == np.uint8 and image.shape == (channels, size, size)
+        np.testing.assert_array_equal(image, expected[:channels])
+
+
+@pytest.mark.parametrize("size", [16, 8, 7, 1])
+def test_centre_crop(tmp_path, size):
+    row = one_site(tmp_path)
+    release = open_one(tmp_path)
+    start = (SIZE - size) // 2
+    cut = slice(start, start + size)
+    image = read_image(release, release.sites[0], View(size, SIZE, crop=True))
+    np.testing.assert_array_equal(image, read_pngs(tmp_path, row)[:, cut, cut])
+
+
+def test_three_channels_need_three_files(tmp_path):
+    row = one_site(tmp_path)
+    expected = read_pngs(tmp_path, row)[:3]
+    for channel in (4, 5, 6):
+        image_path(tmp_path, row, channel).write_bytes(b"")
+    release = open_one(tmp_path)
+    view = View(SIZE, SIZE, channels=3)
+    check_images(release, view, progress=False)
+    np.testing.assert_array_equal(read_image(release, release.sites[0], view), expected)
+    with pytest.raises(ReleaseError, match="^3 image file"):
+        check_images(release, NATIVE, progress=False)
+
+
+def test_wilds_is_rgb_and_gives_no_other_view(tmp_path):
+    release = open_release(write_tiny_wilds(tmp_path))
+    view = View(256, 256, channels=3)
+    check_images(release, view, progress=False)
+    rows = {row["site_id"]: row for row in tiny_wilds_rows()}
+    for site in release.sites[::20]:
+        pixels = np.asarray(Image.open(wilds_path(tmp_path, rows[site.site_id])))
+        for same in (view, View(256, 256, crop=True, channels=3)):
+            image = read_image(release, site, same)
+            np.testing.assert_array_equal(image, np.moveaxis(pixels, -1, 0))
+    for other in (View(256, 256), View(128, 256, channels=3), View(256, 512, channels=3)):
+        for use in (check_images, lambda r, v: read_image(r, r.sites[0], v)):
+            with pytest.raises(ReleaseError, match="WILDS layout.* 3 channels of 256 px"):
+                use(release, other)
+    path = wilds_path(tmp_path, rows[site.site_id])
+    Image.fromarray(pixels).save(path, transparency=(1, 2, 3))
+    with pytest.raises(ReleaseError, match=rf"{path} decodes to shape .256, 256, 4., expected"):
+        read_image(release, site, view)
+    Image.fromarray(pixels[..., 0]).save(path)
+    with pytest.raises(ReleaseError, match="colour type 0, expected 8 and 2 .RGB"):
+        check_images(release, view, progress=False)
+
+
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("channels", {"size": 8, "source_size": 16, "channels": 4}),
+        ("size", {"size": 0, "source_size": 16}),
+        ("size", {"size": 32, "source_size": 16, "crop": True}),
+        ("size", {"size": 7, "source_size": 16}),
+    ],
+)
+def test_impossible_views(field, values):
+    with pytest.raises(ValueError, match=rf"View\.{field}: found {values[field]}, expected"):
+        View(**values)
+
+
+def broken(path: Path, kind: str) -> None:
+    """Replaces a PNG by one with a fault of the given kind."""
+    data = path.read_bytes()
+    pixels = np.asarray(Image.open(path))
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not found" * 20)
+    elif kind == "cut":
+        path.write_bytes(data[:-30])
+    elif kind == "end lost":
+        path.write_bytes(data[:-12])
+    elif kind == "middle lost":  # the tail is right
+        path.write_bytes(data[:50] + data[-16:])
+    elif kind == "trailing":
+        path.write_bytes(data + b"\n")
+    elif kind == "length":  # of the pixels' chunk: far beyond the end of the file
+        at = data.index(b"IDAT") - 3
+        path.write_bytes(data[:at] + b"\x7f" + data[at + 1 :])
+    elif kind == "no pixels":
+        path.write_bytes(data[: data.index(b"IDAT") - 4] + data[-12:])
+    elif kind == "16 bit":
+        Image.fromarray(pixels.astype(np.uint16)).save(path)
+    elif kind == "rgb":
+        Image.fromarray(np.stack([pixels] * 3, axis=-1)).save(path)
+    elif kind == "size":
+        Image.fromarray(pixels[:, :-1]).save(path)
+    elif kind == "pixels":  # header and tail are right, the compressed data is not
+        at = data.index(b"IDAT") + 30
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "short":  # every chunk is well formed, but half of the rows are not there
+        start = data.index(b"IDAT")
+        length = int.from_bytes(data[start - 4 : start], "big")
+        raw = zlib.decompress(data[start + 4 : start + 4 + length])
+        chunk = b"IDAT" + zlib.compress(raw[: len(raw) // 2])
+        path.write_bytes(
+            data[: start - 4]
+            + (len(chunk) - 4).to_bytes(4, "big")
+            + chunk
+            + zlib.crc32(chunk).to_bytes(4, "big")
+            + data[start + 8 + length :]
+        )
+
+
+KINDS = {
+    "missing": "is missing",
+    "empty": "is not a PNG file",
+    "text": "is not a PNG file",
+    "cut": "is cut off",
+    "end lost": "is cut off",
+    "middle lost": "is cut off",
+    "trailing": "goes on after its IEND chunk",
+    "length": "is cut off .within the chunk at byte 33",
+    "no pixels": "holds no pixels",
+    "pixels": "is damaged .wrong checksum of the chunk at byte 33",
+    "16 bit": "has bit depth 16",
+    "rgb": "PNG colour type 2",
+    "size": "is 15x16 pixels, expected 16x16",
+    "folder": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "short"])
+def test_broken_image_names_line_site_and_path(tmp_path, kind):
+    row = one_site(tmp_path)
+    release = open_one(tmp_path)
+    site = release.sites[0]
+    check_images(release, NATIVE, progress=False)
+    path = image_path(tmp_path, row, 5)
+    broken(path, kind)
+    if kind in KINDS:
+        with pytest.raises(ReleaseError, match=KINDS[kind]) as error:
+            check_images(release, NATIVE, progress=False)
+        assert f"metadata.csv, line 6, site {row['site_id']}: {path} " in str(error.value)
+    with pytest.raises(ReleaseError, match=KINDS.get(kind)) as error:  # and so does reading
+        read_image(release, site, NATIVE)
+    assert row["site_id"] in str(error.value) and str(path) in str(error.value)
+
+
+def test_any_flipped_bit_and_any_cut_is_found(tmp_path):
+    """Also by `read_image`, whose decoder takes some of them: the file may change after a check."""
+    row = one_site(tmp_path)
+    release = open_one(tmp_path)
+    path = image_path(tmp_path, row, 6)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        for bad in (bytes(flipped), data[:position]):
+            path.write_bytes(bad)
+            with pytest.raises(ReleaseError, match=str(path)):
+                read_image(release, release.sites[0], NATIVE)
+            if position % 5 == 0:
+                with pytest.raises(ReleaseError, match="^1 image file"):
+                    check_images(release, NATIVE, progress=False)
+
+
+def test_damage_in_an_archive_names_archive_and_member(tiny, tmp_path):
+    path = zip_files(tmp_path / "a.zip", tiny, ["metadata.csv", "images"])
+    data = bytearray(path.read_bytes())
+    member = b"rxrx1/images/HUVEC-01/Plate1/B02_s1_w3.png"
+    data[data.index(member) + len(member) + 20] ^= 1
+    path.write_bytes(data)
+    release = open_release(path)
+    with pytest.raises(ReleaseError, match="^1 image file") as error:
+        check_images(release, NATIVE, progress=False)
+    assert f"site HUVEC-01_1_B02_1: {path}: {member.decode()} cannot" in str(error.value)
+    with pytest.raises(ReleaseError, match=member.decode()):
+        read_image(release, release.sites[0], NATIVE)
+
+
+def test_many_faults_are_counted(tmp_path):
+    one_site(tmp_path)
+    write_metadata(tmp_path, tiny_rows())
+    release = open_release(tmp_path)
+    with pytest.raises(ReleaseError, match="^360 image file") as error:
+        check_images(release, NATIVE, progress=False)
+    assert str(error.value).count("is missing") == 10
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real images are not at hand")
+def test_real_images(tmp_path):
+    (tmp_path / "images").symlink_to(REAL)
+    wells = [(e, p, f"{e}_{p}_B02") for e in ("HUVEC-01", "RPE-01", "U2OS-01") for p in (1, 2)]
+    rows = [
+        (f"{well}_1", well, e[:-3], "train", e, p, "B02", 1, "negative_control", "EMPTY", 1138)
+        for e, p, well in wells
+    ]
+    write_metadata(tmp_path, [dict(zip(COLUMNS, map(str, row), strict=True)) for row in rows])
+    release = open_release(tmp_path)
+    check_images(release, View(512, 512), progress=False)
+    with pytest.raises(ReleaseError, match="is 512x512 pixels, expected 256x256"):
+        check_images(release, View(256, 256), progress=False)
+    folder = REAL / "HUVEC-01" / "Plate1"
+    expected = np.stack([np.asarray(Image.open(folder / f"B02_s1_w{c}.png")) for c in range(1, 7)])
+    np.testing.assert_array_equal(read_image(release, release.sites[0], View(512, 512)), expected)
+    blocks = expected.reshape(6, 128, 4, 128, 4).astype(np.float64)
+    small = read_image(release, release.sites[0], View(128, 512))
+    np.testing.assert_array_equal(small, np.floor(blocks.mean(axis=(2, 4)) + 0.5))
+    wilds = read_image(release, release.sites[0], View(256, 512, crop=True, channels=3))
+    np.testing.assert_array_equal(wilds, expected[:3, 128:384, 128:384])
+
+
+def test_interrupted_check_ends_soon(tmp_path, monkeypatch):
+    """Ctrl-C in the bar's own code, too: what has not begun is not read."""
+    one_site(tmp_path)
+    release = open_one(tmp_path)
+    release = dataclasses.replace(release, sites=release.sites * 16 * 200)
+    read = []
+
+    def count(_release, name, _view):
+        read.append(name)
+        return b"", ""
+
+    class Stopped(images.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "_read", count)
+    monkeypatch.setattr(images, "tqdm", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        check_images(release, NATIVE, progress=False)
+    assert 0 < len(read) < 6 * 16 * 200 / 2

@@ -1,0 +1,355 @@
+"""kaggle.py: both dialects of labels, the join with the official metadata, the real tables."""
+
+import csv
+import gzip
+import io
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_metadata import EDITS, check_sites, edited
+from tiny_release import (
+    COLUMNS,
+    KAGGLE_TABLES,
+    later_label,
+    tiny_rows,
+    write_kaggle_tables,
+    write_metadata,
+    write_tiny_kaggle,
+    write_tiny_release,
+    zip_files,
+)
+
+from tfds_builder.rxrx1 import kaggle, metadata, release
+from tfds_builder.rxrx1.images import View, check_images, read_image
+from tfds_builder.rxrx1.release import ReleaseError, Selection, open_release
+from tfds_builder.rxrx1.storage import Storage
+
+REAL = Path(__file__).parents[3] / "shared" / "realdata"
+VIEW = View(16, 16)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    return write_tiny_release(tmp_path_factory.mktemp("official"))
+
+
+def without_names(site, labelled=True):
+    """What the integer tables alone say of an official site."""
+    unknown = site.dataset == "test" and site.well_type == "treatment" and not labelled
+    sirna = "EMPTY" if site.sirna == "EMPTY" else ""
+    return site._replace(sirna=sirna, sirna_id=-1 if unknown else site.sirna_id)
+
+
+def test_official_ids(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official)
+    opened = open_release(root)
+    expected = open_release(official)
+    assert opened.layout == "kaggle" and expected.layout == "official"
+    assert opened.sites == tuple(without_names(s, labelled=False) for s in expected.sites)
+    assert opened.fingerprint != expected.fingerprint
+    check_images(opened, VIEW, progress=False)
+    for ours, theirs in zip(opened.sites[::9], expected.sites[::9], strict=True):
+        image = read_image(opened, ours, VIEW)
+        assert (image == read_image(expected, theirs, VIEW)).all()
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_official_metadata_beside_gives_names_and_labels(official, tmp_path, later, zipped):
+    root = write_tiny_kaggle(tmp_path / "kaggle", official, later)
+    if zipped:
+        root = tmp_path / "zipped"
+        root.mkdir()
+        tops = [*KAGGLE_TABLES, "train", "test"]
+        zip_files(root / "rxrx1.zip", tmp_path / "kaggle", tops, "")
+        zip_files(root / "rxrx1-metadata.zip", official, ["metadata.csv"])
+    else:
+        shutil.copy(official / "metadata.csv", root)
+    opened = open_release(root)
+    assert opened.layout == "kaggle"
+    assert opened.sites == open_release(official).sites
+    check_images(opened, VIEW, progress=False)
+
+
+def test_wells_that_only_the_later_tables_have_are_labelled_too(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official, later=True)
+    gone = ("HUVEC-01_2_D05", "HUVEC-02_1_D05")  # train, test
+    write_metadata(root, [row for row in tiny_rows() if row["well_id"] not in gone])
+    sites = open_release(root).sites
+    expected = [
+        site if site.well_id != gone[1] else without_names(site, labelled=False)
+        for site in open_release(official).sites
+    ]
+    assert list(sites) == expected
+    assert {s.sirna_id for s in sites if s.well_id == gone[0]} == {1}
+
+
+def test_later_labels_alone_are_refused(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official, later=True)
+    with pytest.raises(ReleaseError, match="permutation of the official ids.*rxrx1-metadata.zip"):
+        open_release(root)
+    rows = tiny_rows()
+    write_metadata(root, [row for row in rows if row["sirna_id"] not in ("0", "-1")])
+    with pytest.raises(ReleaseError, match=f"found '{later_label(0)}', of which no labelled well"):
+        open_release(root)
+
+
+def change(path: Path, old: str, new: str, count: int = 1) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [  # train.csv: line 2 is HUVEC-01_1_D04
+        ("train.csv", "HUVEC-01_1_D04", "HUVEC-01_1_D06", "line 2, field id_code: found"),
+        ("train.csv", ",D04,", ",D4,", "line 2, field well: found 'D4'"),
+        ("train.csv", "D04,HUVEC-01", "D04,HELA-01", "line 2, field experiment: found 'HELA-01'"),
+        ("train.csv", "D04,0", "D04,1108", "line 2, field sirna: found '1108', expected 0 to"),
+        ("train.csv", "D04,0", "D04,", "line 2, field sirna: found '', expected 0 to 1107"),
+        (
+            "train.csv",
+            "D04,0",
+            "D04,sirna_12",
+            "line 2, field sirna: found 'sirna_12', but .* has '.*two",
+        ),
+        ("train.csv", "D04,0", "D04,UNTREATED", "line 2, field sirna: found 'UNTREATED'"),
+        ("train.csv", "sirna\n", "label\n", "line 1: column 'sirna' occurs 0 times"),
+        (
+            "train_controls.csv",
+            "negative_control",
+            "treatment",
+            "line 2, field well_type: found 'treat",
+        ),
+        ("test_controls.csv", "1138", "1109", "line 2, field sirna: found '1109', expected 1138"),
+    ],
+)
+def test_bad_rows(official, tmp_path, name, old, new, message):
+    root = write_tiny_kaggle(tmp_path, official)
+    change(root / name, old, new)
+    with pytest.raises(ReleaseError, match=f"{name}, {message}"):
+        open_release(root)
+
+
+def test_a_well_is_listed_once(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official)
+    with (root / "test_controls.csv").open("a") as file:
+        file.write("HUVEC-01_1_D04,HUVEC-01,1,D04,1108,positive_control\n")
+    with pytest.raises(ReleaseError, match=r"'HUVEC-01_1_D04' is already at .*train\.csv, line 2"):
+        open_release(root)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        ({"well_type": "positive_control", "sirna": "s5", "sirna_id": "1110"}, "well_type says"),
+        ({"sirna": "s7", "sirna_id": "7"}, "sirna says 0 for well HUVEC-01_1_D04"),
+        ({"dataset": "test"}, "the file says 'train'"),
+    ],
+)
+def test_contradictions_with_the_official_metadata(official, tmp_path, edit, message):
+    root = write_tiny_kaggle(tmp_path, official)
+    well = "HUVEC-01_1_D04"
+    rows = [row | (edit if row["well_id"] == well else {}) for row in tiny_rows()]
+    write_metadata(root, rows)
+    with pytest.raises(ReleaseError, match=rf"train\.csv, line 2, {message}.*metadata\.csv, line"):
+        open_release(root)
+
+
+@pytest.mark.parametrize(
+    "victim, label, message",
+    [
+        (1, 0, f"'{later_label(0)}' is id 1 at .*, but 0 at"),  # one label for two ids
+        (1107, 500, f"'{later_label(1107)}' is id 1107 at .*, but so is '{later_label(500)}'"),
+    ],
+)
+def test_labels_that_are_no_permutation(official, tmp_path, victim, label, message):
+    root = write_tiny_kaggle(tmp_path, official, later=True)
+    shutil.copy(official / "metadata.csv", root)
+    change(root / "train.csv", f",{later_label(victim)}\n", f",{later_label(label)}\n")
+    with pytest.raises(ReleaseError, match=rf"train\.csv, line .*{message}.*cannot be transl"):
+        open_release(root)
+
+
+def test_control_label_on_a_treatment(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official, later=True)
+    gone = "HUVEC-01_2_D05"
+    write_metadata(root, [row for row in tiny_rows() if row["well_id"] != gone])
+    change(root / "train.csv", f"2,D05,{later_label(1)}", f"2,D05,{later_label(1108)}")
+    with pytest.raises(ReleaseError, match="is id 1108 by the official .* for a treatment"):
+        open_release(root)
+
+
+def test_one_half_of_the_data(official, tmp_path):
+    root = write_tiny_kaggle(tmp_path, official)
+    shutil.rmtree(root / "test")
+    with pytest.raises(ReleaseError, match=r"test\.csv, line 2: well HUVEC-02_1_D04 has no image"):
+        open_release(root)
+    train = [s for s in open_release(official).sites if s.dataset == "train"]
+    part = open_release(root, Selection(experiments=("HUVEC-01", "U2OS-01")))
+    (root / "test.csv").unlink()
+    with pytest.raises(ReleaseError, match=r"there is no test\.csv; .* test/ need both"):
+        open_release(root)
+    (root / "test_controls.csv").unlink()
+    assert open_release(root).sites == part.sites == tuple(map(without_names, train))
+
+
+def test_which_sites_exist_is_seen_from_the_images(official, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = write_tiny_kaggle(tmp_path, official)
+    folder = root / "train" / "HUVEC-01" / "Plate1"
+    for channel in range(1, 6):
+        (folder / f"D04_s2_w{channel}.png").unlink()
+    opened = open_release(root)
+    assert "1 of 31 wells have one site only" in caplog.text
+    with pytest.raises(ReleaseError, match="^5 image file") as error:  # an incomplete site
+        check_images(opened, VIEW, progress=False)
+    assert "train.csv, line 2, site HUVEC-01_1_D04_2: " in str(error.value)
+    (folder / "D04_s2_w6.png").unlink()
+    with pytest.raises(ReleaseError, match=r"train.csv, line 2: well HUVEC-01_1_D04 has no image"):
+        open_release(root)
+    assert len(open_release(root, Selection(wells=("D05",))).sites) == 10
+
+
+def test_images_without_a_row(official, tmp_path, caplog):
+    root = write_tiny_kaggle(tmp_path, official)
+    plate = root / "train" / "HUVEC-01" / "Plate1"
+    shutil.copy(plate / "D04_s2_w1.png", plate / "D05_s1_w1.png")
+    shutil.copy(plate / "D04_s2_w1.png", plate / "D04_s2.png")
+    sites = open_release(root).sites
+    assert "2 images have no row" in caplog.text and "D05_s1_w1.png" in caplog.text
+    shutil.copytree(root / "train" / "U2OS-01", root / "test" / "U2OS-01")  # in the wrong half
+    with pytest.raises(ReleaseError, match="images have no row"):
+        open_release(root)
+    shutil.rmtree(root / "test" / "U2OS-01")
+    assert open_release(root).sites == sites
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(KAGGLE_TABLES), st.booleans(), st.booleans(), EDITS)
+def test_any_edit_gives_valid_wells_or_a_release_error(tmp_path, name, later, beside, edits):
+    write_kaggle_tables(tmp_path, tiny_rows(), later)
+    (tmp_path / "metadata.csv").unlink(missing_ok=True)
+    if beside:
+        write_metadata(tmp_path, tiny_rows())
+    path = tmp_path / name
+    data = path.read_bytes()
+    path.write_bytes(edited(data, [(at % len(data), length, new) for at, length, new in edits]))
+    try:
+        wells = kaggle.read_wells(Storage(tmp_path))
+    except ReleaseError as error:
+        assert str(tmp_path) in str(error) and len(str(error)) < 2000
+    else:
+        check_sites([well.site for well in wells.values()])
+
+
+class Listing:
+    """Stands in for `Storage`: real tables, names of the images of given sites, no image bytes."""
+
+    root = "listing"
+
+    def __init__(self, rows: Iterable[dict[str, str]]):
+        self.tables: dict[str, bytes] = {}
+        self.folders: dict[str, set[str]] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict[str, str]) -> None:
+        tree, plate = row["dataset"], f"Plate{row['plate']}"
+        folder = f"{tree}/{row['experiment']}"
+        self.folders.setdefault(tree, set()).add(row["experiment"])
+        self.folders.setdefault(folder, set()).add(plate)
+        stem = f"{row['well']}_s{row['site']}_w"
+        files = self.folders.setdefault(f"{folder}/{plate}", set())
+        files.update(f"{stem}{channel}.png" for channel in range(1, 7))
+
+    def holds(self, top: str) -> bool:
+        return top in self.tables or top in self.folders
+
+    def read(self, name: str) -> bytes:
+        return self.tables[name]
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(self.folders.get(folder, ()))
+
+    def describe(self, name: str) -> str:
+        return name
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[bytes, list[dict[str, str]], Listing]:
+    """metadata.csv, its rows, and a listing of their images."""
+    path = REAL / "metadata_reconstructed.csv.gz"
+    if not path.exists():
+        pytest.skip("the real metadata is not at hand")
+    data = gzip.decompress(path.read_bytes())
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    return data, rows, Listing(rows)
+
+
+def real_tables(folder: str) -> dict[str, bytes]:
+    paths = [REAL / folder / f"{name}.gz" for name in KAGGLE_TABLES]
+    return {path.stem: gzip.decompress(path.read_bytes()) for path in paths}
+
+
+def test_real_tables_rebuild_the_official_one(real, monkeypatch):
+    _, rows, listing = real
+    listing.tables = real_tables("kaggle")
+    monkeypatch.setattr(release, "Storage", lambda root: listing)
+    sites = open_release("x").sites
+    assert len(sites) == len(rows) == 125_510
+    assert Counter(site.dataset for site in sites) == {"train": 81_224, "test": 44_286}
+    by_id = {row["site_id"]: row for row in rows}
+    for site in sites:
+        row = by_id[site.site_id]
+        unlabelled = row["dataset"] == "test" and row["well_type"] == "treatment"
+        sirna = {
+            "sirna": "EMPTY" if row["sirna"] == "EMPTY" else "",
+            "sirna_id": "-1" if unlabelled else row["sirna_id"],
+        }
+        expected = tuple((row | sirna)[column] for column in COLUMNS)
+        assert tuple(map(str, site)) == expected
+
+
+def test_real_later_tables_with_the_official_one(real, monkeypatch):
+    data, rows, listing = real
+    tables = real_tables("kaggle_later")
+    only_later = {}  # wells that the official table lacks: one site each
+    for name in ("train.csv", "test.csv"):
+        for row in csv.DictReader(io.StringIO(tables[name].decode())):
+            well_id = row["id_code"]
+            only_later[well_id] = row | {"dataset": name[:-4], "site": "2", "well_id": well_id}
+    for row in rows:
+        only_later.pop(row["well_id"], None)
+    assert only_later.keys() == {
+        "HUVEC-06_1_B18", "RPE-04_3_E04", "HUVEC-18_3_D23", "RPE-09_2_J16",
+    }  # fmt: skip
+    listing.tables = tables | {"metadata.csv": data}
+    for row in only_later.values():  # the last test of this listing
+        listing.add(row)
+    monkeypatch.setattr(release, "Storage", lambda root: listing)
+    sites = {site.site_id: site for site in open_release("x").sites}
+    assert len(sites) == 125_514
+    official = metadata.read_metadata(data, "metadata.csv")
+    for site_id, (_, site) in official.items():
+        assert sites.pop(site_id) == site
+    assert {(s.well_id, s.site) for s in sites.values()} == {(w, 2) for w in only_later}
+    wells = kaggle.read_wells(listing)
+    ids = {well.label: well.site.sirna_id for well in wells.values() if well.label}
+    assert len(ids) == len(set(ids.values())) == 1139 and ids["UNTREATED"] == 1138
+    for site in sites.values():
+        label = wells[site.well_id].label
+        assert site.sirna_id == (ids[label] if site.dataset == "train" else -1)
+
+    listing.tables.pop("metadata.csv")
+    with pytest.raises(ReleaseError, match="permutation"):
+        open_release("x")

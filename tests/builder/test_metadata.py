@@ -1,0 +1,227 @@
+"""metadata.py against hand-made tables, mutated tables, and the real one where it is at hand."""
+
+import csv
+import gzip
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_release import COLUMNS, UNLABELLED, tiny_rows, tiny_wilds_rows
+
+from tfds_builder.rxrx1 import metadata
+from tfds_builder.rxrx1.metadata import ReleaseError, Site
+
+REAL = Path(__file__).parents[3] / "shared" / "realdata" / "metadata_reconstructed.csv.gz"
+
+
+def table(rows, columns=COLUMNS) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def read(data: bytes, datasets=metadata.DATASETS) -> list[Site]:
+    return [site for _, site in metadata.read_metadata(data, "metadata.csv", datasets).values()]
+
+
+def test_reads_every_row():
+    rows = tiny_rows()
+    sites = read(table(rows))
+    assert [tuple(map(str, site)) for site in sites] == [tuple(row.values()) for row in rows]
+    assert metadata.COLUMNS == tuple(COLUMNS) == Site._fields
+    entries = metadata.read_metadata(table(rows), "metadata.csv")
+    assert [line for line, _ in entries.values()] == list(range(2, len(rows) + 2))
+    last = max(sites, key=lambda site: site.well)
+    assert (last.well, last.row, last.column) == ("O23", 15, 23)
+    unlabelled = [site for site in sites if site.sirna_id == -1]
+    assert {(s.experiment, s.plate, s.well) for s in unlabelled} == {UNLABELLED}
+    assert {s.sirna for s in unlabelled} == {""}
+    assert {s.sirna for s in sites if s.well_type == "negative_control"} == {"EMPTY"}
+
+
+def test_column_order_further_columns_byte_order_mark_and_line_ends():
+    rows = [{"source": "x", **row} for row in tiny_rows()]
+    data = table(rows, ["source", *reversed(COLUMNS)])
+    expected = read(table(tiny_rows()))
+    assert read(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b"\r\n") == expected
+    assert read(data.replace(b"\n", b"\r")) == expected
+    assert read(b"\xef\xbb\xbf" + table(tiny_rows())) == expected
+
+
+def test_val_is_a_dataset_of_wilds_only():
+    data = table(tiny_wilds_rows())
+    assert Counter(s.dataset for s in read(data, metadata.WILDS_DATASETS)).keys() == {
+        "train", "val", "test",
+    }  # fmt: skip
+    with pytest.raises(ReleaseError, match="field dataset: found 'val', expected .* train, test"):
+        read(data)
+
+
+# In the tiny metadata, line 2 is HUVEC-02_1_B02_1 and line 6 HUVEC-02_1_D04_1 (s20000, id 0),
+# line 7 its second site.
+BAD_ROWS = [
+    (2, {"well_type": "negativ"}, "well_type", "negativ"),
+    (2, {"cell_type": "HELA"}, "cell_type", "HELA"),
+    (2, {"cell_type": "RPE"}, "experiment", "HUVEC-02"),
+    (2, {"experiment": "HUVEC-2"}, "experiment", "HUVEC-2"),
+    (2, {"experiment": "HUVEC-02/../x"}, "experiment", "HUVEC-02/../x"),
+    (2, {"dataset": "val"}, "dataset", "val"),
+    (2, {"plate": "5"}, "plate", "5"),
+    (2, {"plate": "1.0"}, "plate", "1.0"),
+    (2, {"well": "B25"}, "well", "B25"),
+    (2, {"well": "Q02"}, "well", "Q02"),
+    (2, {"well": "B2"}, "well", "B2"),
+    (2, {"site": "3"}, "site", "3"),
+    (2, {"site_id": "HUVEC-02_1_B02_2"}, "site_id", "HUVEC-02_1_B02_2"),
+    (2, {"well_id": "HUVEC-02_1_B03"}, "well_id", "HUVEC-02_1_B03"),
+    (2, {"sirna": ""}, "sirna", ""),
+    (2, {"sirna": "NaN"}, "sirna", "NaN"),
+    (2, {"sirna_id": "1137"}, "sirna_id", "1137"),
+    (4, {"sirna_id": "-1", "sirna": ""}, "sirna_id", "-1"),
+    (6, {"sirna_id": "1108"}, "sirna_id", "1108"),
+    (6, {"sirna_id": "-2"}, "sirna_id", "-2"),
+    (6, {"sirna_id": "zero"}, "sirna_id", "zero"),
+    (6, {"sirna_id": "-0"}, "sirna_id", "-0"),
+    (6, {"sirna_id": "00"}, "sirna_id", "00"),
+    (6, {"sirna_id": "\u0661"}, "sirna_id", "\u0661"),  # a digit to Python, not to the release
+    (6, {"sirna_id": "-1"}, "sirna", "s20000"),
+    (6, {"sirna": ""}, "sirna", ""),
+    (6, {"sirna": "EMPTY"}, "sirna", "EMPTY"),
+    (6, {"sirna": "s1\0"}, "sirna", "s1\0"),
+    (7, {"sirna_id": "5", "sirna": "s20005"}, "sirna", "s20005"),  # the twin site disagrees
+    (7, {"dataset": "train"}, "dataset", "train"),
+]
+
+
+@pytest.mark.parametrize("line, change, field, found", BAD_ROWS)
+def test_bad_row_names_line_field_and_value(line, change, field, found):
+    rows = tiny_rows()
+    rows[line - 2] |= change
+    with pytest.raises(ReleaseError) as error:
+        read(table(rows))
+    assert f"metadata.csv, line {line}, field {field}: found {found!r}" in str(error.value)
+
+
+def test_one_sirna_has_one_id_and_one_id_one_sirna():
+    rows = tiny_rows()
+    wells = {row["well_id"] for row in rows if row["sirna_id"] == "1"}
+    victim = sorted(wells)[-1]
+    line = 2 + next(i for i, row in enumerate(rows) if row["well_id"] == victim)
+    for change, field in (({"sirna_id": "2"}, "sirna_id"), ({"sirna": "s1"}, "sirna")):
+        changed = [row | change if row["well_id"] == victim else row for row in rows]
+        with pytest.raises(ReleaseError, match=rf"line {line}, field {field}: .* line \d+ says"):
+            read(table(changed))
+
+
+def test_duplicated_site_names_both_lines():
+    rows = tiny_rows()
+    with pytest.raises(ReleaseError, match=rf"line {len(rows) + 2}, field site_id: .* line 5"):
+        read(table([*rows, rows[3]]))
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda d: d.replace(b"well_type", b"welltype", 1), "line 1: column 'well_type' occ"),
+        (lambda d: d.replace(b"HUVEC-02_1_B02_1,", b"", 1), "line 2: 10 fields, expected 11"),
+        (lambda d: d.splitlines()[0] + b"\n", "has no rows"),
+        (lambda d: b"", "line 1: column 'site_id'"),
+        (lambda d: d.replace(b"EMPTY", b'"EMPTY', 1), "unexpected end of data"),
+        (lambda d: d.decode().encode("utf-16"), "line 1: not UTF-8"),
+        (lambda d: d.replace(b"s20000", b"s\xb5", 1), "line 6: not UTF-8"),
+        (lambda d: d.replace(b"s20000", b"s" * 200_000, 1), "line 6: field larger than"),
+        (lambda d: d.replace(b"HUVEC", b"H" * 9999, 1), "line 2, field .{2,300} expected"),
+    ],
+)
+def test_malformed_table(edit, message):
+    with pytest.raises(ReleaseError, match=f"metadata.csv.*{message}"):
+        read(edit(table(tiny_rows())))
+
+
+VALID = table(tiny_rows()[:12])
+TOKENS = [b"\0", b"\r", b"\n", b'"', b",", b"\xef\xbb\xbf", b"\xff", b"-1", b"EMPTY", b"1138", b"",
+          b"B02", b"x" * 140_000, "\u00b2".encode(), b"../..", b" "]  # fmt: skip
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, len(VALID)),
+        st.integers(0, 8),  # bytes replaced
+        st.sampled_from(TOKENS) | st.binary(max_size=6),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def edited(data: bytes, edits) -> bytes:
+    for position, length, new in edits:
+        data = data[:position] + new + data[position + length :]
+    return data
+
+
+def check_sites(sites) -> None:
+    """What the rest of the builder relies on, whatever the file was."""
+    assert sites and len({s.site_id for s in sites}) == len(sites)
+    for s in sites:
+        assert s.well_id == f"{s.experiment}_{s.plate}_{s.well}"
+        assert s.site_id == f"{s.well_id}_{s.site}" and s.experiment[:-3] == s.cell_type
+        assert s.cell_type in metadata.CELL_TYPES and s.dataset in ("train", "test")
+        assert s.plate in range(1, 5) and s.site in (1, 2)
+        assert s.row in range(1, 17) and s.column in range(1, 25)
+        known = s.sirna_id in metadata.SIRNA_IDS[s.well_type]
+        assert known or (s.sirna_id == -1 and s.well_type == "treatment")
+        assert (s.sirna == "EMPTY") == (s.well_type == "negative_control")
+        assert s.sirna.isprintable() and not (s.sirna and s.sirna_id == -1)
+
+
+@settings(max_examples=400, deadline=None)
+@given(EDITS)
+def test_any_edit_gives_valid_sites_or_a_release_error(edits):
+    try:
+        sites = read(edited(VALID, edits))
+    except ReleaseError as error:
+        assert "metadata.csv" in str(error) and len(str(error)) < 2000
+    else:
+        check_sites(sites)
+        assert all(s.sirna or s.sirna_id == -1 for s in sites)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real metadata is not at hand")
+def test_real_metadata():
+    sites = read(gzip.decompress(REAL.read_bytes()))
+    assert len(sites) == 125_510
+    assert Counter(site.dataset for site in sites) == {"train": 81_224, "test": 44_286}
+    treatments = Counter(site.dataset for site in sites if site.well_type == "treatment")
+    assert treatments == {"train": 73_030, "test": 39_794}
+    experiments = {site.experiment: site.cell_type for site in sites}
+    assert Counter(experiments.values()) == {"HUVEC": 24, "RPE": 11, "HEPG2": 11, "U2OS": 5}
+    assert sum(site.sirna_id == -1 for site in sites) == 2 * 11_044
+    assert len({site.sirna_id for site in sites}) == 1139 + 1
+    assert all(site.row in range(2, 16) and site.column in range(2, 24) for site in sites)
+
+    wells = Counter((s.experiment, s.plate, s.well_type) for s in sites if s.site == 1)
+    plates = {(s.experiment, s.plate) for s in sites}
+    assert len(plates) == 204 and wells.total() == 62_755
+    per_plate = {t: Counter(wells[(*p, t)] for p in plates) for t in metadata.WELL_TYPES}
+    assert per_plate["positive_control"] == {30: 183, 29: 19, 28: 2}
+    assert per_plate["negative_control"] == {1: 172, 2: 26, 3: 2, 4: 4}
+    assert per_plate["treatment"][277] == 160 and min(per_plate["treatment"]) == 271
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real metadata is not at hand")
+def test_real_partition_as_wilds_draws_it():
+    """Counts of WILDS v1.0: its metadata.csv says "val" for four experiments."""
+    with gzip.open(REAL, "rt", newline="") as file:
+        rows = [{column: row[column] for column in COLUMNS} for row in csv.DictReader(file)]
+    for row in rows:
+        if row["experiment"] in ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04"):
+            row["dataset"] = "val"
+    sites = read(table(rows), metadata.WILDS_DATASETS)
+    counts = Counter((s.dataset, s.site if s.dataset == "train" else 0) for s in sites)
+    assert counts == {
+        ("train", 1): 40_612, ("train", 2): 40_612, ("val", 0): 9_854, ("test", 0): 34_432,
+    }  # fmt: skip

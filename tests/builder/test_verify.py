@@ -1,0 +1,367 @@
+"""`verify`: a sound dataset passes; every kind of damage is found, with its place."""
+
+import csv
+import gzip
+import json
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+import tensorflow as tf  # noqa: E402
+
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, stored, verify  # noqa: E402
+from tfds_builder.rxrx1.__main__ import main  # noqa: E402
+
+pytest_plugins = ["dataset_fixture"]
+REAL = Path(__file__).parents[3] / "shared/realdata/metadata_reconstructed.csv.gz"
+
+
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    """A copy of the dataset that a test may break."""
+    return Path(shutil.copytree(tiny.dataset, tmp_path / "1.1.0"))
+
+
+@pytest.fixture(scope="module")
+def array_record(tiny, tmp_path_factory) -> Path:
+    builder = Builder(
+        config=Rxrx1Config(name="tiny", size=16), data_dir=tmp_path_factory.mktemp("array_record")
+    )
+    download_config = tfds.download.DownloadConfig(manual_dir=str(tiny.release.parent))
+    builder.download_and_prepare(download_config=download_config, file_format="array_record")
+    return Path(builder.data_path)
+
+
+def faults_of(folder: Path, everything: bool = False) -> dict[str, list[str]]:
+    checks = verify.verify(stored.open_dataset(folder), everything, progress=False)
+    return {check.name: check.faults for check in checks if check.faults}
+
+
+def record_file(folder: Path, experiment: str = "HUVEC-01") -> Path:
+    (file,) = folder.glob(f"rxrx1-{experiment}.*")
+    return file
+
+
+def rewrite(folder: Path, change: Callable[[list[tf.train.Example]], object]) -> Path:
+    """Changes the examples of HUVEC-01 and writes them with right checksums."""
+    file = record_file(folder)
+    data = [r.numpy() for r in tf.data.TFRecordDataset(str(file))]
+    examples = [tf.train.Example.FromString(record) for record in data]
+    change(examples)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for example in examples:
+            writer.write(example.SerializeToString())
+    return file
+
+
+def feature(example: tf.train.Example, name: str):
+    value = example.features.feature[name]
+    return getattr(value, value.WhichOneof("kind")).value
+
+
+def first(examples, well_type: str) -> int:
+    return next(
+        i for i, e in enumerate(examples) if feature(e, "well_type")[0] == well_type.encode()
+    )
+
+
+def change_metadata(folder: Path, change: Callable[[dict], object]) -> None:
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    path.write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize("format", ["tfrecord", "array_record"])
+def test_sound_dataset_passes(format, request, tiny, capsys):
+    folder = tiny.dataset if format == "tfrecord" else request.getfixturevalue("array_record")
+    capsys.readouterr()  # of the build
+    assert main(["verify", str(folder.parent), "--all"]) == 0  # the newest version in it
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"rxrx1/tiny/{folder.name} in {folder}"
+    assert lines[1] == f"61 sites of 6 x 16 x 16 in 3 experiments, {format} files"
+    checks = {line[:20].strip(): line[20:].split("  ")[0] for line in lines[3:]}
+    assert checks == {
+        "files": "3 of 3",
+        "records in them": "61 of 61",
+        "official release": "train 39 of 81,224, test 22 of 44,286",
+        "checksums": "61 records, 3 of 3 experiments",
+        "features": "61 records, 3 of 3 experiments",
+        "images": "6 x 16 x 16 each",
+        "control statistics": "6 plates, taken again",
+    }
+    assert all(line.endswith("  ok") for line in lines[3:])
+
+
+def test_missing_file(copy, capsys):
+    file = record_file(copy)
+    file.unlink()
+    assert main(["verify", str(copy)]) == 1
+    printed = capsys.readouterr().out
+    assert "2 of 3" in printed and "FAILED (1)" in printed
+    assert f"\nfiles:\n  {file}: No such file" in printed
+
+
+def record_spans(file: Path) -> list[tuple[int, int]]:
+    """(start, stop) of the data of the records, by the lengths in the headers."""
+    data, spans, position = file.read_bytes(), [], 0
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 8], "little")
+        spans.append((position + 12, position + 12 + length))
+        position += 16 + length
+    return spans
+
+
+def test_damaged_byte_is_found_by_the_checksum(copy):
+    file = record_file(copy)
+    start, stop = record_spans(file)[7]
+    data = bytearray(file.read_bytes())
+    data[(start + stop) // 2] ^= 1
+    file.write_bytes(data)
+    faults = faults_of(copy)
+    assert set(faults) == {"checksums", "control statistics"}
+    (fault,) = faults["checksums"]
+    assert fault.startswith(f"{file}: record 7 is damaged (corrupted record at {start})")
+    assert faults["control statistics"] == ["HUVEC-01: not compared, records of it are faulty"]
+
+
+def test_damaged_array_record(array_record, tmp_path):
+    copy = Path(shutil.copytree(array_record, tmp_path / "1.1.0"))
+    file = record_file(copy)
+    data = bytearray(file.read_bytes())
+    data[2000] ^= 1
+    file.write_bytes(data)
+    assert f"{file}: record 1 is damaged" in faults_of(copy)["checksums"][0]
+    file.write_bytes(data[:-200])
+    assert "not a whole ArrayRecord file" in faults_of(copy)["records in them"][0]
+
+
+def test_truncated_file(copy):
+    file = record_file(copy)
+    file.write_bytes(file.read_bytes()[:-40])
+    faults = faults_of(copy)
+    assert faults["records in them"] == [f"{file}: record 20 is cut off at the end of the file"]
+    assert "record 20 is damaged (truncated record at" in faults["checksums"][0]
+
+
+def test_lost_record(copy):
+    file = rewrite(copy, lambda examples: examples.pop())
+    faults = faults_of(copy)
+    assert faults["records in them"] == [f"{file}: 20 records, expected 21 by dataset_info.json"]
+
+
+def test_only_one_experiment_of_a_cell_type_is_read_unless_all_are_asked_for(copy):
+    file = record_file(copy, "HUVEC-02")
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 1
+    file.write_bytes(data)
+    assert faults_of(copy) == {}
+    assert f"{file}: record 21 is damaged" in faults_of(copy, everything=True)["checksums"][0]
+
+
+def test_record_of_no_example(copy):
+    file = record_file(copy)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for _ in range(21):
+            writer.write(b"nonsense")
+    faults = faults_of(copy)
+    assert len(faults["features"]) >= 21
+    assert faults["features"][0].startswith(f"{file}, record 0, no site_id: not a tf.train.Example")
+
+
+def set_text(name: str, text: str):
+    def change(example):
+        feature(example, name)[0] = text.encode()
+
+    return change
+
+
+def set_number(name: str, number: int):
+    def change(example):
+        feature(example, name)[0] = number
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_text("experiment", "HUVEC-02"), "experiment is 'HUVEC-02', expected 'HUVEC-01'"),
+        (set_text("cell_type", "RPE"), "cell_type is 'RPE', expected 'HUVEC'"),
+        (set_text("dataset", "training"), "dataset is 'training', expected"),
+        (set_text("well", "D99"), "well is 'D99', expected 'D0"),
+        (set_text("well_id", "HUVEC-01_1_A01"), "well_id is 'HUVEC-01_1_A01', expected 'HUVEC-01"),
+        (set_text("site_id", "HUVEC-01_1_A01_1"), "site_id is 'HUVEC-01_1_A01_1', expected"),
+        (set_text("sirna", "EMPTY"), "sirna is 'EMPTY' of a treatment"),
+        (set_text("well_type", "control"), "well_type is 'control', expected"),
+        (set_number("sirna_id", 1108), "sirna_id is 1108, expected 0 to 1107"),
+        (set_number("plate", 5), "plate is 5, expected 1 to 4"),
+        (set_number("site", 3), "site is 3, expected 1 to 2"),
+        (set_number("row", 0), "row is 0, expected 1 to 16"),
+        (set_number("column", 25), "column is 25, expected 1 to 24"),
+        (lambda e: e.features.feature.pop("plate"), "no feature plate"),
+        (lambda e: feature(e, "control_std").pop(), "control_std is"),
+        (lambda e: feature(e, "row").append(1), "feature row holds 2 values, expected 1"),
+    ],
+)  # fmt: skip
+def test_features_that_cannot_be(copy, change, message):
+    numbers = []
+
+    def one(examples):
+        numbers.append(first(examples, "treatment"))
+        change(examples[numbers[0]])
+
+    file = rewrite(copy, one)
+    faults = faults_of(copy)["features"]
+    assert any(fault.startswith(f"{file}, record {numbers[0]}, ") for fault in faults)
+    assert any(message in fault for fault in faults), faults
+
+
+def test_site_twice(copy):
+    def twice(examples):
+        examples[3] = examples[2]
+
+    rewrite(copy, twice)
+    assert "record 3" in faults_of(copy)["features"][0]
+    assert "the second record of this site" in faults_of(copy)["features"][0]
+
+
+def pixels(example) -> np.ndarray:
+    plain = zlib.decompress(feature(example, "image")[0])
+    return np.frombuffer(plain, np.uint8).reshape(6, 16, 16).copy()
+
+
+def test_image_of_another_size(copy):
+    numbers = []
+
+    def shorten(examples):
+        numbers.append(first(examples, "treatment"))
+        stream = zlib.compress(pixels(examples[numbers[0]])[:5].tobytes())
+        feature(examples[numbers[0]], "image")[0] = stream
+
+    file = rewrite(copy, shorten)
+    (fault,) = faults_of(copy)["images"]
+    assert fault.startswith(f"{file}, record {numbers[0]}, HUVEC-01_")
+    assert "1280 bytes, expected 1536" in fault
+
+
+@pytest.mark.parametrize("well_type", ["positive_control", "treatment"])
+def test_one_count_in_one_control_pixel(copy, well_type):
+    """The smallest change there is; images of treatments are in no sum."""
+
+    def change(examples):
+        example = examples[first(examples, well_type)]
+        image = pixels(example)
+        image[4, 3, 2] ^= 1
+        feature(example, "image")[0] = zlib.compress(image.tobytes())
+
+    rewrite(copy, change)
+    faults = faults_of(copy)
+    if well_type == "treatment":
+        assert faults == {}
+        return
+    (fault,) = faults["control statistics"]
+    assert set(faults) == {"control statistics"}
+    assert fault.startswith("HUVEC-01 plate ") and "positive_control: the images sum up" in fault
+
+
+@pytest.mark.parametrize("name", ["control_mean", "control_std"])
+def test_statistics_of_a_record(copy, name):
+    def change(examples):
+        feature(examples[0], name)[1] += 1
+
+    rewrite(copy, change)
+    (fault,) = faults_of(copy)["control statistics"]
+    assert "HUVEC-01_" in fault and "control_mean" in fault
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("plate", "HUVEC-01", "2", "mean"),
+        ("plate", "U2OS-01", "2", "source"),
+        ("experiment", "U2OS-01", "std"),
+        ("negative_control", "plate", "HUVEC-01", "1", "mean"),
+        ("negative_control", "experiment", "HUVEC-01", "std"),
+    ],
+)
+def test_statistics_in_the_metadata(copy, path):
+    def change(metadata):
+        part = metadata["control_statistics"]
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = "plate_controls" if path[-1] == "source" else [1.0] * 6
+
+    change_metadata(copy, change)
+    faults = faults_of(copy)
+    assert set(faults) == {"control statistics"}
+    assert "control_statistics" in faults["control statistics"][0]
+
+
+def test_sums_in_the_metadata(copy):
+    def change(metadata):
+        metadata["control_pixels"]["U2OS-01"]["1"]["negative_control"]["sum_of_squares"][5] += 1
+
+    change_metadata(copy, change)
+    (fault,) = faults_of(copy)["control statistics"]
+    assert fault.startswith("U2OS-01 plate 1, negative_control: the images sum up")
+
+
+def test_partitions(copy):
+    change_metadata(copy, lambda m: m["partitions"]["train"].remove("U2OS-01"))
+    faults = faults_of(copy)
+    assert "partitions list other experiments than there are: ['U2OS-01']" in str(faults)
+    change_metadata(copy, lambda m: m["partitions"]["test"].append("U2OS-01"))
+    (fault,) = faults_of(copy)["features"]
+    assert fault.startswith("U2OS-01: its sites say dataset {'train'}")
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real metadata here")
+def test_official_counts_are_those_of_the_real_metadata():
+    with gzip.open(REAL, "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = Counter(row["dataset"] for row in rows)
+    assert counts == verify.OFFICIAL_SITES
+    wilds = Counter(
+        "val" if r["experiment"] in ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04") else r["dataset"]
+        for r in rows
+    )
+    assert wilds == verify.WILDS_SITES
+
+
+def test_more_sites_than_the_official_release_has():
+    def check(train: int, layout: str) -> verify.Check:
+        splits = {"HUVEC-01": SimpleNamespace(num_examples=train)}
+        metadata = {"source": "release", "layout": layout, "partitions": {"train": ["HUVEC-01"]}}
+        info = SimpleNamespace(splits=splits, metadata=metadata)
+        return verify._check_partitions(SimpleNamespace(info=info))
+
+    assert not check(81_224, "official").faults
+    assert "more than the 81,224" in check(81_225, "official").faults[0]
+    assert not check(81_225, "kaggle").faults  # later files hold more
+
+
+def test_report_is_cut_to_the_first_faults(tiny):
+    checks = [verify.Check("features", "61 records", [f"fault {i}" for i in range(25)])]
+    text = verify.report(stored.open_dataset(tiny.dataset), checks)
+    assert "FAILED (25)" in text and "fault 9\n" in text and "fault 10" not in text
+    assert text.endswith("... and 15 more")
+
+
+def test_not_a_dataset(tmp_path, copy, capsys):
+    assert main(["verify", str(tmp_path / "none")]) == 1
+    assert "holds no dataset_info.json" in capsys.readouterr().err
+    (copy / "metadata.json").write_text("{")
+    assert main(["verify", str(copy)]) == 1
+    assert "build the dataset again" in capsys.readouterr().err
+    (copy / "metadata.json").write_text('{"layout": "official"}')
+    assert main(["verify", str(copy)]) == 1
+    listed = "no source, partitions, control_pixels, control_statistics in metadata.json"
+    assert listed in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""A run as WILDS has it: three channels, controls as classes, accuracies of three sets."""
+
+import contextlib
+import importlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from ml_collections import ConfigDict
+from tiny_release import write_tiny_release
+
+from configs import wilds
+from rxrx1_jax.data import records
+from rxrx1_jax.report import __main__ as report
+from rxrx1_jax.training import run_dir
+from rxrx1_jax.data import splits
+from rxrx1_jax.training import steps
+from rxrx1_jax.training import train
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+
+SIZE = 16
+RENAMED = {"HUVEC-02": "HUVEC-17", "U2OS-01": "U2OS-05"}  # of the tiny release: one val, one test
+FILES = {"test": "predictions", "id_test": "predictions_id_test", "val": "predictions_val"}
+
+
+class Finished(NamedTuple):
+    config: ConfigDict
+    workdir: Path
+    results: dict[str, Any]
+    said: str
+    rows: dict[str, dict[str, str]]  # the release's metadata.csv by site_id
+
+
+def expected_role(row: dict[str, str]) -> str:
+    """WILDS's set of a row of metadata.csv, written out for the tiny release."""
+    if row["sirna_id"] == "-1":
+        return "other"
+    if row["experiment"] == "HUVEC-01":
+        return {"1": "train", "2": "id_test"}[row["site"]]
+    return {"HUVEC-17": "val", "U2OS-05": "test"}[row["experiment"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Iterator[Finished]:
+    from tfds_builder.rxrx1 import Builder, Rxrx1Config
+
+    release = write_tiny_release(tmp_path_factory.mktemp("release"), SIZE)
+    table = release / "metadata.csv"
+    text = table.read_text()
+    for old, new in RENAMED.items():
+        text = text.replace(old, new)
+        (release / "images" / old).rename(release / "images" / new)
+    table.write_text(text.replace(",train,U2OS-05", ",test,U2OS-05"))
+    header, *lines = (line.split(",") for line in table.read_text().splitlines())
+    rows = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    data_dir = tmp_path_factory.mktemp("data")
+    stored = Rxrx1Config(
+        name="small_wilds", size=8, source_size=SIZE, crop=True, channels=3, wilds=True
+    )
+    Builder(config=stored, data_dir=data_dir).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(release))
+    )
+
+    config = wilds.get_config()
+    config.data.dir, config.data.name, config.data.threads = str(data_dir), "rxrx1/small_wilds", 2
+    config.model.name, config.model.width = "resnet_demo", 8
+    config.optim.batch_size, config.eval.batch_size = 8, 8
+    config.optim.epochs, config.optim.warmup_epochs = 1, 0.0
+    config.optim.name = "sgd"  # Optax's Adam wants JAX's standard promotion
+    workdir = tmp_path_factory.mktemp("runs") / "wilds"
+    # Training, evaluation and prediction of the tests share one initialisation and one compilation.
+    task = train.prepare(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train, "prepare", lambda _: task._replace(state=jax.tree.map(jnp.copy, task.state))
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            results = train.train_and_evaluate(config, workdir)
+        yield Finished(config, workdir, results, said.getvalue(), rows)
+
+
+def test_three_accuracies_follow_from_the_predictions(finished):
+    results = json.loads((finished.workdir / "results.json").read_text())
+    assert results == finished.results and results["protocol"] == "wilds"
+    assert set(results["other_sets"]) == {"id_test", "val"}
+    scored = {"test": results, **results["other_sets"]}
+    for name, file in FILES.items():
+        table = pq.read_table(finished.workdir / f"{file}.parquet").to_pydict()
+        ids = [s for s, row in finished.rows.items() if expected_role(row) == name]
+        assert sorted(table["site_id"]) == sorted(ids)
+        label = np.array([int(finished.rows[s]["sirna_id"]) for s in table["site_id"]])
+        right = np.array(table["prediction"]) == label
+        assert scored[name]["accuracy"]["site"]["all"] == right.mean()
+        assert scored[name]["loss"] == pytest.approx(np.mean(table["loss"]), rel=1e-6)
+        if name != "test":
+            assert scored[name]["sites"] == len(ids)
+            accuracy = scored[name]["accuracy"]["site"]["all"]
+            assert f"{name}: accuracy by site {accuracy:.4f}" in finished.said
+    assert results["data"]["test_sites"] == 18 and results["data"]["train_sites"] == 10
+    assert results["data"]["classes"] == 6  # three siRNAs, two positive controls, untreated
+
+
+def test_the_first_lines_count_every_set(finished):
+    for part in ("train 10 sites", "test 18 sites", "id_test 11 sites", "val 20 sites",
+                 "6 siRNA classes; 2 sites without a label are left out"):  # fmt: skip
+        assert part in finished.said
+
+
+def test_evaluating_again_gives_the_same(finished):
+    before = {f: pq.read_table(finished.workdir / f"{f}.parquet") for f in FILES.values()}
+    for file in FILES.values():
+        (finished.workdir / f"{file}.parquet").unlink()
+    assert train.evaluate_run(finished.config, finished.workdir) == finished.results
+    for file, table in before.items():
+        assert pq.read_table(finished.workdir / f"{file}.parquet").equals(table)
+
+
+def test_every_site_is_predicted_with_its_role(finished):
+    table = pq.read_table(train.predict_run(finished.config, finished.workdir)).to_pydict()
+    roles = dict(zip(table["site_id"], table["role"], strict=True))
+    assert roles == {site_id: expected_role(row) for site_id, row in finished.rows.items()}
+
+
+def test_the_other_sets_belong_to_the_fingerprint(finished):
+    sites = records.Records(
+        records.find_dataset(finished.config.data.dir, finished.config.data.name)
+    ).sites
+    split = splits.make_split(sites, "wilds")
+    changed = split._replace(other_sets={**split.other_sets, "val": split.other_sets["val"][1:]})
+    one, two = (run_dir.describe_data("1", sites, s)["split_fingerprint"] for s in (split, changed))
+    assert one != two
+    recorded = json.loads((finished.workdir / "config.json").read_text())["dataset"]
+    assert recorded["split_fingerprint"] == one
+
+
+def test_table_1_refuses_the_run(finished, tmp_path, capsys):
+    assert report.main([str(finished.workdir), f"--out={tmp_path / 'page'}"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and not (tmp_path / "page").exists()
+    assert "protocol wilds has no row in Table 1" in error and "results.json" in error
+
+
+def test_the_shipped_config_has_the_settings_of_wilds():
+    config = wilds.get_config()
+    run_dir.check(config)
+    total = round(40_612 / config.optim.batch_size * config.optim.epochs)
+    _, schedule = steps.create_optimizer(config.optim, total)
+    rates = [float(schedule(step)) for step in (5_413, 5_414, 5_415, 6_000)]
+    assert rates[0] < rates[1] == pytest.approx(1e-3) and rates[3] < rates[1]
+    assert (config.optim.batch_size, config.optim.epochs) == (72, 90)
+    assert (config.optim.name, config.optim.weight_decay) == ("adam", 1e-5)
+    assert (config.data.name, config.data.normalisation) == ("rxrx1/wilds", "site")
+
+
+def test_builder_and_splits_name_the_same_validation_experiments():
+    builder = importlib.import_module("tfds_builder.rxrx1.rxrx1_dataset_builder")
+    assert set(builder.WILDS_VALIDATION) == set(splits.WILDS_VALIDATION)

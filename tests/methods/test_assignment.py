@@ -1,0 +1,296 @@
+"""Decisions by well and by design: against loops, brute force, and the real metadata."""
+
+import csv
+import gzip
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rxrx1_jax.methods import assignment
+
+REAL = Path(__file__).parents[3] / "shared/realdata/metadata_reconstructed.csv.gz"
+LAYOUT = [
+    ("site_id", "U24"), ("well_id", "U20"), ("cell_type", "U5"), ("experiment", "U8"),
+    ("plate", "i4"), ("well", "U3"), ("site", "i4"), ("well_type", "U16"), ("sirna_id", "i4"),
+]  # fmt: skip
+PLATES, PER_PLATE = 3, 2
+CLASSES = np.array([40, 41, 50, 51, 60, 61])  # groups 0, 1, 2
+
+
+def row(experiment, plate, well, site, sirna_id, well_type="treatment"):
+    well_id = f"{experiment}_{plate}_{well}"
+    return (
+        f"{well_id}_{site}", well_id, "RPE", experiment, plate, well, site, well_type, sirna_id,
+    )  # fmt: skip
+
+
+def screen(rotations, sites=2, seed=0):
+    """One experiment per rotation; plate p (from 1) holds group (p - 1 + rotation) mod 3."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number, rotation in enumerate(rotations):
+        for plate in range(PLATES):
+            group = (plate + rotation) % PLATES
+            sirnas = rng.permutation(CLASSES[group * PER_PLATE : (group + 1) * PER_PLATE])
+            for well, sirna in enumerate(sirnas):
+                rows += [row(f"E{number}", plate + 1, f"B0{well}", s + 1, sirna)
+                         for s in range(sites)]  # fmt: skip
+    return np.array(rows, LAYOUT)
+
+
+def noisy_scores(sites, classes=CLASSES, noise=2.0, seed=1):
+    """log-softmax with some evidence for the true class."""
+    rng = np.random.default_rng(seed)
+    logits = noise * rng.normal(size=(len(sites), len(classes)))
+    logits += 2.0 * (sites["sirna_id"][:, None] == classes)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def roles(sites, *test):
+    return np.where(np.isin(sites["experiment"], test), "test", "train")
+
+
+def test_well_mean_against_a_loop():
+    sites = np.delete(screen([0, 1]), 3)  # a well with one site
+    scores = np.random.default_rng(0).normal(size=(4, len(sites), 6))
+    for log_probs in (scores, scores[0]):
+        expected = [
+            np.mean([log_probs[..., j, :] for j in range(len(sites))
+                     if sites["well_id"][j] == well], axis=0).reshape(-1, 6).mean(axis=0)
+            for well in sites["well_id"]
+        ]  # fmt: skip
+        np.testing.assert_allclose(assignment.well_mean(log_probs, sites), expected, rtol=1e-12)
+    assert (sites["well_id"] == sites["well_id"][2]).sum() == 1
+    np.testing.assert_array_equal(assignment.well_mean(scores[0], sites)[2], scores[0, 2])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_assign_once_is_the_best_of_all_permutations(seed):
+    sites = screen([0, 1, 2], seed=seed)
+    scores, role = noisy_scores(sites, seed=seed), roles(sites, "E2")
+    predicted = assignment.assign_once(scores, sites, CLASSES, role)
+    wells = np.flatnonzero(sites["experiment"] == "E2")[::2]
+    means = (scores[wells] + scores[wells + 1]) / 2
+    best = max(
+        itertools.permutations(range(6)), key=lambda order: means[range(6), list(order)].sum()
+    )
+    np.testing.assert_array_equal(predicted[wells], CLASSES[list(best)])
+    np.testing.assert_array_equal(predicted[wells + 1], CLASSES[list(best)])
+    train = role == "train"
+    by_well = CLASSES[assignment.well_mean(scores, sites).argmax(axis=1)]
+    np.testing.assert_array_equal(predicted[train], by_well[train])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_plate_groups_are_the_best_of_all_rotations_and_permutations(seed):
+    sites = screen([1, 0, 2, seed % 3], seed=seed)
+    sites = np.delete(sites, [40, 41])  # a missing well of E3
+    scores, role = noisy_scores(sites, seed=seed), roles(sites, "E3")
+    predicted = assignment.assign_plate_groups(scores, sites, CLASSES, role)
+    wells = np.flatnonzero(sites["experiment"] == "E3")[::2]
+    means = (scores[wells] + scores[wells + 1]) / 2
+    options = []
+    for rotation in range(PLATES):
+        parts = []
+        for plate in range(PLATES):
+            group = (plate + rotation) % PLATES
+            here = np.flatnonzero(sites["plate"][wells] == plate + 1)
+            columns = range(group * PER_PLATE, (group + 1) * PER_PLATE)
+            parts.append(max(
+                ([(well, column) for well, column in zip(here, order, strict=True)]
+                 for order in itertools.permutations(columns, len(here))),
+                key=lambda pairs: sum(means[pair] for pair in pairs),
+            ))  # fmt: skip
+        options.append(sorted(itertools.chain(*parts)))
+    best = max(options, key=lambda pairs: sum(means[pair] for pair in pairs))
+    np.testing.assert_array_equal(predicted[wells], CLASSES[[column for _, column in best]])
+
+
+def test_the_design_helps_and_fixes_the_plates():
+    sites = screen([e % 3 for e in range(63)])
+    scores, role = noisy_scores(sites), roles(sites, *(f"E{e}" for e in range(3, 63)))
+    test = role == "test"
+
+    def accuracy(predicted):
+        return np.mean(predicted[test] == sites["sirna_id"][test])
+
+    plain = accuracy(CLASSES[scores.argmax(axis=1)])
+    by_well = accuracy(CLASSES[assignment.well_mean(scores, sites).argmax(axis=1)])
+    once = accuracy(assignment.assign_once(scores, sites, CLASSES, role))
+    groups = accuracy(assignment.assign_plate_groups(scores, sites, CLASSES, role))
+    assert plain < by_well < once < groups
+
+
+def test_groups_of_a_constructed_screen():
+    rotations = [0, 2, 1, 1]
+    sites = screen(rotations)
+    sites["sirna_id"][:2] = 999  # one mislabelled well
+    groups, rotation = assignment.sirna_groups(sites, roles(sites, "E3"))
+    assert {groups[sirna] for sirna in (40, 41)} == {groups[40]}
+    assert {groups[sirna] for sirna in (50, 51)} == {(groups[40] + 1) % 3}
+    assert {groups[sirna] for sirna in (60, 61)} == {(groups[40] + 2) % 3}
+    assert [(rotation[f"E{e}"] - rotation["E0"]) % 3 for e in range(3)] == rotations[:3]
+    assert "E3" not in rotation
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="real metadata not present")
+def test_groups_of_the_real_screen():
+    with gzip.open(REAL, "rt", encoding="utf-8") as file:
+        lines = [line for line in csv.DictReader(file) if line["site"] == "1"]
+    sites = np.array([tuple(line[name] for name, _ in LAYOUT) for line in lines], LAYOUT)
+    dataset = np.array([line["dataset"] for line in lines])
+    groups, _ = assignment.sirna_groups(sites, dataset)
+    assert np.bincount(list(groups.values())).tolist() == [277] * 4
+    known = (sites["well_type"] == "treatment") & (sites["sirna_id"] >= 0) & (dataset == "test")
+    for experiment in np.unique(sites["experiment"][known]):
+        here = sites[known & (sites["experiment"] == experiment)]
+        group = np.array([groups[int(sirna)] for sirna in here["sirna_id"]])
+        assert len(np.unique((group - here["plate"]) % 4)) == 1, experiment
+
+
+@pytest.mark.parametrize("decide", [assignment.assign_once, assignment.assign_plate_groups])
+class TestAssignments:
+    def test_rows_in_any_order(self, decide):
+        sites = screen([0, 1, 2, 0, 1])
+        scores, role = noisy_scores(sites), roles(sites, "E3", "E4")
+        order = np.random.default_rng(3).permutation(len(sites))
+        np.testing.assert_array_equal(
+            decide(scores[order], sites[order], CLASSES, role[order]),
+            decide(scores, sites, CLASSES, role)[order],
+        )
+        np.testing.assert_array_equal(
+            decide(np.stack([scores, scores]), sites, CLASSES, role),
+            decide(scores, sites, CLASSES, role),
+        )
+
+    @pytest.mark.parametrize("held_out", ["test", "other"])
+    def test_test_labels_are_not_read(self, decide, held_out):
+        sites = screen([0, 1, 2, 0, 1])
+        role = np.where(roles(sites, "E3", "E4") == "test", held_out, "train")
+        scores = noisy_scores(sites)
+        hidden = sites.copy()
+        hidden["sirna_id"][role == held_out] = -1
+        shuffled = sites.copy()
+        shuffled["sirna_id"][role == held_out] = 60
+        expected = decide(scores, sites, CLASSES, role)
+        for other in (hidden, shuffled):
+            np.testing.assert_array_equal(decide(scores, other, CLASSES, role), expected)
+
+    def test_training_wells_of_the_experiment_take_their_sirnas(self, decide):
+        sites = screen([0, 1, 2], sites=1)
+        role = np.full(len(sites), "train")
+        role[[-1, -3]] = "test"  # the wells of 50 or 51 and 40 or 41 (plates 2 and 3 of E2)
+        scores = np.zeros((len(sites), 6))  # no evidence at all
+        predicted = decide(scores, sites, CLASSES, role)
+        if decide is assignment.assign_plate_groups:
+            np.testing.assert_array_equal(predicted[[-1, -3]], sites["sirna_id"][[-1, -3]])
+        assert set(predicted[[-1, -3]]) == set(sites["sirna_id"][[-1, -3]])
+
+    def test_a_training_site_of_the_same_well_does_not_take_its_sirna(self, decide):
+        sites = screen([0, 1, 2])
+        by_site = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
+        scores = noisy_scores(sites, seed=5)
+        test = by_site == "test"
+        alone = (sites["experiment"] != "E2") | test
+        np.testing.assert_array_equal(
+            decide(scores, sites, CLASSES, by_site)[test],
+            decide(scores[alone], sites[alone], CLASSES, roles(sites[alone], "E2"))[test[alone]],
+        )
+        best = CLASSES[scores.argmax(axis=1)]
+        assert (decide(scores, sites, CLASSES, by_site) != best)[test].any()
+
+    def test_scores_of_training_sites_do_not_reach_test_sites_of_the_well(self, decide):
+        sites = screen([0, 1, 2])
+        role = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
+        scores = noisy_scores(sites, noise=8.0, seed=6)
+        fitted = np.where((role == "train")[:, None], 100 * noisy_scores(sites, noise=0), scores)
+        np.testing.assert_array_equal(
+            decide(fitted, sites, CLASSES, role)[role == "test"],
+            decide(scores, sites, CLASSES, role)[role == "test"],
+        )
+
+    def test_more_wells_than_sirnas(self, decide):
+        sites = np.append(screen([0, 1, 2, 0]), np.array([row("E3", 1, "O23", 1, 40)], LAYOUT))
+        scores, role = noisy_scores(sites, noise=0.1), roles(sites, "E3")
+        predicted = decide(scores, sites, CLASSES, role)
+        np.testing.assert_array_equal(predicted[role == "test"], sites["sirna_id"][role == "test"])
+
+    def test_controls_are_left_alone(self, decide):
+        control = np.array([row("E3", 1, "C03", 1, 1108, "positive_control")], LAYOUT)
+        sites = np.append(screen([0, 1, 2, 0]), control)
+        scores = noisy_scores(sites)
+        role = np.append(roles(sites[:-1], "E3"), "other")
+        predicted = decide(scores, sites, CLASSES, role)
+        assert predicted[-1] == CLASSES[scores[-1].argmax()]
+        np.testing.assert_array_equal(
+            predicted[:-1], decide(scores[:-1], sites[:-1], CLASSES, role[:-1])
+        )
+
+    def test_a_sirna_without_training_wells_may_be_anywhere(self, decide):
+        sites = screen([0, 1, 2, 0])
+        role = roles(sites, "E3")
+        sites = sites[(role == "test") | (sites["sirna_id"] != 51)]
+        role = roles(sites, "E3")
+        predicted = decide(noisy_scores(sites, noise=0.1), sites, CLASSES, role)
+        np.testing.assert_array_equal(predicted[role == "test"], sites["sirna_id"][role == "test"])
+
+    def test_bad_input(self, decide):
+        sites = screen([0, 1, 2])
+        scores, role = noisy_scores(sites), roles(sites, "E2")
+        with pytest.raises(ValueError, match=r"log_probs have shape \[35, 6\]; expected \[36, K\]"):
+            decide(scores[1:], sites, CLASSES, role)
+        with pytest.raises(ValueError, match=r"classes have shape \[5\]; expected \[6\]"):
+            decide(scores, sites, CLASSES[1:], role)
+        with pytest.raises(ValueError, match="expected .* train, test, other"):
+            decide(scores, sites, CLASSES, np.full(len(sites), "val"))
+        scores[4, 2] = -np.inf
+        with pytest.raises(ValueError, match=f"site {sites['site_id'][4]}: .* not finite"):
+            decide(scores, sites, CLASSES, role)
+
+    def test_a_screen_with_replicates_is_refused(self, decide):
+        sites = screen([0, 1, 2])
+        twice = sites.copy()
+        twice["well_id"] = np.char.add(sites["well_id"], "x")
+        both = np.append(sites, twice)
+        with pytest.raises(ValueError, match="12 of 12 siRNAs occur more than once"):
+            decide(noisy_scores(both), both, CLASSES, roles(both, "E2"))
+
+
+def test_wells_left_over_stay_in_the_group_of_their_plate():
+    sites = screen([0, 1, 2, 0], sites=1)
+    sites = np.append(sites[:-1], np.array([row("E3", 1, "O23", 1, 41)], LAYOUT))
+    role = roles(sites, "E3")
+    scores = noisy_scores(sites, noise=0.01)
+    scores[-1, CLASSES == 60] += 4  # looks like a siRNA of another plate, whose well is missing
+    predicted = assignment.assign_plate_groups(scores, sites, CLASSES, role)
+    np.testing.assert_array_equal(predicted[role == "test"], sites["sirna_id"][role == "test"])
+
+
+def test_a_plate_whose_group_has_no_class_gets_the_best_of_all():
+    sites = screen([0, 1, 2, 0])
+    classes, role = CLASSES[:4], roles(sites, "E3")
+    scores = noisy_scores(sites, classes, noise=0.1)
+    predicted = assignment.assign_plate_groups(scores, sites, classes, role)
+    here = (role == "test") & (sites["plate"] == 3)
+    by_well = classes[assignment.well_mean(scores, sites).argmax(axis=1)]
+    np.testing.assert_array_equal(predicted[here], by_well[here])
+    assert (by_well[here] != classes[0]).any()
+    others = (role == "test") & ~here
+    np.testing.assert_array_equal(predicted[others], sites["sirna_id"][others])
+
+
+def test_plates_without_groups_are_refused():
+    sites = screen([0, 0, 0, 0, 0])
+    rng = np.random.default_rng(0)
+    for experiment in np.unique(sites["experiment"]):
+        here = np.flatnonzero(sites["experiment"] == experiment)
+        sites["sirna_id"][here] = np.repeat(rng.permutation(CLASSES), 2)
+    with pytest.raises(ValueError, match="show no fixed groups; use assign_once"):
+        assignment.sirna_groups(sites, roles(sites, "E4"))
+    one = screen([0, 1])
+    with pytest.raises(ValueError, match="0 of 0 training wells"):
+        assignment.sirna_groups(one, roles(one, "E1"))
+    with pytest.raises(ValueError, match="no training wells"):
+        assignment.sirna_groups(one, np.full(len(one), "test"))

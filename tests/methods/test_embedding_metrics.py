@@ -1,0 +1,357 @@
+"""batch_metrics.py against loops, scipy, scikit-learn, and data whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rxrx1_jax.methods import embedding_metrics as bm
+
+
+def screen(seed=0, sirnas=12, experiments=4, dim=6, effect=1.0, batch=1.0, noise=0.5):
+    """Two sites a well, a well a siRNA and experiment: columns of a small screen, rows mixed."""
+    rng = np.random.default_rng(seed)
+    sirna, experiment, _ = (
+        x.ravel() for x in np.meshgrid(range(sirnas), range(experiments), range(2), indexing="ij")
+    )
+    z = (
+        effect * rng.normal(size=(sirnas, dim))[sirna]
+        + batch * rng.normal(size=(experiments, dim))[experiment]
+        + noise * rng.normal(size=(len(sirna), dim))
+    )
+    names = np.array([f"HUVEC-{k + 1:02d}" for k in range(experiments)])[experiment]
+    order = rng.permutation(len(sirna))
+    return z[order].astype(np.float32), sirna[order], names[order]
+
+
+# mean_profiles
+
+
+def test_mean_profiles_are_the_means_of_a_loop():
+    z, sirna, experiment = screen()
+    keep = np.arange(len(z)) % 7 > 0  # groups of unequal size
+    z, sirna, experiment = z[keep], sirna[keep], experiment[keep]
+    means, labels, batches = bm.mean_profiles(z, sirna, experiment)
+    assert list(zip(labels, batches, strict=True)) == sorted(
+        set(zip(sirna, experiment, strict=True))
+    )
+    for mean, label, batch in zip(means, labels, batches, strict=True):
+        rows = [
+            z[i].astype(float) for i in range(len(z)) if (sirna[i], experiment[i]) == (label, batch)
+        ]
+        np.testing.assert_allclose(mean, sum(rows) / len(rows), rtol=1e-12, atol=1e-12)
+
+
+# batch_predictability
+
+
+def probe_by_hand(z, target, fold):
+    """The probe with least squares on stacked rows in place of the normal equations."""
+    z = z.astype(np.float64)
+    x = np.hstack([(z - z.mean(0)) / z.std(0), np.ones((len(z), 1))])
+    y = (target[:, None] == np.unique(target)).astype(float)
+
+    def predict(penalty, train, rows):
+        ridge = np.sqrt(penalty * train.sum()) * np.eye(x.shape[1])[:-1]
+        stacked = np.vstack([x[train], ridge])
+        answers = np.vstack([y[train], np.zeros((len(ridge), y.shape[1]))])
+        return (x[rows] @ np.linalg.lstsq(stacked, answers, rcond=None)[0]).argmax(1)
+
+    predicted = np.empty(len(z), int)
+    for k in range(bm.FOLDS):
+        inner = fold == (k + 1) % bm.FOLDS
+        scores = [
+            (predict(p, ~inner & (fold != k), inner) == target[inner]).sum() for p in bm.PENALTIES
+        ]
+        best = bm.PENALTIES[scores.index(max(scores))]
+        predicted[fold == k] = predict(best, fold != k, fold == k)
+    return predicted
+
+
+def folds(sirna, seed):
+    names, group = np.unique(sirna, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) % bm.FOLDS)[group]
+
+
+def predictability(z, experiment, sirna, seed=0):
+    return bm.batch_predictability(z, experiment, np.full(len(z), "RPE"), sirna, seed)["RPE"]
+
+
+def test_probe_is_ridge_regression_with_the_penalty_chosen_on_other_sirnas():
+    z, sirna, experiment = screen(sirnas=15, batch=0.4)
+    target = np.unique(experiment, return_inverse=True)[1]
+    predicted = probe_by_hand(z, target, folds(sirna, 3))
+    np.testing.assert_array_equal(bm._probe(z, target, folds(sirna, 3)), predicted)
+    recall = [(predicted == k)[target == k].mean() for k in range(4)]
+    found = predictability(z, experiment, sirna, seed=3)
+    assert found == pytest.approx((np.mean(recall), 0.25))
+    assert 0.3 < found.accuracy < 0.9  # a case that can go wrong either way
+    assert found != predictability(z, experiment, sirna, seed=4)
+
+
+def test_probe_agrees_with_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    z, sirna, experiment = screen(sirnas=40, dim=10, batch=0.5)
+    fold, x = folds(sirna, 0), (z - z.mean(0)) / z.std(0)
+    right = []
+    for k in range(bm.FOLDS):
+        rest = fold != k
+        model = linear_model.LogisticRegression(max_iter=1000).fit(x[rest], experiment[rest])
+        right.append(model.predict(x[~rest]) == experiment[~rest])
+    ours = predictability(z, experiment, sirna).accuracy
+    assert 0.4 < ours < 0.9 and ours == pytest.approx(np.concatenate(right).mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("effect", [0.0, 3.0])
+def test_without_batch_effects_batches_are_predicted_by_chance(effect):
+    # With strong effects of the siRNAs, folds over wells would give 2 % here.
+    found = []
+    for seed in range(6):
+        z, sirna, experiment = screen(seed, sirnas=100, dim=60, effect=effect, batch=0.0)
+        found.append(predictability(z, experiment, sirna, seed))
+    assert {x.chance for x in found} == {0.25}
+    assert np.mean([x.accuracy for x in found]) == pytest.approx(0.25, abs=0.03)
+
+
+def test_shifted_batches_are_found():
+    z, sirna, experiment = screen(sirnas=100, batch=5.0)
+    assert predictability(z, experiment, sirna).accuracy > 0.95
+    z[:, 0] = 3  # a feature without spread does no harm
+    assert predictability(z, experiment, sirna).accuracy > 0.95
+
+
+def test_batches_of_unequal_size_have_equal_say():
+    # Constant features: every row is given to the larger batch.
+    batch = np.where(np.arange(60) < 45, "b0", "b1")
+    assert predictability(np.ones((60, 3)), batch, np.arange(60)) == (0.5, 0.5)
+
+
+def test_probe_keeps_cell_types_apart_and_leaves_out_a_single_batch():
+    z, sirna, experiment = screen(sirnas=10, batch=0.5)
+    found = bm.batch_predictability(
+        np.concatenate([z, z + 100, z[:20]]),
+        np.concatenate([experiment, experiment, np.full(20, "U2OS-01")]),
+        np.repeat(["HUVEC", "RPE", "U2OS"], [len(z), len(z), 20]),
+        np.concatenate([sirna, sirna, sirna[:20]]),
+    )
+    assert found.keys() == {"HUVEC", "RPE"}
+    assert found["HUVEC"] == found["RPE"] == predictability(z, experiment, sirna)
+
+
+def test_probe_does_not_depend_on_the_order_of_rows():
+    z, sirna, experiment = screen(sirnas=30, batch=0.4)
+    order = np.random.default_rng(1).permutation(len(z))
+    mixed = predictability(z[order], experiment[order], sirna[order])
+    assert mixed == predictability(z, experiment, sirna)
+
+
+def test_probe_refuses_a_batch_of_few_sirnas():
+    z, sirna, experiment = screen(sirnas=6)
+    keep = (experiment != "HUVEC-02") | (sirna < 4)
+    with pytest.raises(ValueError, match="HUVEC-02 has 4 siRNAs; expected 5"):
+        predictability(z[keep], experiment[keep], sirna[keep])
+
+
+# retrieval_map
+
+
+def average_precision_by_hand(z, labels, experiment):
+    z = z.astype(np.float64)
+    found = np.full(len(z), np.nan)
+    for i in range(len(z)):
+        ranked = []
+        for j in range(len(z)):
+            positive = labels[j] == labels[i] and experiment[j] != experiment[i]
+            if positive or labels[j] != labels[i]:
+                cosine = z[i] @ z[j] / np.sqrt((z[i] @ z[i]) * (z[j] @ z[j]))
+                ranked.append((-cosine, positive))
+        precisions, seen = [], 0
+        for rank, (_, positive) in enumerate(sorted(ranked), 1):
+            if positive:
+                seen += 1
+                precisions.append(seen / rank)
+        if precisions:
+            found[i] = sum(precisions) / len(precisions)
+    return found
+
+
+@pytest.mark.parametrize("block", [bm.BLOCK, 200])
+def test_average_precision_is_that_of_a_loop(monkeypatch, block):
+    monkeypatch.setattr(bm, "BLOCK", block)  # 200: blocks of two rows
+    z, sirna, experiment = screen(sirnas=11, batch=0.5)
+    keep = (np.arange(len(z)) % 6 > 0) & ((sirna != 3) | (experiment == "HUVEC-02"))
+    z, sirna, experiment = z[keep], sirna[keep], experiment[keep]  # siRNA 3 has no positive
+    expected = average_precision_by_hand(z, sirna, experiment)
+    found = bm.retrieval_map(z, sirna, experiment)
+    assert np.isnan(expected).sum() == (sirna == 3).sum() > 0
+    np.testing.assert_allclose(found.average_precision, expected, rtol=1e-12)
+    by_label = [np.mean(expected[sirna == s]) for s in np.unique(sirna) if s != 3]
+    assert found.mean == pytest.approx(np.mean(by_label), rel=1e-12)
+    assert 0.2 < found.mean < 0.95
+
+
+def test_chance_of_retrieval_is_the_mean_over_random_rankings():
+    labels = np.array([0] * 2 + [1] * 3 + [2] * 3)
+    experiment = np.array([0, 1, 0, 1, 2, 0, 1, 1])
+    rng = np.random.default_rng(0)
+    found = [bm.retrieval_map(rng.normal(size=(8, 4)), labels, experiment) for _ in range(1500)]
+    values = np.array([x.mean for x in found])
+    error = values.std() / np.sqrt(len(values))
+    assert abs(values.mean() - found[0].chance) < 4 * error < 0.02
+
+
+def test_retrieval_is_one_without_batches_and_below_chance_where_batches_rule():
+    z, sirna, experiment = screen(sirnas=30, dim=20, batch=0.0, noise=0.01)
+    assert bm.retrieval_map(z, sirna, experiment).mean == 1.0
+    z, sirna, experiment = screen(sirnas=30, dim=20, batch=50.0)
+    found = bm.retrieval_map(z, sirna, experiment)
+    assert found.mean < found.chance
+
+
+def test_collapsed_embeddings_retrieve_nothing():
+    z, sirna, experiment = screen(sirnas=30)
+    found = bm.retrieval_map(np.ones_like(z), sirna, experiment)
+    assert found.mean < found.chance  # equal similarities are not taken for hits
+
+
+def test_retrieval_does_not_depend_on_the_order_of_rows():
+    z, sirna, experiment = screen()
+    order = np.random.default_rng(1).permutation(len(z))
+    a = bm.retrieval_map(z, sirna, experiment)
+    b = bm.retrieval_map(z[order], sirna[order], experiment[order])
+    np.testing.assert_allclose(a.average_precision[order], b.average_precision, rtol=1e-12)
+    assert (a.mean, a.chance) == pytest.approx((b.mean, b.chance), rel=1e-12)
+
+
+def test_retrieval_refuses_what_has_no_answer():
+    z, sirna, experiment = screen()
+    with pytest.raises(ValueError, match="no label is in two experiments"):
+        bm.retrieval_map(z, sirna, np.full(len(z), "one"))
+    with pytest.raises(ValueError, match="two labels or more"):
+        bm.retrieval_map(z, np.zeros(len(z)), experiment)
+    z[5] = 0
+    with pytest.raises(ValueError, match="row 5 is zero"):
+        bm.retrieval_map(z, sirna, experiment)
+    z[5] = np.nan
+    with pytest.raises(ValueError, match="row 5 is not finite"):
+        bm.retrieval_map(z, sirna, experiment)
+    with pytest.raises(ValueError, match="expected \\[n, D\\]"):
+        bm.retrieval_map(z, sirna[:-1], experiment)
+
+
+# replicate_consistency
+
+
+def profiles(**options):
+    z, sirna, experiment = screen(**options)
+    return bm.mean_profiles(z, sirna, experiment)
+
+
+def test_similarity_is_the_mean_cosine_over_pairs_and_its_null_the_mean_over_permutations():
+    z, labels, experiment = profiles(sirnas=5, experiments=3)
+    keep = ~((labels == 1) & (experiment != "HUVEC-01"))  # label 1 has one profile, label 4 two
+    keep &= ~((labels == 4) & (experiment == "HUVEC-03"))
+    z, labels, experiment = z[keep], labels[keep], experiment[keep]
+    cosine = 1 - np.array([[_cosine_distance(a, b) for b in z] for a in z])
+    found = bm.replicate_consistency(z, labels, experiment, draws=4000)
+    assert found.labels.tolist() == [0, 2, 3, 4]
+    for label, similarity, null in zip(found.labels, found.similarity, found.null, strict=True):
+        rows = np.flatnonzero(labels == label)
+        pairs = [cosine[i, j] for i in rows for j in rows if i < j]
+        assert similarity == pytest.approx(np.mean(pairs), abs=1e-6)
+        # A permutation gives every pair of its experiments two profiles, all equally likely.
+        batches = np.unique(experiment[rows])
+        between = [
+            cosine[np.ix_(experiment == a, experiment == b)].mean()
+            for a in batches
+            for b in batches
+            if a < b
+        ]
+        assert null == pytest.approx(np.mean(between), abs=0.02)
+
+
+def _cosine_distance(a, b):
+    return 1 - a @ b / np.sqrt((a @ a) * (b @ b))
+
+
+def test_p_values_are_uniform_without_effects_whatever_the_batches():
+    z, labels, experiment = profiles(sirnas=300, effect=0.0, experiments=3)
+    z += 2 + 2 * (experiment == "HUVEC-02")[:, None]  # alike in all, more so in some
+    keep = (np.arange(len(z)) % 5 > 0) | (experiment == "HUVEC-02")
+    found = bm.replicate_consistency(z[keep], labels[keep], experiment[keep], draws=200)
+    assert found.similarity.min() > 0.3
+    assert stats.kstest(found.p_value, "uniform").pvalue > 0.01
+    assert found.p_value.min() >= 1 / 201
+
+
+def test_planted_effects_are_consistent_and_order_and_seed_do_not_matter():
+    z, labels, experiment = profiles(sirnas=20, batch=1.0, effect=3.0)
+    found = bm.replicate_consistency(z, labels, experiment, seed=1, draws=200)
+    assert (found.p_value < 0.05).mean() > 0.9 and (found.similarity > found.null).all()
+    assert found.p_value.min() == 1 / 201  # a label that no permutation comes near
+    order = np.random.default_rng(1).permutation(len(z))
+    mixed = bm.replicate_consistency(z[order], labels[order], experiment[order], 1, 200)
+    for a, b in zip(found, mixed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = bm.replicate_consistency(z, labels, experiment, seed=2, draws=200)
+    assert (other.null != found.null).any()
+
+
+def test_consistency_refuses_several_profiles_in_an_experiment_and_no_replicates():
+    z, sirna, experiment = screen()
+    with pytest.raises(ValueError, match="has several profiles in experiment HUVEC-.*mean_prof"):
+        bm.replicate_consistency(z, sirna, experiment)
+    apart = np.array([1, 0, 0, 0]), np.array(["b", "a", "b", "a"])  # not one after the other
+    with pytest.raises(ValueError, match="label 0 has several profiles in experiment a"):
+        bm.replicate_consistency(z[:4], *apart)
+    with pytest.raises(ValueError, match="no label has two profiles"):
+        bm.replicate_consistency(z, np.arange(len(z)), experiment)
+
+
+# planted effects
+
+
+def test_recovery_is_the_correlation_of_distances():
+    rng = np.random.default_rng(0)
+    planted, measured = rng.normal(size=(9, 4)), rng.normal(size=(9, 7))
+    measured[:, :4] += planted
+    distances = [
+        [np.sqrt(((x[i] - x[j]) ** 2).sum()) for i in range(9) for j in range(i)]
+        for x in (measured, planted)
+    ]
+    found = bm.planted_recovery(measured, planted)
+    ranks = [np.argsort(np.argsort(d)) for d in distances]
+    assert found.pearson == pytest.approx(np.corrcoef(distances)[0, 1])
+    assert found.spearman == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert 0.05 < found.pearson < 0.95
+    # Distances do not change by turning, shifting and scaling.
+    turned = 3 * planted @ np.linalg.qr(rng.normal(size=(4, 4)))[0] + 5
+    assert bm.planted_recovery(turned, planted) == pytest.approx((1, 1))
+    order = rng.permutation(9)
+    assert bm.planted_recovery(measured[order], planted[order]) == pytest.approx(found)
+    unrelated = bm.planted_recovery(rng.normal(size=(200, 20)), rng.normal(size=(200, 20)))
+    assert abs(unrelated.pearson) < 0.1
+
+
+def test_planted_effects_are_those_of_the_screen():
+    synthetic = pytest.importorskip("tfds_builder.rxrx1.synthetic")
+    from tfds_builder.rxrx1 import planted
+
+    screen = synthetic.Screen(seed=5, huvec=1, rpe=1, hepg2=0, u2os=0, plates=1, effect=0.5)
+    truth = json.loads(json.dumps(synthetic.screen_truth(screen, synthetic.screen_sites(screen))))
+    found = bm.planted_effects(truth, np.array([3, 0, 7]), "RPE")
+    expected = [planted.sirna_effects(5, s, 0.5)["RPE"] for s in (3, 0, 7)]
+    np.testing.assert_allclose(found, expected, atol=6e-6)
+    with pytest.raises(ValueError, match="siRNA 999 in RPE"):
+        bm.planted_effects(truth, [3, 999], "RPE")
+    with pytest.raises(ValueError, match="siRNA 3 in HeLa"):
+        bm.planted_effects(truth, [3], "HeLa")
+
+
+def test_recovery_refuses_what_has_no_correlation():
+    z = np.random.default_rng(0).normal(size=(5, 3))
+    with pytest.raises(ValueError, match="planted distances are all equal"):
+        bm.planted_recovery(z, np.zeros((5, 24)))
+    with pytest.raises(ValueError, match="5 measured and 4 planted"):
+        bm.planted_recovery(z, z[:4])

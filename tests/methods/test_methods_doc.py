@@ -1,0 +1,69 @@
+"""docs/methods.md's own methods, run as they are written there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytest_plugins = ["dataset_fixture"]
+
+ROOT = Path(__file__).parents[2]
+DOC = (ROOT / "docs" / "methods.md").read_text()
+
+
+def run(arguments, folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["mean_matching", "_centred"])
+def test_each_method_is_under_twenty_lines(name):
+    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    (body,) = re.findall(rf"^def {name}\(.*?(?=^def |\Z)", code, re.DOTALL | re.MULTILINE)
+    imports = code[: code.index("\n\n\n")]
+    assert len((imports + body).split("\n")) < 20 + 2  # the blank lines around it
+
+
+def test_the_example_runs(tiny, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    (tmp_path / "my_methods.py").write_text(code)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (block,) = re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)
+    training, correction = (shlex.split(line.removeprefix("$ ")) for line in block.splitlines())
+    assert training[:3] == ["python", "-m", "rxrx1_jax.main"]
+    small = [  # the tiny release in place of the synthetic screen
+        f"--config.data.dir={tiny.dataset.parent.parent.parent}", "--config.data.name=rxrx1/tiny",
+        "--config.data.protocol=official", "--config.optim.batch_size=8",
+        "--config.optim.epochs=2", "--config.optim.warmup_epochs=1.0", "--config.model.width=8",
+        "--config.eval.batch_size=8",
+    ]  # fmt: skip
+    run([*training[1:], *small], tmp_path)
+    table = run(correction[1:], tmp_path)
+    assert "| my_methods.centred |" in table
+    assert table.index("**unlabelled test images**") < table.index("my_methods.centred")
+    stored = tmp_path / "runs/matched/corrections/my_methods.centred.parquet"
+    predictions = pq.read_table(tmp_path / "runs/matched/predictions.parquet")
+    assert sorted(pq.read_table(stored)["site_id"].to_pylist()) == sorted(
+        predictions["site_id"].to_pylist()
+    )
+
+
+def test_every_plug_in_of_the_tables_exists():
+    from rxrx1_jax import plug_ins
+
+    rows = re.findall(r"^\| [^|]+ \| `([a-z]+\.[a-z]+)`[^|]* \| ([^|]+) \|", DOC, re.MULTILINE)
+    assert {field for field, _ in rows} == set(plug_ins.POINTS)
+    for field, names in rows:
+        module, listed = plug_ins.POINTS[field]
+        found = re.findall(r"`(\w+)`", names)
+        assert set(found) == set(getattr(sys.modules[module], listed))

@@ -1,0 +1,218 @@
+"""comparisons.py against scipy, closed forms, and resampling by loops."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from rxrx1_jax.methods import statistics as cmp
+
+
+def sites(seed=0, wells=60):
+    """Hits of sites that share their well's fate for the most part; every fifth well has one."""
+    rng = np.random.default_rng(seed)
+    well = np.repeat(np.arange(wells), np.where(np.arange(wells) % 5, 2, 1))
+    easy = rng.random(wells) < 0.5
+    right = np.where(rng.random(len(well)) < 0.1, ~easy[well], easy[well])
+    names = np.array([f"W{k:03d}" for k in well])
+    order = rng.permutation(len(well))
+    return right[order], names[order]
+
+
+# worst experiment, spread
+
+
+def test_worst_experiment_is_the_lowest_and_the_first_name_among_equals():
+    assert cmp.worst_experiment({"RPE-02": 0.5, "RPE-01": 0.2, "HUVEC-09": 0.2}) == (
+        "HUVEC-09",
+        0.2,
+    )
+    with pytest.raises(ValueError, match="no experiments"):
+        cmp.worst_experiment({})
+
+
+def test_spread_is_mean_and_sample_deviation():
+    assert cmp.spread([0.1, 0.2, 0.6]) == pytest.approx((0.3, math.sqrt(0.07), 3))
+    single = cmp.spread([0.4])
+    assert single.mean == 0.4 and math.isnan(single.sd) and single.n == 1
+    with pytest.raises(ValueError, match="no values"):
+        cmp.spread([])
+
+
+def test_paired_interval_over_folds_is_scipy_s():
+    rng = np.random.default_rng(0)
+    keys = [(fold, seed) for fold in range(3) for seed in range(2)]
+    a = dict(zip(keys, rng.random(6), strict=True))
+    b = {key: a[key] - 0.1 + 0.05 * rng.random() for key in reversed(keys)}
+    oracle = stats.ttest_rel([a[k] for k in keys], [b[k] for k in keys])
+    interval = oracle.confidence_interval(0.95)
+    found = cmp.paired_over_folds(a, b)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.mean == pytest.approx(np.mean([a[k] - b[k] for k in keys]))
+    assert found.n == 6 and found.sd == pytest.approx(np.std([a[k] - b[k] for k in keys], ddof=1))
+
+
+def test_paired_over_folds_needs_the_same_folds_and_has_no_interval_for_one():
+    with pytest.raises(ValueError, match="only one method has 2"):
+        cmp.paired_over_folds({0: 0.5, 2: 0.4}, {0: 0.5})
+    found = cmp.paired_over_folds({0: 0.5}, {0: 0.25})
+    assert found.mean == 0.25 and all(math.isnan(x) for x in (found.sd, found.low, found.high))
+
+
+# bootstrap
+
+
+def test_interval_is_that_of_resampling_wells_in_a_loop():
+    right, wells = sites()
+    rng = np.random.default_rng(9)
+    names = np.unique(wells)
+    members = [right[wells == name] for name in names]
+    means = []
+    for _ in range(4000):
+        drawn = [members[k] for k in rng.integers(len(names), size=len(names))]
+        means.append(np.concatenate(drawn).mean())
+    found = cmp.bootstrap_interval(right, wells, draws=4000)["all"]
+    assert found.estimate == right.mean()
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.012)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_interval_of_independent_wells_is_the_binomial_s_and_twins_add_nothing(scale):
+    # n wells with a share p right: the resampled count is exactly binomial(n, p).
+    n, hits = 200, 60
+    wells = np.repeat([f"W{k}" for k in range(n)], scale)
+    right = np.repeat(np.arange(n) < hits, scale)
+    found = cmp.bootstrap_interval(right, wells, draws=20000)["all"]
+    low, high = stats.binom.ppf([0.025, 0.975], n, hits / n) / n
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1.01 / n)
+
+
+def test_interval_has_no_width_where_all_is_right_or_there_is_one_well():
+    right, wells = sites()
+    assert cmp.bootstrap_interval(np.ones(len(wells)), wells)["all"] == (1, 1, 1)
+    assert cmp.bootstrap_interval(np.array([1, 0]), np.array(["a", "a"]))["all"] == (0.5, 0.5, 0.5)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    # 300 screens of 80 wells, hits of both sites equal: resampling sites would cover about 83 %.
+    covered = []
+    for seed in range(300):
+        right = np.repeat(np.random.default_rng(seed).random(80) < 0.4, 2)
+        wells = np.repeat(np.arange(80), 2)
+        found = cmp.bootstrap_interval(right, wells, seed=seed, draws=400)["all"]
+        covered.append(found.low <= 0.4 <= found.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.04)
+
+
+def test_groups_are_resampled_by_themselves(monkeypatch):
+    right, wells = sites()
+    group = np.where(wells < "W030", "HUVEC", "RPE")
+    found = cmp.bootstrap_interval(right, wells, group)
+    assert found.keys() == {"HUVEC", "RPE"}
+    for name, interval in found.items():
+        alone = cmp.bootstrap_interval(right[group == name], wells[group == name])["all"]
+        assert interval == alone
+    monkeypatch.setattr(cmp, "BLOCK", 10)  # draws in blocks are the same draws
+    assert cmp.bootstrap_interval(right, wells, group) == found
+
+
+def test_interval_follows_the_seed_and_not_the_order_of_rows():
+    right, wells = sites()
+    order = np.random.default_rng(1).permutation(len(wells))
+    found = cmp.bootstrap_interval(right, wells, seed=4)
+    assert cmp.bootstrap_interval(right[order], wells[order], seed=4) == found
+    values = np.random.default_rng(2).random(len(wells))
+    a = cmp.bootstrap_interval(values, wells, seed=4, draws=500)
+    b = cmp.bootstrap_interval(values, wells, seed=5, draws=500)
+    assert a != b and a["all"] == pytest.approx(b["all"], abs=0.03)
+
+
+def test_bootstrap_refuses_missing_values_and_sizes_that_disagree():
+    right, wells = sites()
+    with pytest.raises(ValueError, match=r"row 3 \(well W\d+\) is not finite"):
+        cmp.bootstrap_interval(np.where(np.arange(len(wells)) == 3, np.nan, right), wells)
+    with pytest.raises(ValueError, match=r"expected \[n\] each"):
+        cmp.bootstrap_interval(right[:-1], wells)
+
+
+# paired difference of two methods
+
+
+def table(right, well_right, wells, seed=0):
+    """Predictions: label 7, and 7 or 8 predicted."""
+    order = np.random.default_rng(seed).permutation(len(wells))
+    count: dict[str, int] = {}
+    site = []
+    for name in wells:
+        count[name] = count.get(name, 0) + 1
+        site.append(f"{name}_{count[name]}")
+    columns = {
+        "site_id": np.array(site),
+        "well_id": wells,
+        "cell_type": np.where(wells < "W020", "HUVEC", "RPE"),
+        "label": np.full(len(wells), 7, np.int32),
+        "prediction": np.where(right, 7, 8).astype(np.int32),
+        "well_prediction": np.where(well_right, 7, 8).astype(np.int32),
+    }
+    return pa.table({name: pa.array(column[order].tolist()) for name, column in columns.items()})
+
+
+def two_methods():
+    a, wells = sites(0)
+    order = np.argsort(wells, kind="stable")
+    a, wells = a[order], wells[order]
+    rng = np.random.default_rng(3)
+    b = np.where(rng.random(len(a)) < 0.15, ~a, a)
+    names, code = np.unique(wells, return_inverse=True)
+    wa, wb = (rng.random(len(names)) < p for p in (0.7, 0.5))
+    return a, b, wa, wb, wells, code
+
+
+def test_paired_difference_is_the_bootstrap_of_differences_site_by_site():
+    a, b, wa, wb, wells, code = two_methods()
+    tables = table(a, wa[code], wells, 1), table(b, wb[code], wells, 2)
+    found = cmp.paired_difference(*tables, seed=6, draws=300)
+    assert found.keys() == {"all", "HUVEC", "RPE"}
+    rpe = wells >= "W020"
+    difference = a.astype(float) - b
+    assert found["all"] == cmp.bootstrap_interval(difference, wells, seed=6, draws=300)["all"]
+    assert found["RPE"].estimate == pytest.approx(a[rpe].mean() - b[rpe].mean())
+    alone = cmp.bootstrap_interval(difference[rpe], wells[rpe], seed=6, draws=300)["all"]
+    assert found["RPE"] == alone
+    # Methods that err on the same sites are told apart better than by two separate intervals.
+    separate = [cmp.bootstrap_interval(x, wells)["all"] for x in (a, b)]
+    width = sum((x.high - x.low) ** 2 for x in separate) ** 0.5
+    assert found["all"].high - found["all"].low < 0.8 * width
+
+
+def test_paired_difference_by_well_counts_each_well_once():
+    a, b, wa, wb, wells, code = two_methods()
+    tables = table(a, wa[code], wells, 1), table(b, wb[code], wells, 2)
+    found = cmp.paired_difference(*tables, unit="well")
+    assert found["all"].estimate == pytest.approx(wa.mean() - wb.mean())
+    other_way = cmp.paired_difference(*reversed(tables), unit="well")
+    assert other_way["all"].estimate == -found["all"].estimate
+    with pytest.raises(ValueError, match="expected 'site' or 'well'"):
+        cmp.paired_difference(*tables, unit="plate")
+
+
+def test_a_method_does_not_differ_from_itself():
+    a, _, wa, _, wells, code = two_methods()
+    first, again = (table(a, wa[code], wells, seed) for seed in (1, 2))
+    assert set(cmp.paired_difference(first, again).values()) == {(0, 0, 0)}
+
+
+def test_paired_difference_refuses_other_sites_labels_and_repeats():
+    a, _, wa, _, wells, code = two_methods()
+    whole = table(a, wa[code], wells)
+    missing = whole["site_id"][4].as_py()
+    part = pa.concat_tables([whole.slice(0, 4), whole.slice(5)])
+    with pytest.raises(ValueError, match=f"{missing} is in one table only .1 such"):
+        cmp.paired_difference(whole, part)
+    with pytest.raises(ValueError, match=f"{missing} is twice in a table"):
+        cmp.paired_difference(whole, pa.concat_tables([whole, whole.slice(4, 1)]))
+    other = whole.set_column(3, "label", pa.array([8] * len(whole)))
+    with pytest.raises(ValueError, match="has two labels"):
+        cmp.paired_difference(whole, other)

@@ -1,0 +1,413 @@
+"""Embedding transforms against loops, closed forms, SciPy and the libraries themselves."""
+
+import contextlib
+import io
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from rxrx1_jax.methods import transforms
+from rxrx1_jax.methods.combat_harmony import combat, harmony
+
+LAYOUT = [
+    ("site_id", "U24"), ("well_id", "U20"), ("cell_type", "U5"), ("experiment", "U8"),
+    ("plate", "i4"), ("well", "U3"), ("site", "i4"), ("well_type", "U16"), ("sirna_id", "i4"),
+]  # fmt: skip
+EXPERIMENTS = {"RPE-01": "RPE", "RPE-02": "RPE", "RPE-03": "RPE", "U2OS-01": "U2OS",
+               "U2OS-02": "U2OS"}  # fmt: skip
+PLATES, WELLS, D = 2, 24, 5  # the first 12 wells of a plate are controls
+ON_CONTROLS = (transforms.centre_scale, transforms.sphering, transforms.tvn)
+ON_ALL_ROWS = (combat, harmony)
+LIBRARIES = {combat: "neuroCombat", harmony: "harmonypy"}
+
+
+@pytest.fixture
+def sites():
+    rows = []
+    for experiment, cell_type in EXPERIMENTS.items():
+        for plate in range(1, PLATES + 1):
+            for well in range(WELLS):
+                control = well < WELLS // 2
+                rows.append((
+                    f"{experiment}_{plate}_{well:02}_1", f"{experiment}_{plate}_{well:02}",
+                    cell_type, experiment, plate, f"{well:02}", 1,
+                    "positive_control" if control else "treatment",
+                    1108 + well if control else well % 4,
+                ))  # fmt: skip
+    return np.array(rows, LAYOUT)
+
+
+@pytest.fixture
+def controls(sites):
+    return sites["well_type"] != "treatment"
+
+
+@pytest.fixture
+def embeddings(sites):
+    """Biology by siRNA; offset, gain and mixing by plate."""
+    rng = np.random.default_rng(0)
+    biology = rng.normal(size=(1200, D))[sites["sirna_id"]]
+    x = biology + 0.3 * rng.normal(size=(len(sites), D))
+    for batch in plates_of(sites):
+        mixing = np.eye(D) + 0.3 * rng.normal(size=(D, D))
+        x[batch] = x[batch] @ mixing * rng.uniform(0.5, 2, D) + 2 * rng.normal(size=D)
+    return x
+
+
+def plates_of(sites):
+    return [
+        np.flatnonzero((sites["experiment"] == experiment) & (sites["plate"] == plate))
+        for experiment in EXPERIMENTS
+        for plate in range(1, PLATES + 1)
+    ]
+
+
+def of_experiment(sites, name):
+    return sites["experiment"] == name
+
+
+def apply(transform, embeddings, sites, fit, **arguments):
+    """Skips where the library of an optional extra is missing."""
+    if transform in LIBRARIES:
+        pytest.importorskip(LIBRARIES[transform])
+    return transform(embeddings, sites, fit, **arguments)
+
+
+def test_centre_scale_against_a_loop(embeddings, sites, controls):
+    out = transforms.centre_scale(embeddings, sites, controls)
+    for plate in plates_of(sites):
+        for feature in range(D):
+            known = [embeddings[i, feature] for i in plate if controls[i]]
+            mean = sum(known) / len(known)
+            deviation = (sum((v - mean) ** 2 for v in known) / len(known)) ** 0.5
+            np.testing.assert_allclose(
+                out[plate, feature], (embeddings[plate, feature] - mean) / deviation, rtol=1e-9
+            )
+
+
+def test_sphering_makes_the_covariance_of_the_fit_rows_the_identity(embeddings, sites, controls):
+    for by, batches in (
+        ("plate", plates_of(sites)),
+        ("experiment", [np.flatnonzero(of_experiment(sites, name)) for name in EXPERIMENTS]),
+        ("cell_type", [np.flatnonzero(sites["cell_type"] == name) for name in ("RPE", "U2OS")]),
+    ):
+        out = transforms.sphering(embeddings, sites, controls, by=by, shrinkage=0)
+        for batch in batches:
+            known = batch[controls[batch]]
+            np.testing.assert_allclose(np.cov(out[known].T), np.eye(D), atol=1e-9)
+            np.testing.assert_allclose(out[known].mean(0), 0, atol=1e-9)
+            # ZCA: of all whitenings the one whose matrix is symmetric and positive.
+            centred = embeddings[batch] - embeddings[known].mean(0)
+            matrix = np.linalg.lstsq(centred, out[batch])[0]
+            np.testing.assert_allclose(matrix, matrix.T, atol=1e-9)
+            assert np.linalg.eigvalsh(matrix).min() > 0
+
+
+def test_sphering_with_shrinkage_against_scipy(embeddings, sites, controls):
+    out = transforms.sphering(embeddings, sites, controls, by="plate", shrinkage=0.3)
+    plate = plates_of(sites)[3]
+    known = embeddings[plate[controls[plate]]]
+    covariance = np.cov(known.T)
+    target = np.diag(np.full(D, np.diag(covariance).mean()))
+    whitening = scipy.linalg.fractional_matrix_power(0.7 * covariance + 0.3 * target, -0.5)
+    np.testing.assert_allclose(
+        out[plate], (embeddings[plate] - known.mean(0)) @ whitening, rtol=1e-9, atol=1e-9
+    )
+    with pytest.raises(ValueError, match="shrinkage is 1.5; expected 0 to 1"):
+        transforms.sphering(embeddings, sites, controls, shrinkage=1.5)
+
+
+def test_tvn_against_the_steps_of_the_paper(embeddings, sites, controls):
+    x = embeddings - embeddings[controls].mean(0)
+    x = x / embeddings[controls].std(0)
+    _, _, axes = np.linalg.svd(x[controls] - x[controls].mean(0), full_matrices=False)
+    x = x @ axes.T
+    for plate in plates_of(sites):
+        known = x[plate][controls[plate]]
+        x[plate] = (x[plate] - known.mean(0)) / known.std(0)
+    reference = scipy.linalg.sqrtm(np.cov(x[controls].T) + np.eye(D))
+    for plate in plates_of(sites):
+        own = np.cov(x[plate][controls[plate]].T) + np.eye(D)
+        x[plate] = x[plate] @ scipy.linalg.inv(scipy.linalg.sqrtm(own)) @ reference
+    out = transforms.tvn(embeddings, sites, controls)
+    assert out.shape == x.shape
+    signs = np.sign((out * x).sum(0))  # that of a principal axis is free
+    np.testing.assert_allclose(out, x * signs, rtol=1e-8, atol=1e-8)
+
+
+def test_tvn_keeps_the_rank_of_the_fit_rows(embeddings, sites, controls):
+    wide = np.hstack([embeddings, embeddings[:, :2], np.full((len(sites), 1), 7.0)])
+    assert transforms.tvn(wide, sites, controls).shape == (len(sites), D)
+    with pytest.raises(ValueError, match="all fit rows are equal"):
+        transforms.tvn(np.ones((len(sites), D)), sites, controls)
+
+
+@pytest.mark.parametrize("transform", ON_CONTROLS)
+class TestOnControls:
+    @pytest.mark.parametrize("by", ["plate", "experiment"])
+    def test_other_rows_and_labels_have_no_influence(
+        self, transform, by, embeddings, sites, controls
+    ):
+        before = transform(embeddings, sites, controls, by=by)
+        changed = embeddings.copy()
+        treated = np.flatnonzero(~controls)
+        changed[treated[::2]] *= 100
+        relabelled = sites.copy()
+        relabelled["sirna_id"], relabelled["well_type"] = -1, "treatment"
+        after = transform(changed, relabelled, controls, by=by)
+        kept = np.ones(len(sites), bool)
+        kept[treated[::2]] = False
+        np.testing.assert_array_equal(after[kept], before[kept])
+        assert not np.allclose(after[~kept], before[~kept])
+
+    def test_batches_without_fit_rows_fall_back(self, transform, embeddings, sites, controls):
+        # Plate 1 of RPE-01 learns from its experiment, all of RPE-02 from the cell type.
+        few = controls.copy()
+        plate = plates_of(sites)[0]
+        few[plate[1:]] = False  # one control is left
+        few[of_experiment(sites, "RPE-02")] = False
+        out = transform(embeddings, sites, few, by="plate")
+        rpe2 = of_experiment(sites, "RPE-02")
+        if transform is not transforms.tvn:
+            by_experiment = transform(embeddings, sites, few, by="experiment")
+            by_cell_type = transform(embeddings, sites, few, by="cell_type")
+            np.testing.assert_array_equal(out[plate], by_experiment[plate])
+            np.testing.assert_array_equal(out[rpe2], by_cell_type[rpe2])
+            np.testing.assert_array_equal(by_experiment[rpe2], by_cell_type[rpe2])
+        assert np.isfinite(out).all()
+        none = controls & (sites["cell_type"] != "U2OS")
+        with pytest.raises(ValueError, match="cell type U2OS has 0 rows to fit on .*U2OS-01_1_00"):
+            transform(embeddings, sites, none)
+
+    def test_features_that_do_not_vary(self, transform, embeddings, sites, controls):
+        x = embeddings.astype(np.float32)
+        x[controls, 1] = 0.1
+        x[np.flatnonzero(controls)[::2], 1] = np.nextafter(np.float32(0.1), np.float32(1))
+        x[controls, 3] = 0.0
+        x[:, 4] = 7.0
+        out = transform(x, sites, controls, by="plate")
+        assert out.dtype == np.float32
+        assert np.isfinite(out).all() and np.abs(out).max() < 1e3
+
+
+@pytest.mark.parametrize("transform", ON_CONTROLS + ON_ALL_ROWS)
+def test_rows_in_any_order(transform, embeddings, sites, controls):
+    fit = controls | (transform in ON_ALL_ROWS)
+    order = np.random.default_rng(1).permutation(len(sites))
+    given = embeddings.copy()
+    expected = apply(transform, embeddings, sites, fit)[order]
+    out = apply(transform, embeddings[order], sites[order], fit[order])
+    np.testing.assert_allclose(out, expected, rtol=1e-8, atol=1e-8)
+    np.testing.assert_array_equal(embeddings, given)  # the input is not written to
+
+
+@pytest.mark.parametrize("transform", ON_CONTROLS + ON_ALL_ROWS)
+def test_bad_input(transform, embeddings, sites, controls):
+    def run(x=embeddings, sites=sites, fit=controls, **arguments):
+        apply(transform, x, sites, fit, **arguments)
+
+    with pytest.raises(ValueError, match=r"embeddings are int64 .*expected floating"):
+        run(np.ones((len(sites), D), np.int64))
+    with pytest.raises(ValueError, match=r"fit is bool \[3\]; expected bool \[240\]"):
+        run(fit=controls[:3])
+    with pytest.raises(ValueError, match="239 sites and 240 embeddings"):
+        run(sites=sites[1:])
+    with pytest.raises(ValueError, match="by is 'batch'; expected one of plate, experiment"):
+        run(by="batch")
+    broken = embeddings.copy()
+    broken[7, 2] = np.nan
+    with pytest.raises(ValueError, match="row 7 of the embeddings is not finite"):
+        run(broken)
+
+
+@pytest.mark.parametrize("transform", ON_ALL_ROWS)
+class TestLibraries:
+    def test_batches_are_aligned_and_biology_is_kept(self, transform, sites):
+        rng = np.random.default_rng(2)
+        biology = 4 * rng.normal(size=(4, D))[sites["sirna_id"] % 4]
+        x = biology + 0.2 * rng.normal(size=(len(sites), D))
+        for name in EXPERIMENTS:
+            x[of_experiment(sites, name)] += rng.normal(size=D)
+        out = apply(transform, x, sites, np.ones(len(sites), bool))
+
+        def share_between(groups, x):  # of the variance within a cell type
+            shares = []
+            for cell_type in ("RPE", "U2OS"):
+                here = sites["cell_type"] == cell_type
+                part, of = x[here], groups[here]
+                total = ((part - part.mean(0)) ** 2).sum()
+                shares.append(1 - sum(
+                    ((part[of == g] - part[of == g].mean(0)) ** 2).sum() for g in np.unique(of)
+                ) / total)  # fmt: skip
+            return max(shares), min(shares)
+
+        assert share_between(sites["experiment"], x)[0] > 0.05
+        assert share_between(sites["experiment"], out)[0] < 0.01
+        assert share_between(sites["sirna_id"] % 4, out)[1] > 0.98
+
+    def test_a_single_batch_is_left_as_it_is(self, transform, embeddings, sites):
+        one = of_experiment(sites, "RPE-01") | (sites["cell_type"] == "U2OS")
+        fit = np.ones(one.sum(), bool)
+        out = apply(transform, embeddings[one], sites[one], fit)
+        alone = of_experiment(sites[one], "RPE-01")
+        np.testing.assert_array_equal(out[alone], embeddings[one][alone])
+        assert not np.allclose(out[~alone], embeddings[one][~alone])
+
+    def test_cell_types_are_corrected_apart(self, transform, embeddings, sites):
+        both = apply(transform, embeddings, sites, np.ones(len(sites), bool))
+        rpe = sites["cell_type"] == "RPE"
+        alone = apply(transform, embeddings[rpe], sites[rpe], np.ones(rpe.sum(), bool))
+        np.testing.assert_array_equal(both[rpe], alone)
+
+    def test_labels_are_not_read(self, transform, embeddings, sites):
+        fit = np.ones(len(sites), bool)
+        relabelled = sites.copy()
+        relabelled["sirna_id"], relabelled["well_type"] = -1, "treatment"
+        np.testing.assert_array_equal(
+            apply(transform, embeddings, relabelled, fit), apply(transform, embeddings, sites, fit)
+        )
+
+    def test_rows_outside_fit_are_refused(self, transform, embeddings, sites, controls):
+        with pytest.raises(ValueError, match="fit leaves out 120 of 240"):
+            apply(transform, embeddings, sites, controls)
+        with pytest.raises(ValueError, match="by is 'cell_type'; expected 'plate'"):
+            apply(transform, embeddings, sites, np.ones(len(sites), bool), by="cell_type")
+
+    def test_a_missing_library_names_the_extra(self, transform, embeddings, sites, monkeypatch):
+        monkeypatch.setitem(sys.modules, LIBRARIES[transform], None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'rxrx1_jax\[analysis\]'"):
+            transform(embeddings, sites, np.ones(len(sites), bool))
+
+
+@pytest.mark.parametrize("by", ["experiment", "plate"])
+def test_combat_is_the_library_within_a_cell_type(by, embeddings, sites):
+    library = pytest.importorskip("neuroCombat")
+    pandas = pytest.importorskip("pandas")
+    x = np.hstack([embeddings, np.full((len(sites), 1), 3.0)])
+    out = combat(x, sites, np.ones(len(sites), bool), by=by)
+    rpe = sites["cell_type"] == "RPE"
+    batch = [f"{s['experiment']}_{s['plate']}" if by == "plate" else str(s["experiment"])
+             for s in sites[rpe]]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        direct = library.neuroCombat(
+            embeddings[rpe].T, pandas.DataFrame({"b": batch}), batch_col="b"
+        )
+    np.testing.assert_allclose(out[rpe, :D], direct["data"].T, rtol=1e-10, atol=1e-10)
+    np.testing.assert_array_equal(out[:, D], 3.0)
+
+
+def test_combat_solves_the_equations_of_the_paper(embeddings, sites):
+    rpe = sites["cell_type"] == "RPE"
+    x, experiment = embeddings[rpe], sites["experiment"][rpe]
+    out = apply(combat, x, sites[rpe], np.ones(rpe.sum(), bool))
+    names, n = np.unique(experiment, return_counts=True)
+    means = np.array([x[experiment == name].mean(0) for name in names])
+    grand = (n[:, None] * means).sum(0) / n.sum()
+    residual = x - means[np.searchsorted(names, experiment)]
+    sigma = np.sqrt((residual**2).mean(0))
+    z = (x - grand) / sigma
+    for name in names:
+        here = z[experiment == name]
+        size, gamma_hat, delta_hat = len(here), here.mean(0), here.var(0, ddof=1)
+        tau, m, v = gamma_hat.var(ddof=1), delta_hat.mean(), delta_hat.var(ddof=1)
+        shape, rate = m**2 / v + 2, m**3 / v + m  # inverse gamma prior, by moments
+        gamma, delta = gamma_hat, delta_hat
+        for _ in range(100):  # conditional posterior means, Johnson et al. 2007, section 3.2
+            gamma = (size * tau * gamma_hat + delta * gamma_hat.mean()) / (size * tau + delta)
+            delta = (rate + ((here - gamma) ** 2).sum(0) / 2) / (size / 2 + shape - 1)
+        expected = sigma * (here - gamma) / np.sqrt(delta) + grand
+        np.testing.assert_allclose(out[experiment == name], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_combat_refuses_what_it_cannot_estimate(embeddings, sites):
+    one_row = np.delete(np.arange(len(sites)), plates_of(sites)[0][1:])
+    everything = np.ones(len(one_row), bool)
+    with pytest.raises(ValueError, match="the plate of site RPE-01_1_00_1 has one row"):
+        apply(combat, embeddings[one_row], sites[one_row], everything, by="plate")
+    flat = np.where(np.arange(D) == 2, embeddings, 1.0)
+    with pytest.raises(ValueError, match="1 of 5 features vary within every experiment of RPE"):
+        apply(combat, flat, sites, np.ones(len(sites), bool))
+
+
+def test_harmony_is_the_library_within_a_cell_type(embeddings, sites):
+    library = pytest.importorskip("harmonypy")
+    out = harmony(embeddings, sites, np.ones(len(sites), bool))
+    rpe = sites["cell_type"] == "RPE"
+    batch = {"experiment": sites["experiment"][rpe]}
+    direct = library.run_harmony(embeddings[rpe], batch, "experiment", verbose=False)
+    np.testing.assert_array_equal(out[rpe], direct.Z_corr)
+    assert not np.allclose(out[rpe], embeddings[rpe])
+
+
+def test_harmony_on_a_few_rows(embeddings, sites):
+    few = np.flatnonzero(sites["cell_type"] == "U2OS")[::16]
+    out = apply(harmony, embeddings[few], sites[few], np.ones(len(few), bool))
+    assert len(few) < 15 and np.isfinite(out).all()
+
+
+CLASSES = np.array([0, 1, 2, 3])
+
+
+def cosine(a, b):
+    return a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
+
+
+def test_nearest_centroid_against_a_loop(embeddings, sites, controls):
+    fit = ~controls & ~of_experiment(sites, "RPE-02")
+    fit &= ~((sites["cell_type"] == "U2OS") & (sites["sirna_id"] == 2))
+    for cell_types in (None, sites["cell_type"]):
+        out = transforms.nearest_centroid(embeddings, sites["sirna_id"], fit, CLASSES, cell_types)
+        assert out.dtype == np.float32
+        np.testing.assert_allclose(np.exp(out).sum(axis=1), 1, rtol=1e-5)
+        for i in range(0, len(sites), 7):
+            cosines = []
+            for sirna in CLASSES:
+                members = fit & (sites["sirna_id"] == sirna)
+                if cell_types is not None and not (cell_types[i] == "U2OS" and sirna == 2):
+                    members &= cell_types == cell_types[i]
+                centroid = sum(x / np.sqrt(x @ x) for x in embeddings[members])
+                cosines.append(cosine(embeddings[i], centroid))
+            gaps = np.array(cosines) - cosines[0]
+            np.testing.assert_allclose(
+                (out[i] - out[i, 0]) * transforms.TEMPERATURE, gaps, atol=1e-5
+            )
+
+
+def test_nearest_centroid_reads_training_labels_only(embeddings, sites, controls):
+    fit = ~controls & ~of_experiment(sites, "RPE-02")
+    expected = transforms.nearest_centroid(embeddings, sites["sirna_id"], fit, CLASSES)
+    labels = np.where(fit, sites["sirna_id"], -7)
+    changed = embeddings.copy()
+    outside = np.flatnonzero(~fit)
+    changed[outside[::2]] = 5.0
+    out = transforms.nearest_centroid(changed, labels, fit, CLASSES)
+    rows = np.setdiff1d(np.arange(len(sites)), outside[::2])
+    np.testing.assert_array_equal(out[rows], expected[rows])
+    order = np.random.default_rng(1).permutation(len(sites))
+    out = transforms.nearest_centroid(embeddings[order], labels[order], fit[order], CLASSES)
+    np.testing.assert_allclose(out, expected[order], atol=1e-5)
+
+
+def test_nearest_centroid_of_classes_without_training_rows(embeddings, sites, controls):
+    out = transforms.nearest_centroid(embeddings, sites["sirna_id"], ~controls, [0, 1, 2, 3, 900])
+    assert np.isfinite(out).all() and (out.argmin(axis=1) == 4).all()
+    with pytest.raises(ValueError, match="no fit row has one of the 1 classes"):
+        transforms.nearest_centroid(embeddings, sites["sirna_id"], ~controls, [900])
+
+
+def test_correction_makes_new_experiments_readable(sites, controls):
+    rng = np.random.default_rng(4)
+    x = 2 * rng.normal(size=(1200, D))[sites["sirna_id"]] + rng.normal(size=(len(sites), D))
+    for plate in plates_of(sites):
+        x[plate] = x[plate] * rng.uniform(0.3, 3, D) + 6 * rng.normal(size=D)
+    test = ~controls & np.isin(sites["experiment"], ["RPE-03", "U2OS-02"])
+
+    def accuracy(x):
+        scores = transforms.nearest_centroid(x, sites["sirna_id"], ~controls & ~test, CLASSES)
+        return np.mean(CLASSES[scores[test].argmax(axis=1)] == sites["sirna_id"][test])
+
+    raw = accuracy(x)
+    for transform in ON_CONTROLS:
+        assert accuracy(transform(x, sites, controls, by="plate")) > raw + 0.15

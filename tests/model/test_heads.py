@@ -1,0 +1,187 @@
+"""heads.py inside a small parent module, against NumPy and finite differences."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rxrx1_jax.model import heads, losses
+
+ROWS, FEATURES, CLASSES = 6, 4, 5
+BATCH = {
+    "cell_type": np.int32([0, 1, 0, 2, 3, 1]),
+    "experiment": np.int32([2, 10, 3, 30, 45, 11]),
+    "label": np.int32([0, 1, 2, 3, 4, 0]),
+    "mask": np.ones(ROWS, bool),
+}
+
+
+class Parent(nn.Module):
+    """A layer below the head, as every network has one."""
+
+    head: heads.Head
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, x, batch):
+        features = nn.Dense(FEATURES, dtype=self.dtype, name="below")(x.astype(self.dtype))
+        self.sow("intermediates", "embedding", features)
+        return self.head(self, features, batch, CLASSES)
+
+
+def inputs(seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=(ROWS, 3)).astype(dtype)
+
+
+def start(head):
+    """(module, params at the start)"""
+    module = Parent(head)
+    return module, module.init(jax.random.key(0), inputs(), BATCH)["params"]
+
+
+def drawn(params, seed=1):
+    """Other values for every parameter."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+
+def apply(module, params, batch=BATCH, x=None):
+    """(logits, embedding, all that was sown)"""
+    x = inputs() if x is None else x
+    logits, kept = module.apply({"params": params}, x, batch, mutable=["intermediates"])
+    sown = {name: value[0] for name, value in kept["intermediates"].items() if name != "fc"}
+    return np.asarray(logits), np.asarray(sown["embedding"]), sown
+
+
+@pytest.mark.parametrize("name", heads.HEADS)
+def test_every_head_gives_float32_logits_of_its_classes(name):
+    module, params = start(getattr(heads, name)())
+    assert apply(module, params)[0].shape == (ROWS, CLASSES)
+    half = Parent(getattr(heads, name)(), dtype=jnp.dtype(jnp.bfloat16))
+    logits = half.apply({"params": params}, inputs(), BATCH)
+    assert logits.dtype == np.float32
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
+    with jax.enable_x64(True):
+        wide = Parent(getattr(heads, name)(), dtype=jnp.dtype("float64"))
+        assert wide.apply({"params": params}, inputs(), BATCH).dtype == np.float64
+
+
+def test_linear_is_the_dense_layer_fc_with_the_same_start():
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, batch):
+            x = nn.Dense(FEATURES, name="below")(x)
+            init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            return nn.Dense(CLASSES, kernel_init=init, name="fc")(x)
+
+    _, params = start(heads.linear())
+    expected = Plain().init(jax.random.key(0), inputs(), BATCH)["params"]
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    bound = 1 / np.sqrt(FEATURES)
+    assert np.abs(params["fc"]["kernel"]).max() <= bound
+
+
+def test_cosine_is_numpys():
+    module, params = start(heads.cosine(scale=8.0))
+    assert set(params["fc"]) == {"kernel"}
+    params = drawn(params)
+    logits, x, sown = apply(module, params)
+    kernel = params["fc"]["kernel"]
+    expected = x @ kernel / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(logits, 8 * expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sown["cosine"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cosine_of_zero_features_has_a_finite_gradient():
+    def total(x):
+        return jnp.sum(heads.normalise(x, 1) @ jnp.ones((3, 2)))
+
+    x = jnp.zeros((2, 3))
+    assert total(x) == 0 and np.isfinite(jax.grad(total)(x)).all()
+
+
+def test_one_hot_adds_a_bias_for_each_cell_type_and_class():
+    module, params = start(heads.cell_type_one_hot())
+    assert params["fc"]["kernel"].shape == (FEATURES + 4, CLASSES)
+    params = drawn(params)
+    logits, x, _ = apply(module, params)
+    kernel, bias = params["fc"]["kernel"], params["fc"]["bias"]
+    expected = x @ kernel[:FEATURES] + kernel[FEATURES + BATCH["cell_type"]] + bias
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_film_starts_as_the_linear_head():
+    module, params = start(heads.cell_type_film())
+    linear, expected = start(heads.linear())
+    for name in ("below", "fc"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], expected[name])
+    np.testing.assert_array_equal(apply(module, params)[0], apply(linear, expected)[0])
+
+
+def test_film_scales_and_shifts_by_cell_type():
+    module, params = start(heads.cell_type_film())
+    params = drawn(params)
+    logits, x, _ = apply(module, params)
+    rows = []
+    for features, c in zip(x, BATCH["cell_type"], strict=True):
+        y = (1 + params["film_scale"][c]) * features + params["film_shift"][c]
+        rows.append(y @ params["fc"]["kernel"] + params["fc"]["bias"])
+    np.testing.assert_allclose(logits, rows, rtol=1e-5, atol=1e-5)
+
+
+def test_adversary_classifies_as_linear_and_sows_logits_of_experiments():
+    module, params = start(heads.domain_adversary(hidden=7))
+    params = drawn(params)
+    logits, x, sown = apply(module, params)
+    fc, hidden, out = params["fc"], params["domain_hidden"], params["domain_fc"]
+    np.testing.assert_allclose(logits, x @ fc["kernel"] + fc["bias"], rtol=1e-5, atol=1e-5)
+    y = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0)
+    assert sown["domain_logits"].shape == (ROWS, 51) and y.shape == (ROWS, 7)
+    expected = y @ out["kernel"] + out["bias"]
+    np.testing.assert_allclose(sown["domain_logits"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dann_descends_for_the_adversary_and_climbs_for_the_features():
+    """Finite differences of the adversary's loss: above the reversal the gradient has their sign,
+    below it their value times -reversal * weight."""
+    reversal, weight = 0.3, 2.0
+    with jax.enable_x64(True):
+        module = Parent(heads.domain_adversary(8, reversal), dtype=jnp.dtype("float64"))
+        params = module.init(jax.random.key(0), inputs(), BATCH)["params"]
+        params = jax.tree.map(np.float64, drawn(params))
+        loss = losses.dann(weight)
+
+        def penalty(params):
+            logits, kept = module.apply(
+                {"params": params}, inputs(dtype=np.float64), BATCH, mutable=["intermediates"]
+            )
+            outputs = {
+                "domain_logits": kept["intermediates"]["domain_logits"][0],
+                "cross_entropy": jnp.zeros(ROWS),
+            }
+            return jnp.mean(loss.function(outputs, BATCH, loss.state)[0])
+
+        penalty, gradient = jax.jit(penalty), jax.jit(jax.grad(penalty))(params)
+        for layer, factor in (("domain_fc", 1), ("domain_hidden", 1), ("below", -reversal)):
+            kernel = params[layer]["kernel"]
+            direction = np.random.default_rng(3).normal(size=kernel.shape)
+
+            def moved(step, layer=layer, kernel=kernel, direction=direction):
+                new = params[layer] | {"kernel": kernel + step * direction}
+                return penalty(params | {layer: new})
+
+            slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+            assert abs(slope) > 1e-3
+            found = np.sum(gradient[layer]["kernel"] * direction)
+            np.testing.assert_allclose(found, factor * slope, rtol=1e-6)
+        assert not np.any(gradient["fc"]["kernel"])
+
+
+def test_impossible_arguments_are_refused():
+    with pytest.raises(ValueError, match="cosine: scale is 0; expected more than 0"):
+        heads.cosine(0)
+    with pytest.raises(ValueError, match="domain_adversary: hidden is 0 and reversal 1.0"):
+        heads.domain_adversary(0)

@@ -1,0 +1,367 @@
+"""models.py against an independent PyTorch definition of the same networks, in float64."""
+
+import re
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import traverse_util
+from torch import nn
+
+from rxrx1_jax.model import resnet
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no installed package
+from benchmarks.plain_linen import PlainResNet50  # noqa: E402
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.downsample = shortcut(inputs, features, stride)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, features, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.conv3 = nn.Conv2d(features, 4 * features, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * features)
+        self.downsample = shortcut(inputs, 4 * features, stride)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def shortcut(inputs, outputs, stride):
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class TorchResNet(nn.Module):
+    """ResNet v1.5 with six input channels, in the words of PyTorch."""
+
+    def __init__(self, block, sizes, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(6, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        inputs = 64
+        for stage, size in enumerate(sizes, 1):
+            features = 64 * 2 ** (stage - 1)
+            blocks = []
+            for i in range(size):
+                blocks.append(block(inputs, features, 2 if stage > 1 and i == 0 else 1))
+                inputs = features * block.expansion
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def port(named_tensors):
+    """{PyTorch name: tensor} -> the tree of Flax variables, batch_stats among them if present."""
+    flat = {}
+    for name, tensor in named_tensors:
+        if name.endswith("num_batches_tracked"):
+            continue
+        name = name.replace("downsample.0", "downsample_conv")
+        name = name.replace("downsample.1", "downsample_bn")
+        *module, leaf = name.split(".")
+        if module[0].startswith("layer"):
+            module = [f"{module[0]}_{module[1]}", *module[2:]]
+        value = tensor.detach().numpy().copy()
+        if leaf == "weight":
+            leaf = {4: "kernel", 2: "kernel", 1: "scale"}[value.ndim]
+            value = value.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim])
+        collection = "batch_stats" if leaf.startswith("running") else "params"
+        leaf = {"running_mean": "mean", "running_var": "var"}.get(leaf, leaf)
+        flat[(collection, *module, leaf)] = value
+    return traverse_util.unflatten_dict(flat)
+
+
+def assert_trees_close(found, expected, tolerance):
+    found = traverse_util.flatten_dict(found, sep="/")
+    expected = traverse_util.flatten_dict(expected, sep="/")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = np.abs(value).max() + 1e-12
+        error = np.abs(np.asarray(found[name]) - value).max() / scale
+        assert error < tolerance, f"{name}: relative difference {error:.1e}"
+
+
+@pytest.mark.parametrize(
+    "name, block, sizes",
+    [("resnet18", Basic, (2, 2, 2, 2)), ("resnet50", Bottleneck, (3, 4, 6, 3))],
+)
+def test_logits_gradients_and_statistics_are_those_of_pytorch(name, block, sizes):
+    torch.manual_seed(0)
+    classes, rows, size = 11, 4, 64
+    reference = TorchResNet(block, sizes, classes).double()
+    with torch.no_grad():  # nothing at its initial value, so that nothing is tested at 0 or 1
+        for module in reference.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    x = torch.randn(rows, 6, size, size, dtype=torch.float64)
+    labels = torch.arange(rows) % classes
+    start = port(reference.state_dict().items())
+
+    counts = {}  # values per channel each BatchNorm averages over
+
+    def record(module, inputs, _):
+        counts[module] = inputs[0].numel() // inputs[0].shape[1]
+
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(record)
+
+    # Standard promotion: Flax's BatchNorm relies on it for any dtype but float32.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        model = resnet.create_model(name, classes, dtype=jnp.float64)
+        variables = jax.tree.map(jnp.asarray, start)
+        images = jnp.asarray(x.numpy().transpose(0, 2, 3, 1))
+
+        def loss_fn(params, train):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                images, train=train, mutable=["batch_stats"],
+            )  # fmt: skip
+            log_probs = jax.nn.log_softmax(logits)
+            loss = -jnp.mean(log_probs[jnp.arange(rows), jnp.asarray(labels.numpy())])
+            return loss, (logits, updated["batch_stats"])
+
+        gradient = jax.jit(jax.grad(loss_fn, has_aux=True), static_argnums=1)
+        for train in (False, True):
+            reference.train(train)
+            reference.zero_grad()
+            expected = reference(x)
+            F.cross_entropy(expected, labels).backward()
+            grads, (logits, batch_stats) = gradient(variables["params"], train)
+            expected = expected.detach().numpy()
+            np.testing.assert_allclose(logits, expected, rtol=1e-8, atol=1e-8)
+            torch_grads = [(n, p.grad) for n, p in reference.named_parameters()]
+            assert_trees_close(grads, port(torch_grads)["params"], 1e-8)
+            if not train:
+                assert_trees_close(batch_stats, start["batch_stats"], 1e-12)
+
+        # PyTorch's running variance is unbiased (n - 1), Flax's is not: the one difference.
+        with torch.no_grad():
+            for module_name, module in reference.named_modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    old = dict(port_statistics(start, module_name))["var"]
+                    new = (module.running_var.numpy() - 0.9 * old) * (1 - 1 / counts[module])
+                    module.running_var.copy_(torch.from_numpy(0.9 * old + new))
+        expected = port(reference.state_dict().items())["batch_stats"]
+        assert_trees_close(batch_stats, expected, 1e-8)
+
+
+def port_statistics(variables, module_name):
+    """The running statistics of one PyTorch module in a ported tree."""
+    key = port([(f"{module_name}.running_var", torch.zeros(1))])["batch_stats"]
+    node = variables["batch_stats"]
+    for part in list(traverse_util.flatten_dict(key))[0][:-1]:
+        node = node[part]
+    return node.items()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (9, 12)])
+def test_convolve_is_pytorchs_on_every_path(monkeypatch, backend, kernel, stride, size):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    weights = rng.normal(size=(kernel, kernel, 3, 5)).astype(np.float32)
+    expected = F.conv2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)),
+        torch.from_numpy(weights.transpose(3, 2, 0, 1)),
+        stride=stride,
+        padding=kernel // 2,
+    )
+    found = resnet.convolve(jnp.asarray(x), jnp.asarray(weights), stride)
+    np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
+
+
+def shapes_of(name, classes, size=64):
+    model = resnet.create_model(name, classes)
+    images = jax.ShapeDtypeStruct((1, size, size, 6), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+
+@pytest.mark.parametrize(
+    "name, classes, expected",
+    [
+        ("resnet50", 1108, 25_787_732),
+        # torchvision's 11,689,512, 21,797,672 and 44,549,160 with 3 more channels in the stem.
+        ("resnet18", 1000, 11_689_512 + 3 * 49 * 64),
+        ("resnet34", 1000, 21_797_672 + 3 * 49 * 64),
+        ("resnet101", 1000, 44_549_160 + 3 * 49 * 64),
+        ("resnet_demo", 32, 95_840),
+    ],
+)
+def test_parameter_count(name, classes, expected):
+    params = shapes_of(name, classes)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def initialised(model, images):
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+
+
+def test_initialisation():
+    model = resnet.ResNet((1, 1), resnet.BasicBlock, 1000, width=32)
+    images = jnp.zeros((1, 32, 32, 6))
+    variables = initialised(model, images)
+    for path, value in traverse_util.flatten_dict(variables["params"]).items():
+        if path[-1] == "scale":
+            assert np.all(value == (0 if path[-2] == "bn2" else 1)), path
+        elif path[-1] == "bias":
+            assert np.all(value == 0), path
+        elif path[0] == "fc":
+            limit = 1 / np.sqrt(value.shape[0])
+            assert 0.99 * limit < np.abs(value).max() <= limit
+        else:
+            expected = np.sqrt(2 / (value.shape[0] * value.shape[1] * value.shape[3]))
+            # Five standard errors of a standard deviation over value.size normal draws.
+            assert abs(np.std(value) / expected - 1) < 5 / np.sqrt(2 * value.size), path
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 10, 8),
+        partial(resnet.DemoResNet, 10, 16),
+    ],
+)
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_state(create):
+    images = jax.random.normal(jax.random.key(1), (8, 32, 32, 6))
+    variables = initialised(create(jnp.dtype("bfloat16")), images)
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        model = create(jnp.dtype(dtype))
+        # Standard promotion: Flax's BatchNorm relies on it for any dtype but float32.
+        with jax.numpy_dtype_promotion("standard"):
+            logits[dtype], updated = jax.jit(
+                lambda v, m=model: m.apply(v, images, train=True, mutable=["batch_stats"])
+            )(variables)
+        assert logits[dtype].dtype == jnp.float32
+        for leaf in jax.tree.leaves((variables, updated)):
+            assert leaf.dtype == jnp.float32
+    scale = np.std(logits["float32"])
+    difference = np.abs(logits["bfloat16"] - logits["float32"]).max()
+    # bfloat16 keeps 8 bits: its error is there (it is really used), and small.
+    assert 1e-5 * scale < difference < 0.1 * scale
+
+
+def test_demo_network_has_finite_gradients_on_constant_images():
+    model = resnet.create_model("resnet_demo", 3, width=16)
+    images = jnp.zeros((2, 16, 16, 6))
+    variables = initialised(model, images)
+
+    def total(params):
+        variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+        return jnp.sum(model.apply(variables_, images, train=False))
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(variables["params"])):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_unknown_model_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="'resnet52'.*resnet18.*resnet_demo"):
+        resnet.create_model("resnet52", 10)
+
+
+def operations(model, platform):
+    """How often each operation, with its types and attributes, is in a lowered gradient."""
+    images = jax.ShapeDtypeStruct((2, 64, 64, 6), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+    def loss(params, batch_stats, images):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True,
+            mutable=["batch_stats"],
+        )  # fmt: skip
+        return jnp.sum(logits), updated
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    traced = gradient.trace(variables["params"], variables["batch_stats"], images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # Without the names of values and functions.
+    lines = (re.sub(r"%[\w#:]+|@\w+", "", line).strip() for line in text.splitlines())
+    return Counter(line for line in lines if "stablehlo" in line)
+
+
+@pytest.mark.parametrize("platform, backend", [("cuda", "gpu"), ("tpu", "tpu")])
+def test_other_platforms_get_the_plain_network(monkeypatch, platform, backend):
+    """What is lowered for them is what flax.linen's own layers give, operation by operation."""
+    ours, plain = resnet.create_model("resnet50", 11), PlainResNet50(11)
+    on_cpu = operations(ours, platform)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    found, expected = operations(ours, platform), operations(plain, platform)
+    assert found == expected
+    convolutions = {
+        name: sum(count for line, count in lines.items() if "stablehlo.convolution" in line)
+        for name, lines in (("found", found), ("on_cpu", on_cpu))
+    }
+    # 53 forward, 53 gradients of kernels and 52 of inputs: the images need none.
+    assert convolutions["found"] == 158
+    assert convolutions["on_cpu"] < 50 and on_cpu != found
+    # Products are left to the classifier; nothing holds the compiler back.
+    assert sum(count for line, count in found.items() if "stablehlo.dot_general" in line) == 3
+    assert not any("optimization_barrier" in line for line in found)
+
+
+def test_training_on_the_cpu_is_the_plain_network(monkeypatch):
+    """Logits, gradients and running statistics through `cpu_ops` and without it, in float64."""
+    images = np.random.default_rng(0).normal(size=(4, 40, 40, 6))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        model = resnet.ResNet((1, 1), resnet.BottleneckBlock, 5, 8, dtype=jnp.float64)
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+        rng = np.random.default_rng(1)
+        variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+
+        def loss(params):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]}, images, train=True,
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return jnp.sum(jnp.sin(logits)), (logits, updated["batch_stats"])
+
+        results = []
+        for backend in ("cpu", "gpu"):
+            monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+            results.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,351 @@
+"""Table 1 by one command: real runs on a small synthetic screen, made-up ones for failures."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from absl import flags
+from dataset_fixture import write_few
+
+from rxrx1_jax import table1
+from rxrx1_jax.training import run_dir
+from rxrx1_jax.training import sweep
+from rxrx1_jax.data import splits
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm_table1.sh"
+# With three HUVEC and two RPE experiments of four treatment sites each, and a batch of 8: the
+# first two can be made, the other three each lack something.
+FEW = [("batch", 0, c) for c in ("all", "HUVEC", "RPE", "U2OS")] + [("random_site", 2, "RPE")]
+EPOCHS = 4
+DRIVER = """
+import sys
+from absl import app
+from rxrx1_jax import main, table1
+table1.RUNS = {runs!r}
+sys.executable = {python!r}
+app.run(table1.main, flags_parser=main.parse_flags)
+"""
+
+
+# rxrx1_jax.main that says so and waits when it has written its first checkpoint.
+PAUSING = """#!{python}
+import pathlib, runpy, signal, sys
+from rxrx1_jax.training import checkpoint
+save = checkpoint.save
+def save_and_wait(checkpoints, *arguments):
+    checkpoint.save = save
+    save(checkpoints, *arguments)
+    checkpoints.wait_until_finished()
+    pathlib.Path({said!r}).touch()
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.alarm(30)  # a run that nobody ends goes on, and completes
+    signal.pause()
+checkpoint.save = save_and_wait
+sys.argv[:3] = ["main"]
+runpy.run_module("rxrx1_jax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def driver(*arguments, runs=FEW, python=sys.executable):
+    """The command with other runs, and with another program in place of the interpreter."""
+    command = [sys.executable, "-c", DRIVER.format(runs=runs, python=str(python)), *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.02)
+
+
+def is_held(path):
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory):
+    """(config, its file): a synthetic screen of 16 px."""
+    sizes = {"huvec": 3, "rpe": 2, "hepg2": 0, "u2os": 0, "treatments": 2, "positive_controls": 2}
+    return write_few(tmp_path_factory.mktemp("screen"), 8, EPOCHS, **sizes)
+
+
+@pytest.fixture(scope="module")
+def worked(screen, tmp_path_factory):
+    """(WORKDIR, output of the command that was stopped, and of the same command again)."""
+    workdir = tmp_path_factory.mktemp("worked") / "table1"
+    arguments = [f"--config={screen[1]}", f"--workdir={workdir}"]
+    # The command's own choice of runs is stronger than the user's.
+    arguments += ["--config.data.protocol=random_well", "--config.train.log_every=7"]
+    said = workdir.parent / "said"
+    text = PAUSING.format(python=sys.executable, said=str(said))
+    stopped = driver(*arguments, python=executable(workdir.parent / "pausing", text))
+    first = workdir / "batch-all-0"
+    wait_for(said.exists, "checkpoint")
+    assert is_held(first)
+    stopped.terminate()
+    outputs = [(*stopped.communicate(), stopped.returncode)]
+    assert not is_held(first)  # the run has ended too
+    assert not (first / "results.json").exists()
+    again = driver(*arguments)
+    outputs.append((*again.communicate(), again.returncode))
+    return workdir, *outputs
+
+
+def test_a_stopped_command_goes_on(worked):
+    workdir, (_, stderr, code), (stdout, again, second_code) = worked
+    assert code == 75 and stderr.endswith("stopped; the same command goes on\n")
+    assert second_code == 0, again
+    assert "2 of 5 runs to do" in stdout and re.search(r"resumed at step \d", stdout)
+    assert f"run 2 of 5: {workdir}/batch-HUVEC-0\n" in stdout  # no rate yet: the first was resumed
+    for cell_type in ("all", "HUVEC"):
+        results = run_dir.read_results(workdir / f"batch-{cell_type}-0")
+        assert (results["protocol"], results["fold"]) == ("batch", 0)
+        assert (results["cell_type"], results["epochs"]) == (cell_type, EPOCHS)
+        config = json.loads((workdir / f"batch-{cell_type}-0" / "config.json").read_text())
+        assert config["train"]["log_every"] == 7
+
+
+def test_the_table_stands_beside_the_papers(worked):
+    workdir, _, (stdout, _, _) = worked
+    text = (workdir / "report" / "table1.md").read_text()
+    assert text in stdout and (workdir / "report" / "index.html").exists()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    rows = {row[0]: row[1:] for row in rows}
+    accuracy = {
+        name: f"{100 * run_dir.read_results(workdir / name)['accuracy']['site']['all']:.1f}"
+        for name in ("batch-all-0", "batch-HUVEC-0")
+    }
+    assert rows["Batch"] == ["0", accuracy["batch-all-0"], accuracy["batch-HUVEC-0"], *"–––"]
+    assert rows["Random (by site)"] == ["", *"–––––"]
+    assert rows["*the paper: Batch*"][-5:-3] == ["44.1 ± 5.7", "56.7 ± 8.4"]
+    assert rows["Batch, model on all cell types"][3] != "–"  # RPE, of the model on all
+    assert rows["epochs"] == [str(EPOCHS), "not known"]
+    assert rows["image size"] == ["16 px", "512 px"]
+    assert "- batch-RPE-0: 4 training sites, fewer than optim.batch_size=8\n" in text
+    assert "- batch-U2OS-0: cell type 'U2OS': expected one of all, HUVEC, RPE\n" in text
+    assert "- random_site-RPE-2: cell type RPE has 2 labelled experiments, too few" in text
+
+
+def test_collecting_on_a_cluster_needs_no_device(worked, screen):
+    """The whole list of runs, by the script, with a JAX that would fail if it were asked."""
+    workdir, _, _ = worked
+    names = {"CONFIG": str(screen[1]), "WORKDIR": str(workdir), "PYTHON": sys.executable}
+    fields = ["--config.train.log_every=7"]
+    before = sorted(path.name for path in workdir.iterdir())
+    done = subprocess.run(
+        [SCRIPT, "collect", *fields], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | names | {"JAX_PLATFORMS": "none"}, check=False,
+    )  # fmt: skip
+    assert "| *the paper: Batch* | | 44.1 ± 5.7" in done.stdout.replace("|  |", "| |"), done.stderr
+    assert "batch-all-1, batch-HUVEC-1" in done.stdout and ": not started\n" in done.stdout
+    assert done.returncode == 1  # not every run that could be made is complete
+    assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_runs_of_other_settings_are_refused(worked, screen):
+    config = screen[0].copy_and_resolve_references()
+    config.train.log_every = 7
+    assert [bool(plan.obstacle) for plan in table1.make_plans(config, worked[0], FEW)] == [
+        *(False, False, True, True, True)
+    ]
+    config.optim.epochs = 3
+    with pytest.raises(run_dir.RunError, match=f"batch-all-0: holds a run with optim.epochs={EPOCHS}"):
+        table1.make_plans(config, worked[0], FEW)
+
+
+def test_the_list_is_the_papers_table():
+    assert len(table1.RUNS) == len(set(table1.RUNS)) == 30
+    assert table1.RUNS[:6] == [
+        *(("batch", 0, c) for c in ("all", "HUVEC", "RPE", "HEPG2", "U2OS")), ("batch", 1, "all"),
+    ]  # fmt: skip
+    assert table1.RUNS[-1] == ("random_site", splits.FOLDS - 1, "U2OS")
+    assert flags.FLAGS["task"].parser.parse("29") == 29
+    with pytest.raises(ValueError, match=r"30 is not .* \[0, 29\]"):
+        flags.FLAGS["task"].parser.parse("30")
+
+
+PROGRAM = """#!{python}
+import json, os, signal, sys, time
+from pathlib import Path
+workdir = Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2])
+name = workdir.name
+if "refused" not in name:
+    workdir.mkdir(parents=True, exist_ok=True)
+if "complete" in name:
+    (workdir / "results.json").write_text(json.dumps({{"step": 3, "total_steps": 3}}))
+elif "crash" in name:
+    sys.exit("Traceback ...\\nRuntimeError: out of memory")
+elif "refused" in name:
+    sys.exit("error: optim.momentum=2: expected a value in [0, 1)")
+elif "killed" in name:
+    os.kill(os.getpid(), signal.SIGKILL)
+elif name == "batch-HUVEC-0":
+    (workdir / "pid").write_text(str(os.getpid()))
+    signal.alarm(100)
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Stands in for the interpreter that runs rxrx1_jax.main; does what the name of a run says."""
+    return executable(tmp_path / "program", PROGRAM.format(python=sys.executable))
+
+
+def made_up(workdir, *names, sites=20):
+    return [table1.Plan(workdir / name, {}, sites, "") for name in names]
+
+
+def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "executable", str(program))
+    names = ("complete-1", "crash", "killed", "nothing", "held", "complete-2")
+    plans = made_up(tmp_path / "runs", *names)
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / ".held.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        reasons = table1.train_all(plans, [])
+    assert {path.name: reason for path, reason in reasons.items()} == {
+        "crash": "RuntimeError: out of memory",
+        "killed": "ended by SIGKILL",
+        "nothing": "ended with status 0",
+        "held": "another process is at it",
+    }
+    assert (tmp_path / "runs" / "complete-2" / "results.json").exists()
+    assert not (tmp_path / "runs" / "held").exists()
+    assert "Traceback ..." in capfd.readouterr().err  # what a run says is passed on
+
+
+def test_what_is_refused_before_it_begins_stops_the_command(program, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(SystemExit):
+        table1.train_all(made_up(tmp_path / "runs", "refused", "complete"), [])
+    assert capfd.readouterr().err == "error: optim.momentum=2: expected a value in [0, 1)\n"
+    assert not (tmp_path / "runs" / "complete").exists()
+
+
+def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", str(program))
+    clock = iter([0, 40, 100, 100])
+    monkeypatch.setattr(run_all, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    plans = made_up(tmp_path, "complete-1", "complete-2")
+    plans[1] = plans[1]._replace(train_sites=5)
+    table1.train_all([*plans, plans[0]._replace(obstacle="too few")], [])
+    said = capsys.readouterr().out
+    assert f"run 1 of 3: {tmp_path}/complete-1\n" in said
+    assert f"run 2 of 3: {tmp_path}/complete-2, about 0:00:10 left\n" in said
+
+
+def test_a_run_outlives_its_killed_command_and_is_not_run_twice(
+    program, screen, tmp_path, monkeypatch
+):
+    path = tmp_path / "batch-HUVEC-0"
+    command = driver(
+        f"--config={screen[1]}", f"--workdir={tmp_path}", runs=[FEW[1]], python=program
+    )
+    wait_for(lambda: (path / "pid").exists() and (path / "pid").read_text(), "run")
+    command.kill()
+    command.wait()
+    assert is_held(path)
+    try:
+        monkeypatch.setattr(sys, "executable", str(program))
+        assert table1.train_one(*made_up(tmp_path, path.name), []) == "another process is at it"
+    finally:
+        os.kill(int((path / "pid").read_text()), signal.SIGTERM)
+    wait_for(lambda: not is_held(path), "end of the run")
+    command.communicate()  # the run had its pipes, too
+
+
+RECORDING = """#!{python}
+import json, os, sys
+names = ("CONFIG", "WORKDIR", "PYTHON")
+call = [os.path.basename(sys.argv[0]), sys.argv[1:], {{n: os.environ.get(n) for n in names}}]
+with open({calls!r}, "a") as file:
+    file.write(json.dumps(call) + "\\n")
+if call[0] == "sbatch":
+    print("71;cluster" if "--array=0-29" in sys.argv else "72;cluster")
+"""
+
+
+def run_script(folder, *arguments, **environment):
+    """Runs the Slurm script with programs that write down how they were called."""
+    calls = folder / "calls"
+    calls.write_text("")
+    for name in ("sbatch", "srun", "interpreter"):
+        executable(folder / name, RECORDING.format(python=sys.executable, calls=str(calls)))
+    done = subprocess.run(
+        [SCRIPT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={"PATH": f"{folder}:{os.environ['PATH']}"} | environment,
+    )  # fmt: skip
+    return done, [json.loads(line) for line in calls.read_text().splitlines()]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return {
+        "CONFIG": "configs/demo.py:seed=1",
+        "WORKDIR": str(tmp_path / "my runs"),
+        "OPTIONS": "--gpus=1 --time=2-0",
+        "PYTHON": str(tmp_path / "interpreter"),
+    }
+
+
+def test_slurm_jobs(settings, tmp_path):
+    field = "--config.optim.epochs=3"
+    done, calls = run_script(tmp_path, field, **settings)
+    assert done.returncode == 0, done.stderr
+    (_, runs, given), (_, table, _) = calls
+    assert given == {name: settings[name] for name in given}
+    last = len(table1.RUNS) - 1
+    assert f"--array=0-{last}" in runs and {"--export=ALL", "--requeue"} <= set(runs)
+    assert runs[-5:] == ["--gpus=1", "--time=2-0", str(SCRIPT), "run", field]
+    assert "--dependency=afterany:71" in table and table[-3:] == [str(SCRIPT), "collect", field]
+    assert "--gpus=1" not in table
+    logs = Path(settings["WORKDIR"], "logs")
+    assert f"--output={logs}/run-%a.log" in runs and logs.is_dir()
+    assert "job 71;" in done.stdout and f"job 72, printed to {logs}/table.log" in done.stdout
+    # What these jobs then do.
+    command = ["-m", "rxrx1_jax.table1", f"--config={settings['CONFIG']}"]
+    command.append(f"--workdir={settings['WORKDIR']}")
+    job = settings | {"SLURM_ARRAY_TASK_ID": "29", "SLURM_CPUS_PER_TASK": "8"}
+    done, (call,) = run_script(tmp_path, "run", field, **job)
+    python = settings["PYTHON"]
+    assert call[:2] == ["srun", ["--cpus-per-task=8", python, *command, "--task=29", field]]
+    done, (call,) = run_script(tmp_path, "collect", field, **settings)
+    assert call[:2] == ["interpreter", [*command, "--collect", field]]
+
+
+@pytest.mark.parametrize("name", ["CONFIG", "WORKDIR", "OPTIONS", "SLURM_ARRAY_TASK_ID"])
+def test_missing_settings_of_slurm_jobs_are_named(settings, tmp_path, name):
+    settings.pop(name, None)
+    role = ["run"] if name == "SLURM_ARRAY_TASK_ID" else []
+    done, calls = run_script(tmp_path, *role, **settings)
+    assert done.returncode and name in done.stderr and not calls
+
+
+def test_slurm_jobs_need_an_existing_config(settings, tmp_path):
+    done, calls = run_script(tmp_path, **settings | {"CONFIG": "configs/nope.py:fold=1"})
+    assert done.returncode and "configs/nope.py:fold=1: no such file" in done.stderr and not calls

@@ -1,0 +1,365 @@
+"""What is damaged, of another version or in the wrong place is refused by one clear line."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_checkpoint import CLASSES, make_state
+from test_train import ROOT, make_config
+
+from rxrx1_jax.data import record_checks, records, tfrecord
+from rxrx1_jax.training import checkpoint, run_dir, run_lock, train
+
+pytest_plugins = ["dataset_fixture"]
+SHARD = "rxrx1-HUVEC-02.tfrecord-00000-of-00001"
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of the dataset to damage, without an index."""
+    path = tmp_path / "data" / "rxrx1" / "tiny" / tiny.dataset.name
+    shutil.copytree(tiny.dataset, path, ignore=shutil.ignore_patterns(records.INDEX_NAME))
+    return path
+
+
+def refused(copy, **changes):
+    with pytest.raises(records.DatasetError) as error:
+        records.Records(copy)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def edit_info(copy, **changes):
+    path = copy / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# Datasets
+
+
+def test_checksum_of_a_length():
+    """Known values: "123456789" (RFC 3720 has the polynomial); rotation as TensorFlow writes it."""
+    assert tfrecord.masked_crc32c(b"") == 0xA282EAD8
+    crc = 0xE3069283
+    expected = ((crc >> 15) | (crc << 17) & 0xFFFFFFFF) + 0xA282EAD8 & 0xFFFFFFFF
+    assert tfrecord.masked_crc32c(b"123456789") == expected
+
+
+def test_every_changed_bit_beside_the_images_is_found_or_harmless(copy):
+    """400 bits of one file, drawn at random: none of them makes other sites of it."""
+    original = records.Records(copy)
+    data = bytearray((copy / SHARD).read_bytes())
+    number = [path.name for path in original._files].index(SHARD)
+    beside = np.ones(len(data), bool)
+    for i in np.flatnonzero(original._shard == number):
+        beside[original._offset[i] :][: original._size[i]] = False
+    draw, found = random.Random(0), 0
+    for place in draw.choices(np.flatnonzero(beside).tolist(), k=400):
+        bit = 1 << draw.randrange(8)
+        data[place] ^= bit
+        (copy / SHARD).write_bytes(data)
+        (copy / records.INDEX_NAME).unlink(missing_ok=True)
+        try:
+            sites = records.Records(copy).sites
+            assert sites.dtype == original.sites.dtype and np.array_equal(sites, original.sites)
+        except records.DatasetError as error:
+            assert "\n" not in str(error) and (SHARD in str(error) or str(copy) in str(error))
+            found += 1
+        data[place] ^= bit
+    assert found > 300  # the rest lies in checksums that only `verify` reads
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("site", 2, "site_id"), ("plate", 3, "well_id"), ("cell_type", "RPE", "cell_type"),
+        ("sirna_id", 5, "sirna_id"), ("sirna", "s1", "sirna"), ("well_type", "blank", "well_type"),
+        ("control_std", np.nan, "control_std"), ("control_mean", 300, "control_mean"),
+        ("dataset", "val", "dataset"), ("well", "C04", "well"),
+    ],
+)  # fmt: skip
+def test_sites_that_contradict_others(tiny, field, value, message):
+    sites = records.Records(tiny.dataset).sites.copy()
+    assert record_checks.contradictions(sites) == []
+    row = int(np.flatnonzero(sites["site_id"] == "HUVEC-01_2_D05_1")[0])
+    sites[field][row] = value
+    found = record_checks.contradictions(sites)
+    assert any(message in what for _, what in found)
+    twice = np.concatenate([sites[:1], sites[:1]])
+    assert any("site_id" in what for _, what in record_checks.contradictions(twice))
+
+
+def test_a_dataset_of_another_format(copy):
+    edit_info(copy, fileFormat="array_record")
+    assert "stored as array_record, training reads tfrecord" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", "/etc/hostname", "{SPLIT}/.."],
+)
+def test_files_outside_of_the_dataset_are_not_read(copy, template):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = template
+    edit_info(copy, splits=info["splits"])
+    shutil.copy(copy / SHARD, copy.parent / SHARD)
+    assert "no name of a file in this folder" in refused(copy)
+
+
+def test_a_name_of_a_split_is_no_path_and_no_program(copy):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    for name, message in (
+        ("../../x", "no name of a file"),
+        ("{SPLIT.__class__}", "record files are missing"),
+    ):
+        splits = [dict(split, name=name) for split in info["splits"]]
+        edit_info(copy, splits=splits)
+        assert message in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"splits": 1}', "{"])
+def test_descriptions_that_are_none(copy, name, content):
+    (copy / name).write_text(content)
+    if name == "metadata.json" and content not in ("", "{"):
+        assert records.Records(copy).metadata == json.loads(content)  # nothing in it is needed
+    else:
+        assert name in refused(copy)
+
+
+def test_a_run_keeps_to_its_version_of_the_dataset(tiny, copy, tmp_path):
+    config = make_config(copy)
+    task = train.prepare(config)
+    data = run_dir.describe_data(task.records.path.name, task.records.sites, task.split)
+    run_dir.open_run(tmp_path / "run", config, data)
+    with pytest.raises(run_dir.RunError, match="dataset.version='1.1.0', this one has '1.2.0'"):
+        run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
+
+
+# Run directories
+
+
+def open_run(workdir, **changes):
+    config = make_config(Path("data/rxrx1/tiny/1.1.0"))
+    run_dir.open_run(workdir, config, {"version": "1", "data_fingerprint": "a"})
+    return config
+
+
+def test_settings_of_another_version_of_the_program(tmp_path):
+    open_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    settings = json.loads(path.read_text())
+    del settings["optim"]["nesterov"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(run_dir.RunError, match="of this program, without optim.nester"):
+        open_run(tmp_path / "run")
+    settings["optim"] |= {"nesterov": False, "betas": [0.9, 0.99]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(run_dir.RunError, match=r"with optim.betas=\[0.9, 0.99\]; choose"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"optim": 3}'])
+def test_settings_that_are_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(run_dir.RunError, match="config.json: not the settings of a run"):
+        open_run(tmp_path)
+
+
+def test_a_run_that_was_killed_while_it_opened_goes_on(tmp_path):
+    for name in (".lock", "environment.json", ".config.json.tmp"):
+        (tmp_path / name).write_text("")
+    open_run(tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(run_dir.RunError, match="file is a file"):
+            run_dir.check_workdir(path)
+    run_dir.check_workdir(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for path in (tmp_path / "new" / "run", tmp_path):
+        with pytest.raises(run_dir.RunError, match="cannot be written; choose another --workdir"):
+            run_dir.check_workdir(path)
+    monkeypatch.undo()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(run_dir.RunError, match="Permission denied; choose another --workdir"):
+        open_run(tmp_path / "run")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(run_dir.RunError, match="cannot be written .Permission denied"):
+        with run_lock.hold(tmp_path):
+            pass
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(workdir with the checkpoints of steps 7 and 8, state)."""
+    workdir = tmp_path_factory.mktemp("saved")
+    _, state = make_state()
+    with checkpoint.manager(workdir, keep=2) as checkpoints:
+        for step in (7, 8):
+            checkpoint.save(checkpoints, step, state, CLASSES, [{"loss": 0.5}], 1.0 / step)
+        checkpoint.wait(checkpoints)
+    return workdir, state
+
+
+def restore(workdir, state):
+    with checkpoint.manager(workdir, keep=2) as checkpoints:
+        return checkpoint.restore(checkpoints, state, CLASSES)
+
+
+def test_a_checkpoint_of_another_model(saved):
+    workdir, state = saved
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2), x.dtype), state.params)
+    deeper = {**state.params, "more": {"kernel": jnp.zeros(3)}}
+    for other in (wider, deeper):
+        with pytest.raises(checkpoint.CheckpointError, match="/8: of another model") as error:
+            restore(workdir, state.replace(params=other))
+        assert "\n" not in str(error.value)
+
+
+def damage(folder: Path, how: str) -> None:
+    """Changes every file of the arrays; which of them are still in use, TensorStore knows."""
+    for path in (folder / "state").glob("**/d/*"):
+        data = bytearray(path.read_bytes())
+        if how == "flip":
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data[: len(data) // 2] if how == "cut" else data)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's tasks
+@pytest.mark.parametrize("how", ["flip", "cut"])
+def test_a_damaged_checkpoint(saved, tmp_path, how):
+    workdir, state = saved
+    run_copy = tmp_path / "run"
+    shutil.copytree(workdir, run_copy)
+    damage(run_copy / "checkpoints" / "8", how)
+    for read in (lambda: restore(run_copy, state), lambda: checkpoint.load_params(run_copy)):
+        with pytest.raises(checkpoint.CheckpointError, match="checkpoints/8: .*damaged"):
+            read()
+    shutil.rmtree(run_copy / "checkpoints" / "8")  # as the message says
+    restored, recent = restore(run_copy, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert recent == [{"loss": 0.5}]
+
+
+def test_arrays_that_changed_without_a_word(saved, monkeypatch):
+    """As TensorStore returned for a changed bit inside a large array: the checksum finds it."""
+    workdir, state = saved
+    read = checkpoint._read
+
+    def changed(path, *arguments, **named):
+        found = read(path, *arguments, **named)
+        if hasattr(found, "keys") and "state" in found.keys():
+            kernel = found["state"].params["fc"]["kernel"]
+            flipped = (kernel.view(jnp.uint32) ^ jnp.uint32(1)).view(jnp.float32)
+            one = kernel.at[0, 0].set(flipped[0, 0])
+            params = found["state"].params | {"fc": found["state"].params["fc"] | {"kernel": one}}
+            return {"state": found["state"].replace(params=params)}
+        return found
+
+    monkeypatch.setattr(checkpoint, "_read", changed)
+    with pytest.raises(checkpoint.CheckpointError, match="damaged, the checksum of params is"):
+        restore(workdir, state)
+
+
+def test_half_written_checkpoints_are_not_picked_up(saved, tmp_path):
+    """What a crash leaves while a checkpoint is written, and while an old one is removed."""
+    workdir, state = saved
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(folder / "8", folder / "9.orbax-checkpoint-tmp-3")
+    shutil.rmtree(folder / "7" / "state")
+    with checkpoint.manager(tmp_path / "run", keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 8
+        restored, _ = checkpoint.restore(checkpoints, state, CLASSES)
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        checkpoint.save(checkpoints, 9, state, CLASSES, [], 2.0)
+        checkpoint.wait(checkpoints)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["9"]
+
+
+def test_the_best_and_the_last_are_kept(tmp_path):
+    _, state = make_state()
+    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
+        for step, score in ((1, 0.5), (2, 0.9), (3, 0.8), (4, None), (5, 0.1), (6, 0.2)):
+            other = state.replace(params=jax.tree.map(lambda x, k=step: x * 0 + k, state.params))
+            checkpoint.save(checkpoints, step, other, CLASSES, [], score)
+        checkpoint.wait(checkpoints)
+        assert sorted(checkpoints.all_steps(read=True)) == [2, 5, 6]
+    for which, step in (("last", 6), ("best", 2)):
+        variables, _ = checkpoint.load_params(tmp_path, which)
+        assert all((leaf == step).all() for leaf in jax.tree.leaves(variables["params"]))
+    with pytest.raises(checkpoint.CheckpointError, match="expected one of last, best"):
+        checkpoint.load_params(tmp_path, "newest")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
+    _, state = saved
+    bad = state.replace(batch_stats=jax.tree.map(lambda x: x * jnp.inf, state.batch_stats))
+    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
+        checkpoint.save(checkpoints, 1, state, CLASSES)
+        with pytest.raises(FloatingPointError, match="step 2: batch_stats have values that"):
+            checkpoint.save(checkpoints, 2, bad, CLASSES)
+        checkpoint.wait(checkpoints)
+        assert list(checkpoints.all_steps(read=True)) == [1]
+
+
+FULL = """
+import sys, pathlib, numpy as np
+sys.path.insert(0, "tests")
+from test_checkpoint import CLASSES, make_state
+from rxrx1_jax.training import checkpoint
+workdir = pathlib.Path(sys.argv[1])
+_, state = make_state()
+with checkpoint.manager(workdir, keep=1) as checkpoints:
+    checkpoint.save(checkpoints, 1, state, CLASSES)
+    checkpoint.wait(checkpoints)
+    free = __import__("shutil").disk_usage(workdir).free
+    (workdir / "filler").write_bytes(np.random.default_rng(0).bytes(max(free - 65536, 0)))
+    try:
+        checkpoint.save(checkpoints, 2, state, CLASSES)
+        checkpoint.wait(checkpoints)
+    except checkpoint.CheckpointError as error:
+        print("refused:", error)
+(workdir / "filler").unlink()
+with checkpoint.manager(workdir, keep=1) as checkpoints:
+    print("steps", checkpoints.all_steps(read=True))
+    checkpoint.restore(checkpoints, state, CLASSES)
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    """On a file system of 4 MB, mounted for one process; skipped where that is not allowed."""
+    mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
+    inside = f"{mount} && exec {sys.executable} -c '{FULL}' {tmp_path}"
+    probe = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "refused: " in done.stdout, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("refused: "))
+    assert "a checkpoint could not be written" in line and "last good one is of step 1" in line
+    assert "0.0 MB free" in line and "steps [1]" in done.stdout
+    assert done.returncode == 0, done.stderr

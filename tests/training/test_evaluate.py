@@ -1,0 +1,304 @@
+"""evaluate.py and predictions.py against plain Python loops and cases worked out by hand."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rxrx1_jax.training import evaluate as ev
+from rxrx1_jax.training import predictions
+
+FIELDS = [
+    ("site_id", "U24"),
+    ("well_id", "U24"),
+    ("cell_type", "U8"),
+    ("dataset", "U8"),
+    ("experiment", "U12"),
+    ("plate", "i4"),
+    ("well", "U4"),
+    ("site", "i4"),
+    ("sirna", "U12"),
+    ("sirna_id", "i4"),
+]
+
+
+def make_sites(wells: list[tuple[str, str, int, list[int]]]) -> np.ndarray:
+    """(experiment, well, sirna_id, sites of the well) -> structured array."""
+    rows = []
+    for experiment, well, sirna_id, numbers in wells:
+        well_id = f"{experiment}_1_{well}"
+        for k in numbers:
+            cell_type = experiment.split("-")[0]
+            names = (f"{well_id}_{k}", well_id, cell_type, "train", experiment)
+            rows.append((*names, 1, well, k, f"s{sirna_id}", sirna_id))
+    return np.array(rows, FIELDS)
+
+
+def random_case(seed: int, wells: int, k: int):
+    rng = np.random.default_rng(seed)
+    classes = np.sort(rng.choice(1108, k, replace=False)).astype(np.int32)
+    experiments = ["HUVEC-01", "HUVEC-02", "RPE-03", "U2OS-04"]
+    sites = make_sites(
+        [
+            (experiments[i % 4], f"W{i}", int(rng.choice(classes)), [1, 2] if i % 5 else [2])
+            for i in range(wells)
+        ]
+    )
+    sites = sites[rng.permutation(len(sites))]
+    logits = rng.normal(size=(len(sites), k)) + 1.5 * (sites["sirna_id"][:, None] == classes)
+    log_probs = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
+    loss = rng.random(len(sites)).astype(np.float32)
+    return sites, classes, log_probs, loss
+
+
+def batches_of(index: np.ndarray, size: int):
+    """Padded, masked device batches; the padding is record 0, which must not count."""
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        padded = np.zeros(size, np.int32)
+        padded[: len(part)] = part
+        yield {
+            "site_index": jnp.asarray(padded),
+            "mask": jnp.asarray(np.arange(size) < len(part), jnp.float32),
+        }
+
+
+def lookup_step(state, batch):
+    """A network that looks the answer up, so that every number is known."""
+    return {"log_probs": state[0][batch["site_index"]], "loss": state[1][batch["site_index"]]}
+
+
+def test_hand_computed_case():
+    # One well of two sites whose sites disagree, one well of one site; classes 7, 9, 30.
+    sites = make_sites([("HUVEC-01", "B03", 9, [1, 2]), ("RPE-02", "C04", 30, [2])])
+    p = np.array([[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.25, 0.25]])
+    table = predictions.predictions_table(
+        sites, np.array([7, 9, 30]), np.log(p).astype(np.float32), np.array([1, 2, 3], np.float32)
+    )
+    rows = table.to_pylist()
+    assert [r["site_id"] for r in rows] == [
+        "HUVEC-01_1_B03_1",
+        "HUVEC-01_1_B03_2",
+        "RPE-02_1_C04_2",
+    ]
+    assert [r["label"] for r in rows] == [9, 9, 30]
+    assert [r["prediction"] for r in rows] == [7, 9, 7]
+    # log .6 + log .1 < log .3 + log .8, so the well is class 9.
+    assert [r["well_prediction"] for r in rows] == [9, 9, 7]
+    assert [r["top5"] for r in rows] == [[7, 9, 30], [9, 7, 30], [7, 9, 30]]  # ties in class order
+    assert rows[1]["top5_probability"] == pytest.approx([0.8, 0.1, 0.1])
+    assert [r["probability"] for r in rows] == pytest.approx([0.6, 0.8, 0.5])
+    assert [r["loss"] for r in rows] == [1, 2, 3]
+    assert predictions.accuracies(table) == {
+        "site": {
+            "all": 1 / 3,
+            "cell_type": {"HUVEC": 1 / 2, "RPE": 0.0},
+            "experiment": {"HUVEC-01": 1 / 2, "RPE-02": 0.0},
+        },
+        "well": {
+            "all": 1 / 2,
+            "cell_type": {"HUVEC": 1.0, "RPE": 0.0},
+            "experiment": {"HUVEC-01": 1.0, "RPE-02": 0.0},
+        },
+        "top5": 1.0,
+    }
+
+
+@pytest.mark.parametrize("k", [2, 5, 23])
+def test_table_and_accuracies_equal_plain_loops(k):
+    sites, classes, log_probs, loss = random_case(k, 90, k)
+    table = predictions.predictions_table(sites, classes, log_probs, loss)
+    rows = table.to_pylist()
+    by_well: dict[str, list[int]] = {}
+    for i, site in enumerate(sites):
+        by_well.setdefault(str(site["well_id"]), []).append(i)
+    well_class = {}
+    for well, members in by_well.items():
+        n = len(members)
+        means = [math.fsum(float(log_probs[i, c]) for i in members) / n for c in range(k)]
+        well_class[well] = int(classes[means.index(max(means))])
+    hits: dict[tuple[str, str], list[bool]] = {}
+    top5 = []
+    counted = set()
+    for i, site in enumerate(sites):
+        best = sorted(range(k), key=lambda c, i=i: -log_probs[i, c])[:5]
+        assert rows[i]["top5"] == [int(classes[c]) for c in best]
+        probabilities = [math.exp(log_probs[i, c]) for c in best]
+        assert rows[i]["top5_probability"] == pytest.approx(probabilities)
+        assert rows[i]["prediction"] == rows[i]["top5"][0]
+        assert rows[i]["well_prediction"] == well_class[site["well_id"]]
+        for name in predictions.SITE_COLUMNS:
+            assert rows[i][name] == site[name].item()
+        top5.append(site["sirna_id"] in rows[i]["top5"])
+        right = {"site": rows[i]["prediction"] == site["sirna_id"]}
+        if site["well_id"] not in counted:
+            counted.add(site["well_id"])
+            right["well"] = well_class[site["well_id"]] == site["sirna_id"]
+        for unit, value in right.items():
+            for group in ("all", str(site["cell_type"]), str(site["experiment"])):
+                hits.setdefault((unit, group), []).append(bool(value))
+    found = predictions.accuracies(table)
+    assert found["top5"] == sum(top5) / len(top5)
+    assert 0 < found["site"]["all"] < 1 and found["site"]["all"] != found["well"]["all"]
+    for unit in ("site", "well"):
+        flat = {"all": found[unit]["all"], **found[unit]["cell_type"], **found[unit]["experiment"]}
+        assert flat == {g: sum(v) / len(v) for (u, g), v in hits.items() if u == unit}
+
+
+def test_evaluate_puts_shuffled_padded_batches_in_row_order():
+    sites, classes, log_probs, loss = random_case(1, 40, 6)
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(sites))[:-7]  # neither sorted nor all of the records
+    state = (jnp.asarray(log_probs), jnp.asarray(loss))
+    split = SimpleNamespace(classes=classes)
+    table, results = ev.evaluate(
+        jax.jit(lookup_step), state, batches_of(rng.permutation(rows), 8), sites, rows, split
+    )
+    assert len(rows) % 8, "the last batch has padding"
+    assert table.equals(
+        predictions.predictions_table(sites[rows], classes, log_probs[rows], loss[rows])
+    )
+    assert results["accuracy"] == predictions.accuracies(table)
+    assert results["loss"] == pytest.approx(float(np.mean(loss[rows], dtype=np.float64)), rel=1e-12)
+
+
+def test_wells_are_summed_in_pieces():
+    rng = np.random.default_rng(0)
+    wells = 2 * predictions.WELLS_AT_ONCE + 7
+    well_id = rng.permutation(np.repeat([f"w{i:05}" for i in range(wells)], [1, 2, 3] * (wells // 3)
+                                        + [2] * (wells % 3)))  # fmt: skip
+    log_probs = rng.standard_normal((len(well_id), 5)).astype(np.float32)
+    total = {name: log_probs[well_id == name].astype(np.float64).sum(0) for name in set(well_id)}
+    expected = [total[name].argmax() for name in well_id]
+    np.testing.assert_array_equal(predictions._well_argmax(well_id, log_probs), expected)
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ([4, 5, 7], r"1 missing \(first: record 6\)"),
+        ([4, 5, 6, 7, 5], r"1 predicted more than once \(first: record 5\)"),
+        ([4, 5, 6, 7, 9], r"1 not asked for \(first: record 9\)"),
+        ([], "no batch to evaluate"),
+    ],
+)
+def test_each_row_exactly_once(index, message):
+    state = (jnp.zeros((10, 3)), jnp.zeros(10))
+    with pytest.raises(ValueError, match=message):
+        ev.predict(lookup_step, state, batches_of(np.array(index), 2), np.arange(4, 8))
+
+
+def test_few_steps_are_in_flight(monkeypatch):
+    """The device is kept busy, but batches of images do not pile up on it."""
+    dispatched, fetched, ahead = [], [], []
+    read = ev.local_rows
+
+    def step(state, batch):
+        dispatched.append(1)
+        ahead.append(len(dispatched) - len(fetched) // 4)  # four arrays a step
+        return lookup_step(state, batch)
+
+    monkeypatch.setattr(ev, "local_rows", lambda array: fetched.append(1) or read(array))
+    ev.predict(step, (jnp.zeros((20, 3)), jnp.zeros(20)), batches_of(np.arange(20), 2), range(20))
+    assert len(dispatched) == 10 and len(fetched) == 40
+    assert max(ahead) == ev.STEPS_IN_FLIGHT + 1 and min(ahead[2:]) > 1
+
+
+def test_not_finite_is_an_error_naming_the_site():
+    sites, classes, log_probs, loss = random_case(2, 10, 4)
+    log_probs[3, 2] = np.nan
+    with pytest.raises(ValueError, match=f"site {sites['site_id'][3]}: .*not finite"):
+        predictions.predictions_table(sites, classes, log_probs, loss)
+
+
+def test_sizes_are_checked():
+    sites, classes, log_probs, loss = random_case(2, 10, 4)
+    with pytest.raises(ValueError, match="3 classes"):
+        predictions.predictions_table(sites, classes[:3], log_probs, loss)
+
+
+def test_written_file_is_whole_or_absent(tmp_path, monkeypatch):
+    sites, classes, log_probs, loss = random_case(3, 10, 3)
+    table = predictions.predictions_table(sites, classes, log_probs, loss)
+    path = tmp_path / "predictions.parquet"
+    predictions.write_predictions(path, table)
+    assert pq.read_table(path).equals(table)
+    assert os.listdir(tmp_path) == ["predictions.parquet"]
+
+    def torn(table, where, **kwargs):
+        Path(where).write_bytes(b"PAR1 half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(predictions.pq, "write_table", torn)
+    with pytest.raises(OSError):
+        predictions.write_predictions(path, table.slice(0, 1))
+    assert pq.read_table(path).equals(table)
+
+
+TWO_HOSTS = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from rxrx1_jax.training.evaluate import predict
+
+host = jax.process_index()
+sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
+rows = np.array([30, 3, 12, 5, 21, 8, 17])
+answers = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
+
+def batches():
+    padded, mask = np.append(rows, 0).astype(np.int32), np.arange(8) < 7
+    for start in (0, 4):  # global batches of four, two rows a host; host 1 ends with padding
+        mine = slice(start + 2 * host, start + 2 * host + 2)
+        put = lambda x: jax.make_array_from_process_local_data(sharding, x)
+        yield {"site_index": put(padded[mine]), "mask": put(mask[mine])}
+
+step = jax.jit(lambda state, batch: {
+    "log_probs": state[batch["site_index"]], "loss": state[batch["site_index"], 0]})
+found = predict(step, answers, batches(), rows)
+np.testing.assert_array_equal(found["log_probs"], answers[rows])
+np.testing.assert_array_equal(found["loss"], answers[rows, 0])
+try:
+    predict(step, answers, batches(), np.append(rows, 39))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_two_hosts():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment["PYTHONPATH"] = str(root)
+    environment.pop("XLA_FLAGS", None)
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_HOSTS, address, str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        for host in hosts:
+            out, err = host.communicate(timeout=120)
+            assert host.returncode == 0, err
+            assert "1 missing (first: record 39)" in out
+    finally:
+        for host in hosts:
+            host.kill()

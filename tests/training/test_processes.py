@@ -1,0 +1,521 @@
+"""Two processes are one run: the numbers, the checkpoints and the errors of a single process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
+import pytest
+from test_train import make_config
+from two_processes import SECONDS, end, environment, free_port, start
+
+from rxrx1_jax.training import processes, train
+
+pytest_plugins = ["dataset_fixture"]
+
+# Relative to the largest number of each array, float32. The same four devices each work on a
+# quarter of the batch, but not on the same rows, and two processes add the four sums in another
+# order than one: a rounding of 6e-8 an addition, which eight updates carry on.
+TOLERANCE = 2e-5
+STEPS = 8
+
+# What each process of a run does here. It writes down which records it read for what.
+WORK = """
+import collections, json, sys
+from pathlib import Path
+from rxrx1_jax.training import processes
+from rxrx1_jax.training import embed
+from rxrx1_jax.data import records
+from rxrx1_jax.training import train
+from ml_collections import ConfigDict
+
+joined = processes.join()
+import jax
+read = collections.Counter()
+original = records.Records.__getitem__
+def counting(self, i):
+    read[int(i)] += 1
+    return original(self, i)
+records.Records.__getitem__ = counting
+
+config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
+counts = {}
+works = {"train": train.train_and_evaluate, "embed": embed.embed_run}
+for name in sys.argv[4:]:
+    read.clear()
+    works[name](config, workdir)
+    counts[name] = dict(read)
+print("said by process", jax.process_index())
+Path(sys.argv[3] + str(jax.process_index())).write_text(
+    json.dumps([joined, jax.process_count(), jax.local_device_count(), counts]))
+processes.leave()
+"""
+
+
+def settings(dataset, **changes):
+    # 10 test sites are read 8 and 2, all 61 sites seven times 8 and 5: an odd last batch.
+    return make_config(dataset, train__keep=10, optim__label_smoothing=0.1, **changes)
+
+
+# A run whose evaluations take time, so that JAX, which looks for a signal every second, hears one.
+# Each process says when the second batch is due, and what ended it. Orbax has a question of its own
+# then, as when a save of its threads ends in an evaluation.
+SLOW_EVALUATIONS = """
+import json, os, sys, time
+from pathlib import Path
+from rxrx1_jax.training import checkpoint
+from rxrx1_jax.training import processes
+from rxrx1_jax.training import preemption
+from rxrx1_jax.training import train
+from ml_collections import ConfigDict
+
+processes.join()
+import jax
+said = Path(sys.argv[3] + str(jax.process_index()))
+original, make, managers = train.eval_batches, checkpoint.manager, []
+def manager(*arguments):
+    managers.append(make(*arguments))
+    return managers[-1]
+def slowly(*arguments):
+    for i, batch in enumerate(original(*arguments)):
+        if i == 1:
+            managers[0].reached_preemption(3)
+            said.touch()
+        time.sleep(2)
+        yield batch
+train.eval_batches, checkpoint.manager = slowly, manager
+try:
+    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except preemption.Preempted as stop:
+    print(stop, file=sys.stderr)
+    processes.leave()
+"""
+
+
+class Done:
+    """A run that was made by some number of processes."""
+
+    def __init__(self, workdir, config, processes, cache, works=("train",)):
+        self.workdir = workdir
+        counts = workdir.parent / f"{workdir.name}-read"
+        arguments = [json.dumps(config.to_dict()), workdir, counts, *works]
+        self.outputs = end(start(WORK, arguments, processes, cache))
+        for code, _, stderr in self.outputs:
+            assert code == 0, stderr
+        read = [json.loads(Path(f"{counts}{i}").read_text()) for i in range(processes)]
+        for joined, count, devices, _ in read:
+            assert (joined, count, devices) == (processes > 1, processes, 4 // processes)
+        self.read = [
+            {name: Counter({int(row): n for row, n in c.items()}) for name, c in x[-1].items()}
+            for x in read
+        ]
+        self.lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+    def state(self):
+        step = self.workdir / "checkpoints" / str(STEPS) / "state"
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(step).item_metadata.tree
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+            return checkpointer.restore(step, target)
+
+    def table(self, name):
+        return pq.read_table(self.workdir / f"{name}.parquet")
+
+
+def go_on(workdir, done, step):
+    """A copy of the run as it was when it had saved `step`."""
+    shutil.copytree(done.workdir, workdir)
+    for path in (workdir / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    for name in ("results.json", "predictions.parquet"):
+        (workdir / name).unlink()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def cache(folder):
+    return folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def one(tiny, folder, cache):
+    return Done(folder / "one", settings(tiny.dataset), 1, cache, ("train", "embed"))
+
+
+@pytest.fixture(scope="module")
+def two(tiny, folder, cache):
+    return Done(folder / "two", settings(tiny.dataset), 2, cache, ("train", "embed"))
+
+
+@pytest.fixture(scope="module")
+def two_then_one(tiny, folder, cache):
+    """Two are told to end in the evaluation after step 3, by a signal to the second alone."""
+    config, workdir = settings(tiny.dataset, eval__batch_size=4), folder / "two-one"
+    arguments = [json.dumps(config.to_dict()), workdir, folder / "evaluates"]
+    children = start(SLOW_EVALUATIONS, arguments, 2, cache)
+    deadline = time.monotonic() + SECONDS
+    while not (folder / "evaluates1").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children[1].send_signal(signal.SIGTERM)
+    for code, _, stderr in end(children):
+        assert code == 0 and "told to end at step 3;" in stderr, stderr
+    assert "test_loss" not in (workdir / "metrics.jsonl").read_text()  # it did not come to its end
+    return Done(workdir, config, 1, cache)
+
+
+@pytest.fixture(scope="module")
+def one_then_two(tiny, folder, cache, one):
+    """Under pmap."""
+    config = settings(tiny.dataset, train__parallelism="pmap")
+    return Done(go_on(folder / "one-two", one, 3), config, 2, cache)
+
+
+@pytest.mark.parametrize("name", ["two", "two_then_one", "one_then_two"])
+def test_the_numbers_are_those_of_one_process(one, name, request):
+    other = request.getfixturevalue(name)
+    leaves, expected = jax.tree.leaves(other.state()), jax.tree.leaves(one.state())
+    assert len(leaves) == len(expected) > 50
+    for leaf, right in zip(leaves, expected, strict=True):
+        np.testing.assert_allclose(leaf, right, rtol=0, atol=TOLERANCE * np.abs(right).max())
+    assert [line["step"] for line in other.lines] == [line["step"] for line in one.lines]
+    for line, right in zip(other.lines, one.lines, strict=True):
+        for field in ("epoch", "train_loss", "train_accuracy", "learning_rate", "test_loss",
+                      "test_accuracy", "test_accuracy_by_well", "gradient_norm"):  # fmt: skip
+            assert (field in line) == (field in right)
+            np.testing.assert_allclose(line.get(field, 0), right.get(field, 0), rtol=TOLERANCE)
+    results, right = (
+        json.loads((run.workdir / "results.json").read_text()) for run in (other, one)
+    )
+    np.testing.assert_allclose(results.pop("loss"), right.pop("loss"), rtol=TOLERANCE)
+    assert results == right
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "sites"),
+    [
+        ("two", "predictions", 10),
+        ("two_then_one", "predictions", 10),
+        ("one_then_two", "predictions", 10),
+        ("two", "embeddings", 61),
+    ],
+)
+def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request):
+    table, right = request.getfixturevalue(name).table(file), one.table(file)
+    assert len(set(table["site_id"].to_pylist())) == table.num_rows == sites
+    for column in right.column_names:
+        if str(right.schema.field(column).type) == "float":
+            found, expected = table[column].to_numpy(), right[column].to_numpy()
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
+        elif column != "top5_probability":
+            assert table[column].to_pylist() == right[column].to_pylist(), column
+
+
+# A run of two processes, the second of which sees late that a step was not finite: it has begun
+# further ones when the first stops. At fault is a site of the second's share of step 2.
+DIVERGES = """
+import json, sys, time
+from pathlib import Path
+from rxrx1_jax.training import processes
+from rxrx1_jax.training import progress
+from rxrx1_jax.training import train
+from ml_collections import ConfigDict
+
+processes.join()
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+prepare, draw, check = train.prepare, train.train_batches, progress._check_finite
+def poisoned(config):
+    task = prepare(config)
+    batches = draw(config, task, 1)
+    row = multihost_utils.process_allgather(next(batches)["site_index"], tiled=True)[6]
+    batches.close()
+    task.records.sites["control_mean"][row] = np.nan
+    return task
+def slow(*arguments):
+    for batch in draw(*arguments):
+        time.sleep(0.2)
+        yield batch
+def late(step, values):
+    time.sleep(0.5 * jax.process_index())
+    check(step, values)
+train.prepare, train.train_batches, progress._check_finite = poisoned, slow, late
+try:
+    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except progress.Diverged as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path, cache):
+    config = settings(tiny.dataset, train__eval_every=0, train__checkpoint_every=3)
+    workdir = tmp_path / "run"
+    outputs = end(start(DIVERGES, [json.dumps(config.to_dict()), workdir], 2, cache))
+    task = train.prepare(config)
+    batches = train.train_batches(config, task, 1)
+    expected = task.records.sites["site_id"][np.asarray(next(batches)["site_index"])].tolist()
+    report = json.loads((workdir / "diverged.json").read_text())
+    assert report["step"] == 2 and report["loss"] == "nan"
+    assert report["site_ids"] == expected and report["not_finite"] == [expected[6]]
+    code, _, stderr = outputs[0]
+    said = f"step 2: loss is nan, gradient norm nan, of sites {', '.join(expected[:4])} and 4 more"
+    assert code == 1 and said in stderr and "1 of them with pixels that are not finite" in stderr
+    assert outputs[1][0] != 0
+
+
+def test_each_process_reads_its_share(one, two):
+    (whole,), parts = one.read, two.read
+    for work in ("train", "embed"):
+        assert parts[0][work] + parts[1][work] == whole[work]  # none twice, none missing
+        totals = [part[work].total() for part in parts]
+        assert abs(totals[0] - totals[1]) <= 1
+    assert not set(parts[0]["embed"]) & set(parts[1]["embed"])
+    assert sorted(whole["embed"]) == list(range(61)) and set(whole["embed"].values()) == {1}
+    # 8 steps of 8 sites, and the 10 test sites after steps 3, 5 and 8.
+    assert whole["train"].total() == 8 * 8 + 3 * 10
+
+
+def test_only_process_0_prints(one, two):
+    (_, alone, _), (_, first, _), (_, second, _) = *one.outputs, *two.outputs
+    assert "said by process 0" in alone and "said by process 0" in first
+    assert "step 8/8" in first and "said by process 1" not in second
+    assert not [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+
+
+# Processes that work together for ever; the one of the given number raises an error instead.
+TOGETHER = """
+import sys
+from pathlib import Path
+from rxrx1_jax.training import processes
+processes.LOST_SECONDS = 5
+processes.join()
+import jax
+from jax.experimental import multihost_utils
+while True:
+    multihost_utils.sync_global_devices("step")
+    Path(sys.argv[1]).touch()
+    if jax.process_index() == int(sys.argv[2]):
+        sys.exit("error: a disk of mine is full")
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_the_other(tmp_path, cache, killed):
+    there = tmp_path / "there"
+    children = start(TOGETHER, [there, -1], 2, cache)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not there.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        children[killed].send_signal(signal.SIGKILL)
+        started = time.monotonic()
+        ((code, _, stderr),) = end([children[1 - killed]], seconds=40)
+    finally:
+        end(children)
+    assert code != 0
+    assert time.monotonic() - started < 5 + 15  # LOST_SECONDS, and the dump of its threads
+    assert re.search("another task died|(closed|reset) by peer", stderr), stderr
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_does_not_wait_for_the_other(tmp_path, cache, failing):
+    children = start(TOGETHER, [tmp_path / "there", failing], 2, cache)
+    outputs = end(children)
+    assert outputs[failing][0] == 1 and "error: a disk of mine is full" in outputs[failing][2]
+    assert outputs[1 - failing][0] != 0
+
+
+JOIN = """
+import sys
+from rxrx1_jax.training import processes
+processes.START_SECONDS, processes.LOST_SECONDS = int(sys.argv[1]), 5
+try:
+    joined = processes.join()
+except processes.LaunchError as error:
+    sys.exit(f"error: {error}")
+import jax
+sys.__stdout__.write(f"{joined} {jax.process_index()} of {jax.process_count()}\\n")
+sys.__stdout__.flush()
+if len(sys.argv) > 2:
+    from pathlib import Path
+    try:
+        processes.check_shared(Path(sys.argv[2 + jax.process_index()]))
+    except processes.LaunchError as error:
+        sys.exit(f"error: {error}")
+processes.leave()
+"""
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_process_that_never_comes(there, cache):
+    (first, second) = start(JOIN, [3], 2, cache)
+    (second, first)[there].kill()
+    started = time.monotonic()
+    (code, _, stderr) = end([(first, second)[there]], seconds=60)[0]
+    end([(second, first)[there]])
+    assert code == 1 and time.monotonic() - started < 40
+    assert "error: after 3 s the processes of the run have not all joined" in stderr
+    assert "process 0 is expected at 127.0.0.1:" in stderr and "Check failure" not in stderr
+
+
+def test_a_port_that_is_taken(cache):
+    import socket
+
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        children = start(JOIN, [30], 2, cache, JAX_COORDINATOR_ADDRESS=address)
+        children[1].kill()
+        (code, _, stderr), _ = end(children)
+    assert code == 1 and "Address already in use" in stderr and "JAX_COORDINATOR_ADDRESS" in stderr
+
+
+def test_a_workdir_that_not_all_share(tmp_path, cache):
+    there = tmp_path / "config.json"
+    there.touch()
+    children = start(JOIN, [60, there, tmp_path / "elsewhere" / "config.json"], 2, cache)
+    # The first waits for nothing here; it is the second that must say what is wrong.
+    _, (code, _, stderr) = end(children)
+    assert code == 1 and "a filesystem that all hosts share" in stderr, stderr
+
+
+def test_two_tasks_of_a_slurm_step_join(cache):
+    """JAX's own reading of Slurm's variables; the port is made of the number of the job."""
+    for _ in range(100):
+        if (port := free_port()) >= 65535 - 2**12 + 1:
+            break
+    else:
+        port = 65000
+    variables = {
+        "SLURM_JOB_ID": str(port - (65535 - 2**12 + 1)), "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
+    }  # fmt: skip
+    children = [
+        start(JOIN, [60], 1, cache, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))[0]
+        for i in range(2)
+    ]
+    outputs = end(children)
+    assert [code for code, _, _ in outputs] == [0, 0], outputs
+    assert [out.splitlines()[-1] for _, out, _ in outputs] == ["True 0 of 2", "True 1 of 2"]
+
+
+class Asked(Exception):
+    """`jax.distributed.initialize` was called."""
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """join() in an environment; the arguments it gives to JAX, or None where it joins nobody."""
+
+    def initialize(**arguments):
+        raise Asked(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+
+    def asked(**variables):
+        for name in [*os.environ]:
+            if name not in environment(1, Path()):
+                monkeypatch.delenv(name)
+        for name in ("JAX_LOCAL_DEVICE_IDS", "MEGASCALE_NUM_SLICES", "JAX_NUM_PROCESSES"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        try:
+            assert processes.join() is False
+        except Asked as call:
+            return call.args[0]
+        return None
+
+    return asked
+
+
+STEP = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+}  # fmt: skip
+ADDRESS = {
+    "JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        STEP | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        STEP | {"SLURM_STEP_NUM_TASKS": "1"},  # a shell inside an allocation
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a batch script
+        STEP | {"JAX_NUM_PROCESSES": "1"},
+        ADDRESS | {"JAX_NUM_PROCESSES": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+        {"MEGASCALE_NUM_SLICES": "1"},
+    ],
+)
+def test_a_single_process_waits_for_nobody(ask, variables):
+    assert ask(**variables) is None
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        STEP,
+        {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"},
+        {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+        {"JAX_NUM_PROCESSES": "auto"},
+    ],
+)
+def test_clusters_are_read_by_jax(ask, variables):
+    asked = ask(**variables)
+    assert asked.pop("initialization_timeout") > processes.START_SECONDS
+    assert asked == {"cluster_detection_method": None, "heartbeat_timeout_seconds": 60}
+
+
+def test_the_variables_of_the_processes(ask):
+    asked = ask(**ADDRESS, **STEP)  # they count for more than a cluster
+    arguments = {"coordinator_address": "h:1", "num_processes": 3, "process_id": 2}
+    assert asked.items() >= (arguments | {"cluster_detection_method": "deactivate"}).items()
+
+
+def test_a_slurm_task_takes_all_gpus_of_a_node_that_it_has_alone(ask):
+    ask(**STEP, SLURM_GPUS_ON_NODE="4")
+    assert os.environ["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3"
+    ask(**STEP | {"SLURM_STEP_NUM_NODES": "1"}, SLURM_GPUS_ON_NODE="4")
+    assert "JAX_LOCAL_DEVICE_IDS" not in os.environ  # JAX gives each task the GPU of its number
+    ask(**STEP, SLURM_GPUS_ON_NODE="4", JAX_LOCAL_DEVICE_IDS="3")
+    assert os.environ["JAX_LOCAL_DEVICE_IDS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "without JAX_PROCESS_ID: .* JAX_NUM_PROCESSES=1"),
+        ({"JAX_NUM_PROCESSES": ""}, "without JAX_NUM_PROCESSES"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two: expected a number"),
+        ({"JAX_PROCESS_ID": "3"}, r"JAX_PROCESS_ID=3: expected 0 to .* 2$"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "ADDRESS=host: expected host:port"),
+    ],
+)
+def test_impossible_variables_are_named(ask, changes, said):
+    with pytest.raises(processes.LaunchError, match=said):
+        ask(**ADDRESS | changes)
+
+
+def test_a_cluster_that_jax_does_not_know(cache):
+    ((code, _, stderr),) = end(start(JOIN, [30], 1, cache, JAX_NUM_PROCESSES="auto"))
+    assert code == 1 and "error: JAX finds no cluster here" in stderr

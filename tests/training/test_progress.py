@@ -1,0 +1,250 @@
+"""The log: means over intervals, times, a loop that goes on, resuming, the NaN stop."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rxrx1_jax.training import progress
+
+
+def step_metrics(loss):
+    return {
+        "loss": jnp.float32(loss),
+        "accuracy": jnp.float32(loss / 10),
+        "gradient_norm": jnp.float32(1),
+        "learning_rate": jnp.float32(0.1),
+    }
+
+
+def open_log(path, step=0, steps=6, every=2, recent=()):
+    return progress.Log(
+        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every, recent=recent
+    )
+
+
+def lines(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(log, step, **changes):
+    """A step whose batch came at once."""
+    log.train(step, {**step_metrics(step), **changes}, 0.0, 0.0)
+
+
+def test_intervals_are_averaged(tmp_path, capsys):
+    with open_log(tmp_path) as log:
+        for step in range(1, 5):
+            train(log, step)
+        log.flush()
+        first, second = lines(tmp_path)
+    assert (first["step"], second["step"]) == (2, 4) and second["epoch"] == 1.3333
+    assert second["train_loss"] == 3.5 and second["train_accuracy"] == pytest.approx(0.35)
+    assert "step 4/6" in capsys.readouterr().out
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+class Pending:
+    """A device scalar that is not computed before `ready` is set."""
+
+    def __init__(self, ready):
+        self.ready = ready
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.ready.wait(60)
+        return np.float32(1)
+
+
+def test_the_loop_goes_on_while_the_device_works(tmp_path):
+    ready = threading.Event()
+    with open_log(tmp_path, every=1) as log:
+        for step in range(1, progress.STEPS_AHEAD + 1):
+            train(log, step, loss=Pending(ready))  # returns: nobody waits for the value
+        assert not (tmp_path / "metrics.jsonl").exists()
+        # One more would be too far ahead.
+        loop = threading.Thread(target=train, args=(log, progress.STEPS_AHEAD + 1))
+        loop.start()
+        loop.join(0.2)
+        assert loop.is_alive()
+        ready.set()
+        loop.join()
+        log.flush()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_step_times_and_the_wait_for_data(tmp_path, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with open_log(tmp_path, steps=8, every=4) as log:
+        for step, (asked, got, done) in enumerate([
+            (0, 1, 100),  # compiles: no step time
+            (90, 101, 103),  # the device had nothing to do from 100 to 101
+            (103, 103.5, 104),
+            (103, 103.2, 106),  # the batch came while the device worked
+            (106, 106, 107),
+        ], 1):  # fmt: skip
+            now = done
+            log.train(step, step_metrics(1), asked, got)
+            log.flush()
+        now = 200.0
+        log.evaluation(5, {"test_loss": 1.0})
+        for step, done in ((6, 202), (7, 203), (8, 204)):
+            now = done
+            log.train(step, step_metrics(1), done - 1, done - 0.5)
+            log.flush()
+    first, _, second = lines(tmp_path)
+    assert first["images_per_second"] == 3 * 8 / 6
+    assert first["step_seconds_median"] == 2
+    assert first["step_seconds_95th_percentile"] == pytest.approx(np.percentile([3, 1, 2], 95))
+    assert first["data_wait_share"] == pytest.approx(1.5 / 6)
+    assert second["images_per_second"] == pytest.approx(4 * 8 / 5)  # the evaluation is left out
+    assert second["data_wait_share"] == pytest.approx(1.5 / 5)
+    assert "data wait 25 %" in capsys.readouterr().out
+
+
+def test_a_single_first_step_has_no_time(tmp_path):
+    with open_log(tmp_path, every=1) as log:
+        train(log, 1)
+        log.flush()
+    assert "images_per_second" not in lines(tmp_path)[0]
+
+
+def test_last_interval_may_be_short(tmp_path):
+    with open_log(tmp_path, steps=5, every=3) as log:
+        for step in range(1, 6):
+            train(log, step)
+    assert [(line["step"], line["train_loss"]) for line in lines(tmp_path)] == [(3, 2.0), (5, 4.5)]
+
+
+def test_resuming_drops_what_comes_again_and_broken_lines(tmp_path):
+    """A step's own line stands before its checkpoint, the line of its evaluation after it."""
+    kept = [{"step": 2, "test_loss": 1}, {"step": 4, "epoch": 2.0, "train_loss": 3}]
+    again = [{"step": 4, "test_loss": 1}, {"step": 6, "train_loss": 1}]
+    text = "\n".join(map(json.dumps, [*kept, *again]))
+    (tmp_path / "metrics.jsonl").write_text(text + '\n{"ste')
+    with open_log(tmp_path, step=4):
+        pass
+    assert lines(tmp_path) == kept
+
+
+@pytest.mark.parametrize("every", [3, 4, 100])
+@pytest.mark.parametrize("stop", [1, 4, 6, 8])
+def test_an_interruption_leaves_no_trace(tmp_path, stop, every):
+    """Steps 1 to `stop`, a few that are lost, and again from `stop` on: as if done at once."""
+    for name, parts in (("once", [(0, 10)]), ("twice", [(0, stop + 2), (stop, 10)])):
+        (tmp_path / name).mkdir()
+        recent = []
+        for start, end in parts:
+            with open_log(tmp_path / name, start, 10, every, recent) as log:
+                for step in range(start + 1, end + 1):
+                    train(log, step, loss=jnp.float32(1 / step))
+                    if step == stop:
+                        log.flush()
+                        recent = json.loads(json.dumps(log.recent()))
+    once, twice = (
+        [(line["step"], line["train_loss"]) for line in lines(tmp_path / name)]
+        for name in ("once", "twice")
+    )
+    assert once == twice and once[-1][0] == 10
+
+
+def points(folder):
+    """(tag, step) of the points that TensorBoard shows, which forgets on a restart what it is told.
+
+    TFRecord and tensorboard/compat/proto/event.proto, read without TensorBoard.
+    """
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.session_log.status == SessionLog.START:
+                shown = [(tag, step) for tag, step in shown if step < event.step]
+            shown += [(value.tag, event.step) for value in event.summary.value]
+    return shown
+
+
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
+    clock = iter(range(10**9, 10**9 + 1000))
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: next(clock))
+    for start, end in ((0, 6), (4, 6)):  # a checkpoint at step 4, which the first one outlived
+        with open_log(tmp_path, start) as log:
+            for step in range(start + 1, end + 1):
+                train(log, step)
+                log.flush()
+                if step == 4:
+                    log.evaluation(4, {"test_loss": 1.0})
+            if start:
+                log.evaluation(4, {"test_loss": 1.0})
+    shown = points(tmp_path / "tensorboard")
+    assert len(shown) == len(set(shown))
+    written = [(name, line["step"]) for line in lines(tmp_path) for name in line]
+    assert set(shown) == {(name, step) for name, step in written if name not in ("step", "epoch")}
+
+
+def test_evaluations_stand_beside_training(tmp_path, capsys):
+    with open_log(tmp_path) as log:
+        log.evaluation(3, {"test_loss": 1.25, "test_accuracy": 0.5})
+    assert lines(tmp_path) == [{"step": 3, "epoch": 1.0, "test_loss": 1.25, "test_accuracy": 0.5}]
+    assert "test accuracy 0.500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every", [2, 50])  # at the end of an interval, and inside one
+@pytest.mark.parametrize("field", ["loss", "gradient_norm"])
+def test_infinite_values_stop_the_run_before_a_checkpoint(tmp_path, every, field):
+    with open_log(tmp_path, every=every) as log:
+        train(log, 1)
+        train(log, 2, **{field: jnp.float32("nan")})
+        with pytest.raises(FloatingPointError, match=r"step 2: .*nan.*new --workdir"):
+            log.flush()
+
+
+def test_infinite_values_stop_the_loop_itself(tmp_path):
+    with open_log(tmp_path, steps=1000, every=1000) as log:
+        with pytest.raises(FloatingPointError, match="step 1: "):
+            for step in range(1, 2 * progress.STEPS_AHEAD):
+                train(log, step, loss=jnp.float32("inf"))
+
+
+def test_a_dead_tensorboard_thread_does_not_hold_the_run(tmp_path, monkeypatch):
+    """tensorboardX drops its thread on a full disk and then nobody empties its queue."""
+    thread = "tensorboardX.event_file_writer._EventLoggerThread.run"
+    monkeypatch.setattr(thread, lambda self: None)
+    log = open_log(tmp_path, steps=100)
+
+    def evaluate():
+        for step in range(1, 30):
+            log.evaluation(step, {"test_loss": 1.0})
+
+    loop = threading.Thread(target=evaluate, daemon=True)
+    loop.start()
+    loop.join(20)
+    assert not loop.is_alive()
+    with log:
+        pass
+    assert len(lines(tmp_path)) == 29
+
+
+def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(progress.Log, "_write", full)
+    with open_log(tmp_path, steps=1000, every=1) as log:
+        with pytest.raises(OSError, match="No space left"):
+            for step in range(1, 1000):
+                train(log, step)
+
+
+def test_parameter_table_counts():
+    table = progress.parameter_table({"a": {"k": jnp.zeros((2, 3))}, "b": jnp.zeros(1000)})
+    assert [line.split() for line in table.splitlines()] == [
+        ["a", "6"], ["b", "1,000"], ["total", "1,006"]
+    ]  # fmt: skip

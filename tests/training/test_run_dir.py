@@ -1,0 +1,177 @@
+"""Settings are checked before work starts; a run directory belongs to one set of settings."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import default
+from rxrx1_jax.data import splits
+from rxrx1_jax.training import run_dir, steps, train
+
+DATA = {"version": "1.0.0", "data_fingerprint": "a1", "split_fingerprint": "b2"}
+
+
+def make_config(**changes) -> ConfigDict:
+    config = default.get_config()
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    return config
+
+
+def test_the_shipped_configs_are_valid():
+    for name in ("default", "demo", "batch_split", "random_split", "wilds"):
+        run_dir.check(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data__protocol", "by_plate", r"data.protocol='by_plate'.*batch, random_site"),
+        ("data__normalisation", "zscore", r"data.normalisation='zscore'.*plate_control"),
+        ("model__name", "vgg", r"model.name='vgg'.*resnet50"),
+        ("model__dtype", "float16", r"model.dtype='float16'.*bfloat16"),
+        ("train__parallelism", "tmap", r"jit, pmap"),
+        ("optim__batch_size", 257, r"batch_size=257: expected a multiple of 8 devices"),
+        ("optim__accumulation", 64, r"8 devices x 64 micro-batches"),
+        ("optim__epochs", 0, r"optim.epochs=0: expected 1 or more"),
+        ("optim__learning_rate", float("nan"), r"optim.learning_rate=nan"),
+        ("optim__momentum", 1.0, r"optim.momentum=1.0.*\[0, 1\)"),
+        ("data__fold", -1, r"data.fold=-1"),
+        ("eval__batch_size", 12, r"eval.batch_size=12"),
+        ("train__bn_sync", False, r"train.bn_sync=False.*pmap"),
+    ],
+)
+def test_impossible_values_are_refused(field, value, message):
+    assert jax.device_count() == 8
+    with pytest.raises(run_dir.RunError, match=message):
+        run_dir.check(make_config(**{field: value}))
+
+
+positive = st.floats(0, 1e3, exclude_min=True)
+settings_of_a_run = st.fixed_dictionaries(
+    {
+        "optim__batch_size": st.sampled_from([4, 8, 16, 24, 48, 64]),
+        "optim__accumulation": st.integers(1, 2),
+        "optim__epochs": st.integers(0, 40),
+        "optim__warmup_epochs": st.floats(0, 10),
+        "optim__learning_rate": positive | st.sampled_from([0.0, math.inf, math.nan]),
+        "optim__momentum": st.floats(0, 1, exclude_max=True),
+        "data__crop": st.integers(0, 20),
+        "eval__batch_size": st.sampled_from([7, 8, 16, 64]),
+        "train__eval_every": st.integers(0, 50),
+        "train__checkpoint_every": st.integers(1, 50),
+        "train__log_every": st.integers(1, 50),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(settings_of_a_run, st.integers(1, 500))
+def test_what_is_accepted_can_be_run(changes, sites):
+    """Steps, learning rates, milestones and batches of any settings that are not refused."""
+    config = make_config(**changes)
+    try:
+        run_dir.check(config)
+        if sites < config.optim.batch_size:
+            raise run_dir.RunError("as train.prepare says")
+        per_epoch = sites / config.optim.batch_size
+        total = max(1, round(per_epoch * config.optim.epochs))
+        _, schedule = steps.create_optimizer(config.optim, total)
+    except ValueError:  # RunError is one
+        return
+    rates = np.array([schedule(step) for step in {0, total // 2, total - 1}])
+    assert np.isfinite(rates).all() and (rates >= 0).all()
+    assert rates.max() <= config.optim.learning_rate * (1 + 1e-5)
+    task = SimpleNamespace(total_steps=total, steps_per_epoch=per_epoch)
+    for every in (config.train.eval_every, config.train.checkpoint_every):
+        milestones = train._milestones(every, task)
+        assert all(1 <= step <= total for step in milestones)
+        assert len(milestones) == (config.optim.epochs // every if every else 0)
+    assert config.optim.batch_size % (jax.device_count() * config.optim.accumulation) == 0
+    assert config.eval.batch_size % jax.device_count() == 0
+
+
+def test_config_arguments():
+    config = default.parse("fold=2,cell_type=HUVEC", default.get_config())
+    assert (config.data.fold, config.data.cell_type) == (2, "HUVEC")
+    with pytest.raises(ValueError, match=r"'fold=two': expected int"):
+        default.parse("fold=two", default.get_config())
+    with pytest.raises(ValueError, match=r"'folds=1': expected field=value with a field of"):
+        default.parse("folds=1", default.get_config())
+
+
+def test_same_settings_open_a_run_again(tmp_path):
+    workdir = tmp_path / "run"
+    run_dir.open_run(workdir, make_config(), DATA)
+    settings = json.loads((workdir / "config.json").read_text())
+    assert settings["optim"]["epochs"] == 90 and settings["dataset"] == DATA
+    before = (workdir / "environment.json").read_bytes()
+    assert json.loads(before)["packages"]["jax"] == jax.__version__
+    run_dir.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1), DATA)
+    # What the run was started with stays written down.
+    assert json.loads((workdir / "config.json").read_text()) == settings
+    assert (workdir / "environment.json").read_bytes() == before
+
+
+def test_another_run_in_the_directory_is_refused(tmp_path):
+    run_dir.open_run(tmp_path / "run", make_config(), DATA)
+    with pytest.raises(run_dir.RunError, match=r"data.fold=0, this one has 1; choose another"):
+        run_dir.open_run(tmp_path / "run", make_config(data__fold=1), DATA)
+    with pytest.raises(run_dir.RunError, match=r"dataset.data_fingerprint='a1', this one has 'c3'"):
+        run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "data_fingerprint": "c3"})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["fold"] == 0
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    for workdir in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(run_dir.RunError, match=r"config.json"):
+            run_dir.open_run(workdir, make_config(), DATA)
+
+
+def test_fingerprints_tell_data_and_splits_apart():
+    sites = np.zeros(4, [("site_id", "U4"), ("control_mean", "f4", (6,))])
+    split = splits.Split(np.arange(3), np.array([3]), np.array([0, 1], np.int32))
+    data = run_dir.describe_data("1.0.0", sites, split)
+    assert data == run_dir.describe_data("1.0.0", sites.copy(), split)
+    other = sites.copy()
+    other["control_mean"][2, 3] = 1
+    changed = run_dir.describe_data("1.0.0", other, split)
+    assert changed["data_fingerprint"] != data["data_fingerprint"]
+    assert changed["split_fingerprint"] == data["split_fingerprint"]
+    swapped = split._replace(train=np.array([0, 1, 3]), test=np.array([2]))
+    changed = run_dir.describe_data("1.0.0", sites, swapped)
+    assert changed["split_fingerprint"] != data["split_fingerprint"]
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(run_dir.subprocess, "run", missing)
+    assert run_dir.environment()["commit"] is None
+
+
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [
+        ("main", {"jax", "numpy", "tensorflow"}),  # --help answers at once
+        ("report", {"jax", "flax", "orbax", "grain", "tensorflow"}),
+        ("train", {"torch", "tensorflow", "matplotlib"}),
+    ],
+)
+def test_start_up_imports_only_what_is_needed(module, needless):
+    code = f"import sys, rxrx1_jax.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not needless & set(done.stdout.split())

@@ -1,0 +1,399 @@
+"""Whole runs on the tiny release: results, exact resuming, both parallel modes, one-line errors."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from benchmarks.kill_training import TIMES
+from configs import demo
+from rxrx1_jax import correct
+from rxrx1_jax.data import input_pipeline, records
+from rxrx1_jax.report import __main__ as report
+from rxrx1_jax.training import checkpoint, embed, parallel, progress, run_dir, train
+
+pytest_plugins = ["dataset_fixture"]
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8  # 21 training sites, batches of 8, 3 epochs
+
+
+def make_config(dataset: Path, **changes):
+    config = demo.get_config()
+    config.data.dir = str(dataset.parent.parent.parent)
+    config.data.name = "rxrx1/tiny"
+    config.data.protocol = "official"  # three experiments are too few for the paper's draws
+    config.model.width = 8
+    config.optim.batch_size = 8
+    config.optim.epochs = 3
+    config.optim.warmup_epochs = 1.0
+    config.optim.ema_decay = 0.5
+    config.train.log_every = 2
+    config.train.eval_every = 1
+    config.train.checkpoint_every = 1
+    config.eval.batch_size = 8
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    config = make_config(tiny.dataset)
+    return config, workdir, train.train_and_evaluate(config, workdir)
+
+
+def curves(workdir, without=("images_per_second",)):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in line.items() if name not in without} for line in lines]
+
+
+def test_a_run_leaves_its_results(finished, tiny):
+    config, workdir, results = finished
+    assert results == json.loads((workdir / "results.json").read_text())
+    test = [
+        row for row in tiny.rows.values()
+        if row["dataset"] == "test" and row["well_type"] == "treatment" and row["sirna_id"] != "-1"
+    ]  # fmt: skip
+    table = pq.read_table(workdir / "predictions.parquet")
+    assert sorted(table["site_id"].to_pylist()) == sorted(row["site_id"] for row in test)
+    assert results["data"]["test_sites"] == len(test) and results["data"]["train_sites"] == 21
+    assert results["data"]["classes"] == 3 and results["step"] == STEPS
+    right = np.equal(table["prediction"].to_pylist(), table["label"].to_pylist())
+    assert results["accuracy"]["site"]["all"] == right.mean()
+    roles = (workdir / "split.csv").read_text().split()[1:]
+    assert sum(line.endswith(",train") for line in roles) == 21
+    for name in ("config.json", "environment.json", "tensorboard"):
+        assert (workdir / name).exists()
+
+
+def test_learning_curves(finished):
+    lines = curves(finished[1])
+    assert [line["step"] for line in lines if "train_loss" in line] == [2, 4, 6, 8]
+    assert [line["step"] for line in lines if "test_loss" in line] == [3, 5, 8]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    for line in lines:
+        if "train_loss" in line:
+            assert 0 < line["step_seconds_median"] <= line["step_seconds_95th_percentile"]
+            assert 0 <= line["data_wait_share"] <= 1
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(finished, capsys):
+    config, workdir, results = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train.train_and_evaluate(config, workdir) == results
+    assert "nothing to do" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch, stop):
+    config, workdir, results = finished
+    calls = 0
+
+    def interrupted(*args, **kwargs):
+        wrapped = original(*args, **kwargs)
+
+        def step(state, batch):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise KeyboardInterrupt
+            return wrapped.train_step(state, batch)
+
+        return wrapped._replace(train_step=step)
+
+    original = parallel.parallelise
+    monkeypatch.setattr(parallel, "parallelise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert train.train_and_evaluate(config, tmp_path / "run") == results
+    again, _ = checkpoint.load_params(tmp_path / "run")
+    once, _ = checkpoint.load_params(workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, once)
+    assert pq.read_table(tmp_path / "run" / "predictions.parquet").equals(
+        pq.read_table(workdir / "predictions.parquet")
+    )
+    assert curves(tmp_path / "run", TIMES) == curves(workdir, TIMES)
+
+
+def test_a_diverged_run_stops_and_keeps_the_checkpoint_before(tiny, tmp_path, monkeypatch):
+    drawn, made = [], train.train_batches
+
+    def poisoned(config, task, start):
+        for step, batch in enumerate(made(config, task, start), start + 1):
+            drawn.append(step)
+            bad = step > round(task.steps_per_epoch)  # from the first step after a checkpoint on
+            yield {**batch, "image": batch["image"] * np.nan} if bad else batch
+
+    monkeypatch.setattr(train, "train_batches", poisoned)
+    config, workdir = make_config(tiny.dataset, optim__epochs=20), tmp_path / "run"
+    last = round(train.prepare(config).steps_per_epoch)
+    with pytest.raises(FloatingPointError, match=f"step {last + 1}: loss is nan.* 8 of them with "):
+        train.train_and_evaluate(config, workdir)
+    # The sites of the step at fault, which were drawn again to name them.
+    report = json.loads((workdir / "diverged.json").read_text())
+    task = train.prepare(config)
+    batch = next(made(config, task, last))
+    ids = task.records.sites["site_id"][np.asarray(batch["site_index"])].tolist()
+    assert report["step"] == last + 1 and report["loss"] == "nan"
+    assert report["site_ids"] == report["not_finite"] == ids
+    drawn.pop()
+    assert max(drawn) <= last + 1 + progress.STEPS_AHEAD
+    assert checkpoint.load_params(workdir)
+    kept = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert kept == [str(last)]
+    assert not (workdir / "results.json").exists()
+
+
+def test_constant_channels_make_no_nan(tiny, tmp_path):
+    """A channel without signal, and a plate whose controls are black: a standard deviation of 0."""
+    from tfds_builder.rxrx1 import Builder, Rxrx1Config
+
+    tfds = pytest.importorskip("tensorflow_datasets")
+    release = tmp_path / "release" / "rxrx1"
+    shutil.copytree(tiny.release, release)
+    for path in release.glob("images/*/*/*.png"):
+        plate, black = "/".join(path.parts[-3:-1]), path.name[:3] in ("B02", "C03", "C07")
+        if path.name.endswith("_w2.png"):
+            Image.fromarray(np.full((16, 16), 7, np.uint8)).save(path)
+        elif plate == "HUVEC-01/Plate1" and black:
+            Image.fromarray(np.zeros((16, 16), np.uint8)).save(path)
+    builder = Builder(config=Rxrx1Config(name="tiny", size=16), data_dir=tmp_path / "data")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(release.parent))
+    )
+    config = make_config(Path(builder.data_path), optim__warmup_epochs=2.0)
+    task = train.prepare(config)
+    assert (task.records.sites["control_std"][:, 1] == 0).all()
+    for normalisation in input_pipeline.NORMALISATIONS:
+        rows = np.arange(len(task.records))
+        for batch in input_pipeline.eval_batches(
+            task.records, rows, task.split, batch_size=64, normalisation=normalisation
+        ):
+            assert np.isfinite(batch["image"]).all(), normalisation
+    results = train.train_and_evaluate(config, tmp_path / "run")
+    assert np.isfinite(results["loss"])
+
+
+def test_pmap_gives_the_same_run(finished, tiny, tmp_path):
+    config = make_config(tiny.dataset, train__parallelism="pmap", optim__warmup_epochs=0.0)
+    pmap = train.train_and_evaluate(config, tmp_path / "pmap")
+    config.train.parallelism = "jit"
+    jit = train.train_and_evaluate(config, tmp_path / "jit")
+    assert pmap["loss"] == pytest.approx(jit["loss"], abs=1e-4)
+    a, b = (checkpoint.load_params(tmp_path / name)[0] for name in ("pmap", "jit"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
+    # A checkpoint has one layout: the pmap run evaluates under jit.
+    assert train.evaluate_run(config, tmp_path / "pmap")["loss"] == pytest.approx(
+        pmap["loss"], abs=1e-5
+    )
+
+
+def test_a_run_is_bound_to_its_data(finished, tiny, tmp_path):
+    config, workdir, _ = finished
+    copy = tmp_path / "rxrx1" / "tiny" / tiny.dataset.name
+    shutil.copytree(tiny.dataset, copy)
+    config = config.copy_and_resolve_references()
+    config.data.dir = str(tmp_path)
+    train.evaluate_run(config, workdir)  # the same data elsewhere
+    # Another, equally valid dataset: the records of one experiment in another order.
+    path = copy / "rxrx1-HUVEC-02.tfrecord-00000-of-00001"
+    data, frames = path.read_bytes(), []
+    while data:
+        size = 16 + int.from_bytes(data[:8], "little")
+        frames.append(data[:size])
+        data = data[size:]
+    path.write_bytes(b"".join(reversed(frames)))
+    with pytest.raises(run_dir.RunError, match="dataset.data_fingerprint"):
+        train.evaluate_run(config, workdir)
+
+
+def test_evaluate_and_predict_again(finished):
+    config, workdir, results = finished
+    before = pq.read_table(workdir / "predictions.parquet")
+    assert train.evaluate_run(config, workdir) == results
+    table = pq.read_table(train.predict_run(config, workdir))
+    sites = records.Records(records.find_dataset(config.data.dir, config.data.name)).sites
+    treatments = sites[sites["well_type"] == "treatment"]
+    assert table["site_id"].to_pylist() == treatments["site_id"].tolist()
+    unlabelled = np.array(table["label"].to_pylist()) == -1
+    assert unlabelled.sum() == 2
+    assert np.isnan(table["loss"].to_numpy()[unlabelled]).all()
+    assert np.isfinite(table["loss"].to_numpy()[~unlabelled]).all()
+    assert set(table["role"].to_pylist()) == {"train", "test", "other"}
+    tested = table.filter(np.array(table["role"].to_pylist()) == "test")
+    same = tested.sort_by("site_id")["prediction"], before.sort_by("site_id")["prediction"]
+    assert same[0].to_pylist() == same[1].to_pylist()
+
+
+def test_bfloat16_trains_to_nearly_the_same(finished, tiny, tmp_path):
+    config = make_config(tiny.dataset, model__dtype="bfloat16")
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes the two types
+        results = train.train_and_evaluate(config, tmp_path / "run")
+    assert results["loss"] != finished[2]["loss"]
+    assert results["loss"] == pytest.approx(finished[2]["loss"], rel=0.05)
+
+
+def test_modes_of_the_command_line(finished, tmp_path):
+    config, workdir, results = finished
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    for mode, said in [
+        ("train", "nothing to do"),
+        ("evaluate", f"accuracy by site {results['accuracy']['site']['all']:.4f}"),
+        ("predict", "predictions_all.parquet"),
+    ]:
+        code, out, err = command(f"--config={path}", f"--workdir={workdir}", f"--mode={mode}")
+        assert code == 0, err
+        assert said in out
+
+
+def test_report_reads_the_run(finished, tmp_path, capsys):
+    report.main([str(finished[1]), f"--out={tmp_path / 'page'}"])
+    assert (tmp_path / "page" / "index.html").exists()
+    assert "44.1" in capsys.readouterr().out  # the paper's figure stands beside
+
+
+def test_runs_that_cannot_work_are_refused_before_training(tiny, tmp_path):
+    for changes, message in [
+        ({"data__crop": 17}, r"data.crop=17.*16"),
+        ({"optim__batch_size": 24}, r"batch_size=24.*only 21 training sites"),
+        ({"data__fold": 1}, r"fold 1 of the official split"),
+        ({"data__cell_type": "CHO"}, r"cell type 'CHO'.*HUVEC"),
+        ({"optim__warmup_epochs": 3.0}, r"warmup_epochs"),
+        ({"data__name": "rxrx1/native"}, r"tfds build"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train.train_and_evaluate(make_config(tiny.dataset, **changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(run_dir.RunError, match="no run here"):
+        train.evaluate_run(make_config(tiny.dataset), tmp_path / "run")
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "rxrx1_jax.main", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/demo.py", "--config.optim.lr=1"], "no field optim.lr; expected"),
+        (["--config=configs/demo.py:fold=two"], "'fold=two': expected int, found 'two'"),
+        (["--config", "configs/demo.py", "--config.optim.lr", "1"], "no field optim.lr; expected"),
+        (["--config=configs/nope.py"], "configs/nope.py"),
+        (["--config=configs/demo.py", "--config.data.dir=nowhere"], "tfds build"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, arguments, message):
+    code, _, stderr = command(*arguments, f"--workdir={tmp_path}/run")
+    assert code == 1
+    assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_sites_have_no_class(tiny):
+    dataset = records.Records(tiny.dataset)
+    split = train.prepare(make_config(tiny.dataset)).split
+    rows = np.flatnonzero(dataset.sites["sirna_id"] == -1)
+    (batch,) = input_pipeline.eval_batches(dataset, rows, split, batch_size=2, normalisation="none")
+    assert batch["label"].tolist() == [-1, -1]
+
+
+def test_corrections_of_a_run(finished):
+    """What the network itself says is what the run predicted; nothing is computed twice."""
+    _, workdir, _ = finished
+    names = ["none", "centroids", "adabn_experiment_controls", "adabn_plate", "centre_scale_plate"]
+    tables = correct.correct(workdir, names)
+    own = pq.read_table(workdir / "predictions.parquet")
+    for column in ("site_id", "label", "prediction", "well_prediction"):
+        assert tables["none"][column].to_pylist() == own[column].to_pylist()
+    np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
+    assert tables["adabn_plate"]["loss"] != tables["none"]["loss"]
+    files = {path: path.stat().st_mtime_ns for path in (workdir / "corrections").iterdir()}
+    assert {path.stem for path in files} == set(names)
+    again = correct.correct(workdir, names)
+    assert all(again[name].equals(tables[name]) for name in names)
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    text = correct.summary({"a": tables, "b": again})
+    lines = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert lines == [
+        "**inductive**", "none", "centroids", "**test controls**", "adabn_experiment_controls",
+        "centre_scale_plate", "**unlabelled test images**", "adabn_plate",
+    ]  # fmt: skip
+    with pytest.raises(run_dir.RunError, match="no run here"):
+        correct.correct(workdir.parent, names)
+
+
+def test_a_correction_that_refuses_the_data_is_left_out(finished, monkeypatch, capsys):
+    _, workdir, _ = finished
+
+    def refuse(evidence):
+        raise ValueError("no controls of this cell type")
+
+    method = correct.Method(refuse, frozenset({"test_controls"}))
+    monkeypatch.setitem(correct.METHODS, "refusing", method)
+    tables = correct.correct(workdir, ["none", "refusing"])
+    assert set(tables) == {"none"}
+    assert "refusing is left out: no controls of this cell type" in capsys.readouterr().err
+    assert "refusing" not in correct.summary({"a": tables})
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["correct", "run", f"--out={tmp_path}/nowhere/table.md"])
+    monkeypatch.setattr(correct, "correct", lambda *_: pytest.fail("work began"))
+    with pytest.raises(SystemExit):
+        correct.main()
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"fold": 1, "seed": 2}, "work began"), ({"protocol": "random_well"}, "has data.protocol=")],
+)
+def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes, message):
+    def work(*_):
+        raise run_dir.RunError("work began")
+
+    for name, more in (("a", {}), ("b", changes)):
+        config = demo.get_config()
+        config.data.update(more)
+        (tmp_path / name).mkdir()
+        run_dir.write_json(tmp_path / name / "config.json", {**config.to_dict(), "dataset": {}})
+    monkeypatch.setattr(sys, "argv", ["correct", f"{tmp_path}/a", f"{tmp_path}/b"])
+    monkeypatch.setattr(correct, "correct", work)
+    with pytest.raises(SystemExit, match=message):
+        correct.main()
+
+
+def test_embeddings_of_all_sites(finished, tiny):
+    """The last layer, applied to them in NumPy, says what the run predicted."""
+    config, workdir, _ = finished
+    table = pq.read_table(embed.embed_run(config, workdir))
+    ids = table["site_id"].to_pylist()
+    assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
+    assert table.column_names[1:] == [f"feature_{i}" for i in range(table.num_columns - 1)]
+    features = np.column_stack([table[name].to_numpy() for name in table.column_names[1:]])
+    variables, classes = checkpoint.load_params(workdir)
+    fc = variables["params"]["fc"]
+    logits = dict(zip(ids, features @ fc["kernel"] + fc["bias"], strict=True))
+    own = pq.read_table(workdir / "predictions.parquet").to_pylist()
+    assert all(classes[logits[row["site_id"]].argmax()] == row["prediction"] for row in own)
