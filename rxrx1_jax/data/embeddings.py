@@ -1,0 +1,207 @@
+"""Embeddings of sites or wells, with what is known of each: the hand-off from runs to methods.
+
+`write` and `read` keep them as embeddings.parquet: a row per site, its metadata, then feature_0,
+feature_1, ... So pandas needs no other table:
+
+    table = pandas.read_parquet("RUN/embeddings.parquet")
+    x = table.filter(regex="^feature_").to_numpy()
+
+Log-probabilities go to a file beside it (embeddings_log_probs.parquet) and only on request, for
+they can be as large as the embeddings. Its columns are the id and class_<sirna_id>.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Columns of metadata, in the order of the file. A table may lack some; that of its unit it has.
+TEXT = ("site_id", "well_id", "cell_type", "dataset", "experiment", "well", "well_type", "sirna")
+METADATA = (
+    *("site_id", "well_id", "cell_type", "dataset", "experiment"),
+    *("plate", "well", "site", "well_type", "sirna", "sirna_id"),
+)
+UNITS = ("site", "well")
+FEATURE, CLASS = "feature_", "class_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """A row per site or well, from a run or from anyone.
+
+    Attributes:
+      sites: structured array [n]; columns of METADATA, of them at least the id of the unit.
+      x: f32 [n, d].
+      log_probs: f32 [n, K] of a network, or None.
+      classes: i32 [K] sirna_ids of the columns of log_probs, or None.
+      unit: "site" or "well": what a row is.
+      source: what made them, text to text: run, step, weights ...
+      role: str [n], train, val, test, context or another set of a split; None where unknown.
+
+    Raises:
+      ValueError: sizes, types or ids that do not fit, values that are not finite; one line.
+    """
+
+    sites: np.ndarray
+    x: np.ndarray
+    log_probs: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    unit: str = "site"
+    source: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    role: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.sites)
+        if self.unit not in UNITS:
+            raise ValueError(f"unit is {self.unit!r}; expected one of {', '.join(UNITS)}")
+        if self.id not in (self.sites.dtype.names or ()):
+            raise ValueError(f"sites have no column {self.id}; expected it, for unit={self.unit!r}")
+        if not n or self.x.ndim != 2 or self.x.shape[0] != n or self.x.dtype != np.float32:
+            raise ValueError(
+                f"x is {self.x.dtype} {list(self.x.shape)}; expected float32 [{n}, d], a row per"
+                f" {self.unit} and at least one"
+            )
+        if (self.log_probs is None) != (self.classes is None):
+            raise ValueError("log_probs and classes go together; expected both or neither")
+        if self.log_probs is not None and self.classes is not None:
+            k = len(self.classes)
+            if self.log_probs.shape != (n, k) or len(np.unique(self.classes)) != k:
+                raise ValueError(
+                    f"log_probs are {list(self.log_probs.shape)}; expected [{n}, {k}], a column per"
+                    " class, and classes that differ"
+                )
+        if self.role is not None and self.role.shape != (n,):
+            raise ValueError(f"role is {list(self.role.shape)}; expected [{n}]")
+        ids, count = np.unique(self.sites[self.id], return_counts=True)
+        if len(ids) < n:
+            raise ValueError(f"{self.id} {ids[count.argmax()]} has {count.max()} rows; expected 1")
+        for name, values in (("x", self.x), ("log_probs", self.log_probs)):
+            finite = np.full(n, True) if values is None else np.isfinite(values).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    f"{name} of {self.sites[self.id][finite.argmin()]} is not finite"
+                    f" ({(~finite).sum()} of {n} rows); expected finite numbers: has training"
+                    " diverged?"
+                )
+
+    @property
+    def id(self) -> str:
+        """The column that names a row."""
+        return f"{self.unit}_id"
+
+
+def write(embeddings: Embeddings, path: str | os.PathLike, log_probs: bool = False) -> None:
+    """Writes the table, and on request the log-probabilities beside it; whole files or none."""
+    path, columns = Path(path), _ids(embeddings)
+    about = {"unit": embeddings.unit, "source": json.dumps(dict(embeddings.source))}
+    if log_probs:
+        if embeddings.log_probs is None or embeddings.classes is None:
+            raise ValueError(f"{path}: no log_probs to write; expected embeddings of a network")
+        names = [f"{CLASS}{sirna}" for sirna in embeddings.classes.tolist()]
+        of_class = dict(zip(names, embeddings.log_probs.T, strict=True))
+        _replace(log_probs_path(path), {embeddings.id: columns[embeddings.id], **of_class}, about)
+    if embeddings.role is not None:
+        columns["role"] = embeddings.role.tolist()
+    features = {f"{FEATURE}{i}": column for i, column in enumerate(embeddings.x.T)}
+    _replace(path, columns | features, about)
+
+
+def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
+    """What `write` wrote; of log-probabilities, on request, those of the same source.
+
+    Raises ValueError, OSError: a file that is missing or not of this kind; one line.
+    """
+    path = Path(path)
+    table, about = _load(path)
+    names = sorted(
+        (name for name in table.column_names if name.removeprefix(FEATURE).isdigit()),
+        key=lambda name: int(name.removeprefix(FEATURE)),
+    )
+    if not names or names != [f"{FEATURE}{i}" for i in range(len(names))]:
+        raise ValueError(f"{path}: expected columns {FEATURE}0, {FEATURE}1, ... without a gap")
+    found: dict[str, Any] = {"log_probs": None, "classes": None}
+    unit, source = about.get("unit", "site"), json.loads(about.get("source", "{}"))
+    if log_probs:
+        beside, made = _load(log_probs_path(path))
+        row_id = f"{unit}_id"
+        if made != about or beside[row_id].to_pylist() != table[row_id].to_pylist():
+            raise ValueError(f"{log_probs_path(path)}: not made with {path.name}; embed again")
+        of_class = [name for name in beside.column_names if name.startswith(CLASS)]
+        found["classes"] = np.array([int(name.removeprefix(CLASS)) for name in of_class], np.int32)
+        found["log_probs"] = _matrix(beside, of_class)
+    role = np.array(table["role"].to_pylist()) if "role" in table.column_names else None
+    try:
+        return Embeddings(
+            _sites(table), _matrix(table, names), unit=unit, source=source, role=role, **found
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def source_of(path: str | os.PathLike) -> Mapping[str, str]:
+    """The source of a written file, without its rows; empty if there is no such file."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    return json.loads(_about(pq.read_schema(path)).get("source", "{}"))
+
+
+def log_probs_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_log_probs.parquet")
+
+
+def _ids(embeddings: Embeddings) -> dict[str, Any]:
+    given = embeddings.sites.dtype.names or ()
+    return {name: embeddings.sites[name].tolist() for name in METADATA if name in given}
+
+
+def _sites(table: pa.Table) -> np.ndarray:
+    columns = {}
+    for name in METADATA:
+        if name in table.column_names:
+            values = table[name].to_pylist()
+            columns[name] = np.array(values) if name in TEXT else np.array(values, np.int32)
+    if not columns:
+        raise ValueError("no columns of metadata; expected site_id or well_id")
+    out = np.empty(table.num_rows, [(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        if name in TEXT and values.dtype.kind != "U":
+            raise ValueError(f"column {name} is {values.dtype}; expected text in every row")
+        out[name] = values
+    return out
+
+
+def _matrix(table: pa.Table, names: list[str]) -> np.ndarray:
+    out = np.empty((table.num_rows, len(names)), np.float32)
+    for i, name in enumerate(names):
+        out[:, i] = table[name].to_numpy()
+    return out
+
+
+def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -> None:
+    arrays = {
+        name: pa.array(values, pa.int32() if name in ("plate", "site", "sirna_id") else None)
+        for name, values in columns.items()
+    }
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    pq.write_table(pa.table(arrays).replace_schema_metadata(about), partial, compression="zstd")
+    os.replace(partial, path)
+
+
+def _load(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
+    return table, _about(table.schema)
+
+
+def _about(schema: pa.Schema) -> dict[str, str]:
+    given = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    return {key: given[key] for key in ("unit", "source") if key in given}
