@@ -20,8 +20,9 @@ import deflate
 import numpy as np
 from tqdm import tqdm
 
+from rxrx1_jax.data.images import DatasetError
 from rxrx1_jax.data.record_checks import contradictions
-from rxrx1_jax.data.tfrecord import DatasetError, example_spans, scan, value_of
+from rxrx1_jax.data.tfrecord import example_spans, scan, value_of
 
 INDEX_NAME = "rxrx1_jax_index.npz"
 INDEX_FORMAT = 2  # raise it when the content of the index changes
@@ -85,6 +86,11 @@ class Records:
         self.path = Path(path).absolute()
         info = _read_json(self.path / "dataset_info.json")
         self.metadata = _read_json(self.path / "metadata.json")
+        self.about = {
+            "name": "/".join(self.path.parts[-3:-1]),
+            "version": self.path.name,
+            "source": str(self.metadata.get("source", "")),
+        }
         features = _read_json(self.path / "features.json")
         self.image_shape, dtypes = _check_features(self.path / "features.json", features)
         self._files, lengths = _shards(self.path, info)

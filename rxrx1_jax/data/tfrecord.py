@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rxrx1_jax.data.images import DatasetError
+
 TFRECORD_HEADER, TFRECORD_FOOTER = 12, 4  # bytes
 _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected: RFC 3720, appendix B.4
-
-
-class DatasetError(ValueError):
-    """A dataset that is missing, damaged, or not RxRx1 as our builder writes it."""
 
 
 def _table() -> list[int]:
