@@ -1,0 +1,1 @@
+"""From the records of a dataset, or a user's arrays, to batches."""
