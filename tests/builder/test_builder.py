@@ -16,7 +16,7 @@ from tiny_release import image_path, read_pngs, tiny_rows, write_metadata, write
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
 from tfds_builder.rxrx1 import Builder, Rxrx1Config, synthetic  # noqa: E402
-from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
+from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
 SIZE = 16

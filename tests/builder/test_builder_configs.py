@@ -19,9 +19,10 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build
 
 from PIL import Image  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads, staging  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, staging  # noqa: E402
 from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: E402
-from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
+from tfds_builder.rxrx1.release import downloads  # noqa: E402
+from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
 SIZE = 16

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_release import PLATE_WITHOUT_CONTROLS, tiny_rows
 
-from tfds_builder.rxrx1 import controls, parallel
-from tfds_builder.rxrx1.parallel import usable_cpus
-from tfds_builder.rxrx1.release import ReleaseError, Site
+from tfds_builder.rxrx1 import controls, machine
+from tfds_builder.rxrx1.machine import usable_cpus
+from tfds_builder.rxrx1.release.metadata import ReleaseError, Site
 
 
 @pytest.fixture(scope="module")
@@ -274,13 +274,13 @@ def test_map_in_order_is_bounded_and_stops_early():
             begun.append(i)
         return i * i
 
-    results = parallel.map_in_order(work, range(1000))
+    results = machine.map_in_order(work, range(1000))
     first = [next(results) for _ in range(20)]
     assert first == [i * i for i in range(20)]
     assert len(begun) <= 20 + 2 * usable_cpus() + 1
     results.close()
     assert len(begun) < 100
-    assert list(parallel.map_in_order(work, range(50))) == [i * i for i in range(50)]
+    assert list(machine.map_in_order(work, range(50))) == [i * i for i in range(50)]
 
 
 def test_map_in_order_passes_errors_on():
@@ -289,7 +289,7 @@ def test_map_in_order_passes_errors_on():
             raise ReleaseError("five")
         return i
 
-    results = parallel.map_in_order(work, range(100))
+    results = machine.map_in_order(work, range(100))
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ReleaseError, match="five"):
         next(results)

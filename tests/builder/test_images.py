@@ -22,7 +22,9 @@ from tiny_release import (
 
 from tfds_builder.rxrx1 import images
 from tfds_builder.rxrx1.images import View, check_images, read_image
-from tfds_builder.rxrx1.release import ReleaseError, Selection, open_release
+from tfds_builder.rxrx1.release.metadata import ReleaseError
+from tfds_builder.rxrx1.release.release import open_release
+from tfds_builder.rxrx1.release.selection import Selection
 
 SIZE = 16
 NATIVE = View(SIZE, SIZE)

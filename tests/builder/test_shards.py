@@ -20,8 +20,8 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
 from tfds_builder.rxrx1 import shards as shards_module  # noqa: E402
-from tfds_builder.rxrx1.lock import build_lock  # noqa: E402
-from tfds_builder.rxrx1.release import Site  # noqa: E402
+from tfds_builder.rxrx1.machine import build_lock  # noqa: E402
+from tfds_builder.rxrx1.release.metadata import Site  # noqa: E402
 from tfds_builder.rxrx1.shards import SHARD_BYTES, plan_shards, write_shards  # noqa: E402
 from tfds_builder.rxrx1.staging import Shard, Staging, remove_leftovers  # noqa: E402
 

@@ -336,7 +336,7 @@ def test_recovery_is_the_correlation_of_distances():
 
 def test_planted_effects_are_those_of_the_screen():
     synthetic = pytest.importorskip("tfds_builder.rxrx1.synthetic")
-    from tfds_builder.rxrx1 import planted
+    from tfds_builder.rxrx1.synthetic import planted
 
     screen = synthetic.Screen(seed=5, huvec=1, rpe=1, hepg2=0, u2os=0, plates=1, effect=0.5)
     truth = json.loads(json.dumps(synthetic.screen_truth(screen, synthetic.screen_sites(screen))))

@@ -89,7 +89,8 @@ def test_a_pickle_in_the_index_is_not_loaded(tiny, tmp_path):
 
 def test_members_of_archives_are_read_and_never_extracted(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-    from tfds_builder.rxrx1.release import ReleaseError, open_release
+    from tfds_builder.rxrx1.release.metadata import ReleaseError
+    from tfds_builder.rxrx1.release.release import open_release
 
     folder = tmp_path / "manual"
     folder.mkdir()

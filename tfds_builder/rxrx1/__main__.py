@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by TensorFlow when it is imported
 
-from . import show, stored, verify  # noqa: E402
+from .look import show, stored, verify  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from .downloads import ARCHIVES
 from .images import View
-from .release import CHANNELS, Selection
+from .release.downloads import ARCHIVES
+from .release.metadata import CHANNELS
+from .release.selection import Selection
+from .synthetic import Screen
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes a folder
 _TYPES = {
@@ -75,8 +77,6 @@ class Rxrx1Config(tfds.core.BuilderConfig):
         self.view(self.source_size or self.size)  # these two refuse what cannot be
         _ = self.selection
         if self.screen:
-            from .synthetic import Screen  # here: else `python -m ...synthetic` imports it twice
-
             if "size" in self.screen:
                 raise ValueError("Rxrx1Config.screen holds size; give the size of the config alone")
             Screen(**self.screen)

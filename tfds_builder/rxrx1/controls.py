@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .parallel import map_in_order
-from .release import Site
+from .machine import map_in_order
+from .release.metadata import Site
 
 CONTROL_TYPES = ("positive_control", "negative_control")
 SOURCES = {  # of the statistics of a plate, best first

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from .images import View, read_image
-from .release import CHANNELS, Release, Site
+from .release.metadata import CHANNELS, Site
+from .release.release import Release
 
 ZLIB_LEVEL = 6  # of libdeflate; 9 saves 2 % of the disk for four times the work, 1 costs 6 %
 

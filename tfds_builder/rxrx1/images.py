@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .parallel import map_in_order, usable_cpus
-from .release import CHANNELS, Release, ReleaseError, Site, places
+from .machine import map_in_order, usable_cpus
+from .release.metadata import CHANNELS, ReleaseError, Site
+from .release.release import Release, places
 
 RGB_CHANNELS = 3  # of CHANNELS, in the WILDS layout's images, as red, green, blue
 RGB_SIZE = 256  # side of the WILDS layout's images, pixels

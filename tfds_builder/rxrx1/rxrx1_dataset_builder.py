@@ -20,11 +20,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
-from . import atomic, controls, downloads, images, lock, shards, staging
+from . import controls, images, machine, shards, staging, synthetic
 from .builder_configs import BUILDER_CONFIGS, Rxrx1Config
 from .examples import ZLIB_LEVEL, SiteEncoder, features
-from .release import CHANNELS, Release, ReleaseError, open_release
-from .storage import SUBFOLDERS
+from .release import downloads
+from .release.metadata import CHANNELS, ReleaseError
+from .release.release import Release, open_release
+from .release.storage import SUBFOLDERS
 
 DATA_LICENCE = "RxRx1 images and metadata: CC BY-NC-SA 4.0 (Recursion Pharmaceuticals)."
 SYNTHETIC_LICENCE = "Generated images, under the licence of the code; they hold no RxRx1 data."
@@ -80,7 +82,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             return
         folder, version = self.data_path.parent, str(self.version)
         try:
-            with lock.build_lock(folder, version):
+            with machine.build_lock(folder, version):
                 staging.remove_leftovers(folder, version)
                 super().download_and_prepare(**kwargs)
                 staging.remove_leftovers(folder, version)
@@ -254,7 +256,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             release.sites, lambda site: images.read_image(release, site, view)
         )
         stage.prepare()
-        atomic.write(kept, json.dumps(statistics.to_json()["control_pixels"]).encode())
+        machine.write_whole(kept, json.dumps(statistics.to_json()["control_pixels"]).encode())
         return statistics
 
     def _metadata(
@@ -288,17 +290,15 @@ def write_screen(parameters: Mapping[str, Any], folder: epath.Path) -> None:
       ReleaseError: the folder holds something else; or the generator failed, whose last words
         stand on stderr.
     """
-    from . import synthetic  # here: else `python -m ...synthetic` would import itself first
-
     screen = synthetic.Screen(**parameters)
     if synthetic.claim(folder, screen):
         return
     options = dataclasses.asdict(screen)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    package = synthetic.__package__  # "rxrx1" if TFDS loaded this folder, or "tfds_builder.rxrx1"
-    source = os.fspath(epath.Path(__file__).parents[package.count(".") + 1])
+    package = synthetic.__name__  # rxrx1.synthetic if TFDS loaded this folder
+    source = os.fspath(epath.Path(__file__).parents[package.count(".")])
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", f"{package}.synthetic", os.fspath(folder), *arguments]
+    command = [sys.executable, "-m", package, os.fspath(folder), *arguments]
     status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
     if status:
         raise ReleaseError(

@@ -20,8 +20,8 @@ from typing import Any
 from tensorflow_datasets.core import hashing
 from tqdm import tqdm
 
-from .parallel import map_in_order
-from .release import Site
+from .machine import map_in_order
+from .release.metadata import Site
 from .staging import Shard, Staging, Written
 
 # Raw pixels of a shard. A shard is what a killed build loses and what a Beam worker takes at a

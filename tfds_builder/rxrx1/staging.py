@@ -33,9 +33,9 @@ from typing import NamedTuple
 from etils import epath
 from tensorflow_datasets.core import file_adapters, naming
 
-from . import atomic
-from .lock import is_remote
-from .release import Site
+from . import machine
+from .machine import is_remote
+from .release.metadata import Site
 
 DATASET = "rxrx1"
 FORMATS = ("tfrecord", "array_record")
@@ -230,7 +230,7 @@ class Staging:
             logging.info("shards are moved, not linked (%s)", error)
             names = {source.name: target.name for source, target in targets.items()}
             journal = json.dumps({"into": into.name, "names": names})
-            atomic.write(self.folder / _JOURNAL, journal.encode())
+            machine.write_whole(self.folder / _JOURNAL, journal.encode())
             for source, target in targets.items():
                 source.replace(target)
 

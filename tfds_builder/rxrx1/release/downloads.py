@@ -17,8 +17,8 @@ from etils import epath
 from tensorflow_datasets.core.download.util import DownloadError
 from tqdm import tqdm
 
-from .lock import is_remote
-from .release import ReleaseError
+from ..machine import is_remote
+from .metadata import ReleaseError
 
 
 class Archive(NamedTuple):

@@ -9,8 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
-from tfds_builder.rxrx1 import cells, images, planted, release, synthetic
-from tfds_builder.rxrx1.synthetic import Screen, render_site, screen_sites, write_release
+from tfds_builder.rxrx1 import images, synthetic
+from tfds_builder.rxrx1.release import release
+from tfds_builder.rxrx1.synthetic import (
+    Screen,
+    cells,
+    planted,
+    render_site,
+    screen_sites,
+    write_release,
+)
+from tfds_builder.rxrx1.synthetic import __main__ as command
 
 TINY = Screen(
     size=32, huvec=2, rpe=0, hepg2=0, u2os=1, plates=2, treatments=2, positive_controls=3, sites=2
@@ -322,10 +331,10 @@ def test_command_line(tmp_path, monkeypatch):
     options = "--size 16 --huvec 1 --rpe 0 --hepg2 0 --u2os 0 --plates 1 --treatments 1"
     options += " --positive-controls 1 --sites 1 --processes 1 --batch-effect 0.5"
     monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path / "o"), *options.split()])
-    synthetic.main()
+    command.main()
     truth = json.loads((tmp_path / "o/truth.json").read_text())
     assert truth["screen"]["batch_effect"] == 0.5
     assert len(list((tmp_path / "o").rglob("*.png"))) == 18
     monkeypatch.setattr("sys.argv", ["synthetic", str(tmp_path / "x"), "--plates", "9"])
     with pytest.raises(SystemExit):
-        synthetic.main()
+        command.main()

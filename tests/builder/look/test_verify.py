@@ -16,11 +16,12 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 import tensorflow as tf  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, stored, verify  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
+from tfds_builder.rxrx1.look import stored, verify  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
-REAL = Path(__file__).parents[3] / "shared/realdata/metadata_reconstructed.csv.gz"
+REAL = Path(__file__).parents[4] / "shared/realdata/metadata_reconstructed.csv.gz"
 
 
 @pytest.fixture

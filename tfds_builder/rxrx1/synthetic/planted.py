@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..release.metadata import CELL_TYPES
 from .cells import PARAMETERS, Optics
-from .release import CELL_TYPES
 
 DIMENSIONS = len(PARAMETERS)
 

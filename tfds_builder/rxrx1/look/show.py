@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from . import atomic, release, stored
+from .. import machine
+from ..release import metadata
+from . import stored
 from .figures import Picture, plate_figure, sirna_figure, site_figure
 
 THUMBNAIL = 64  # pixels of a well on the plate, at most
@@ -68,7 +70,7 @@ def show(
     for name, figure in figures.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
-        atomic.write(out / name, drawn.getvalue())
+        machine.write_whole(out / name, drawn.getvalue())
     return [out / name for name in figures]
 
 
@@ -145,8 +147,8 @@ def _cell_type(experiment: str) -> str:
 
 def _order(experiment: str) -> tuple[int, str]:
     """Cell types in the paper's order."""
-    return [*release.CELL_TYPES, _cell_type(experiment)].index(_cell_type(experiment)), experiment
+    return [*metadata.CELL_TYPES, _cell_type(experiment)].index(_cell_type(experiment)), experiment
 
 
 def _is_treatment(fields: dict[str, Any]) -> bool:
-    return fields["well_type"] == "treatment" and fields["sirna_id"] != release.UNKNOWN
+    return fields["well_type"] == "treatment" and fields["sirna_id"] != metadata.UNKNOWN

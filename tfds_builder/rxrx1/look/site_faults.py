@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from . import release
+from ..release import metadata
 
 
 def site_faults(
@@ -44,10 +44,10 @@ def site_faults(
     expect("well_id", f"{experiment}_{fields['plate']}_{fields['well']}")
     expect("site_id", f"{fields['well_id']}_{fields['site']}")
     well_type, sirna_id = fields["well_type"], fields["sirna_id"]
-    expect("well_type", tuple(release.SIRNA_IDS))
-    if (well_type, sirna_id) != ("treatment", release.UNKNOWN):
-        expect("sirna_id", release.SIRNA_IDS.get(well_type, range(1139)))
-    if (fields["sirna"] == release.UNTREATED) != (well_type == "negative_control"):
+    expect("well_type", tuple(metadata.SIRNA_IDS))
+    if (well_type, sirna_id) != ("treatment", metadata.UNKNOWN):
+        expect("sirna_id", metadata.SIRNA_IDS.get(well_type, range(1139)))
+    if (fields["sirna"] == metadata.UNTREATED) != (well_type == "negative_control"):
         faults.append(f"sirna is {fields['sirna']!r} of a {well_type}")
     for name in ("control_mean", "control_std"):
         values = np.asarray(fields[name])

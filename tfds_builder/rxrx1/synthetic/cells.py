@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .release import CELL_TYPES
+from ..release.metadata import CELL_TYPES
 from .territories import noise, place_cells, ridges, territories
 
 # name -> (natural logarithm per latent unit, base value for HUVEC, RPE, HEPG2, U2OS).

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_release import COLUMNS, UNLABELLED, tiny_rows, tiny_wilds_rows
 
-from tfds_builder.rxrx1 import metadata
-from tfds_builder.rxrx1.metadata import ReleaseError, Site
+from tfds_builder.rxrx1.release import metadata
+from tfds_builder.rxrx1.release.metadata import ReleaseError, Site
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata" / "metadata_reconstructed.csv.gz"
+REAL = Path(__file__).parents[4] / "shared" / "realdata" / "metadata_reconstructed.csv.gz"
 
 
 def table(rows, columns=COLUMNS) -> bytes:

@@ -1,13 +1,59 @@
-"""One build of a version of a config at a time."""
+"""What a build asks of its machine: threads, files that are whole, one build at a time."""
 
 import contextlib
 import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from etils import epath
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use: the number of threads of every pool of the builder."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], threads: int | None = None
+) -> Generator[R, None, None]:
+    """`map` over a pool of threads, in order, with a bounded look-ahead.
+
+    Unlike `Executor.map` it holds few results at a time, whatever the number of items. An
+    exception, or a consumer that stops early, cancels what has not begun.
+
+    threads: one a CPU (None) for what computes; more for what waits for the disk.
+    """
+    threads = threads or usable_cpus()
+    executor = ThreadPoolExecutor(threads)
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(executor.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def write_whole(path: epath.Path, data: bytes) -> None:
+    """Writes a file beside its place (`*.tmp`), then renames it, over an older one if need be."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -21,10 +21,12 @@ from tiny_release import (
     zip_files,
 )
 
-from tfds_builder.rxrx1.release import Release, ReleaseError, Selection, Site, open_release
-from tfds_builder.rxrx1.storage import Storage
+from tfds_builder.rxrx1.release.metadata import ReleaseError, Site
+from tfds_builder.rxrx1.release.release import Release, open_release
+from tfds_builder.rxrx1.release.selection import Selection
+from tfds_builder.rxrx1.release.storage import Storage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_a_cut_table_is_refused(copy):
 def test_fingerprint_is_of_layout_and_rows(tiny, copy):
     opened = open_release(tiny)
     code = (
-        "import sys; from tfds_builder.rxrx1.release import open_release;"
+        "import sys; from tfds_builder.rxrx1.release.release import open_release;"
         "print(open_release(sys.argv[1]).fingerprint)"
     )
     fingerprints = {

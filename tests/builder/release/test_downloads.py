@@ -10,8 +10,9 @@ from tiny_release import write_tiny_release, zip_files
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, downloads  # noqa: E402
-from tfds_builder.rxrx1.release import ReleaseError  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
+from tfds_builder.rxrx1.release import downloads  # noqa: E402
+from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 CONTENT = b"an archive" * 1000
 

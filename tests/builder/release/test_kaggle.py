@@ -25,12 +25,14 @@ from tiny_release import (
     zip_files,
 )
 
-from tfds_builder.rxrx1 import kaggle, metadata, release
 from tfds_builder.rxrx1.images import View, check_images, read_image
-from tfds_builder.rxrx1.release import ReleaseError, Selection, open_release
-from tfds_builder.rxrx1.storage import Storage
+from tfds_builder.rxrx1.release import kaggle, metadata, release
+from tfds_builder.rxrx1.release.metadata import ReleaseError
+from tfds_builder.rxrx1.release.release import open_release
+from tfds_builder.rxrx1.release.selection import Selection
+from tfds_builder.rxrx1.release.storage import Storage
 
-REAL = Path(__file__).parents[3] / "shared" / "realdata"
+REAL = Path(__file__).parents[4] / "shared" / "realdata"
 VIEW = View(16, 16)
 
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_release import write_tiny_release, zip_files
 
-from tfds_builder.rxrx1.metadata import ReleaseError
-from tfds_builder.rxrx1.storage import Storage
+from tfds_builder.rxrx1.release.metadata import ReleaseError
+from tfds_builder.rxrx1.release.storage import Storage
 
 IMAGE = "images/HUVEC-01/Plate1/B02_s1_w1.png"
 

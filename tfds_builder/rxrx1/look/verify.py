@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from . import controls, parallel, stored
+from .. import controls, machine
+from . import stored
 from .site_faults import site_faults
 
 # Sites of the whole release: metadata.csv of August 2020, and its experiments as parted by WILDS
@@ -201,7 +202,7 @@ def _read(
         counted = fields.get("well_type") in types
         return _Site(fields, controls.image_sums(image) if counted else None, faults, "")
 
-    yield from parallel.map_in_order(work, stored.read_records(file))
+    yield from machine.map_in_order(work, stored.read_records(file))
 
 
 def _partition_faults(

@@ -11,25 +11,15 @@ so sites are drawn in any order, by any number of processes, and an interrupted 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import functools
-import io
-import json
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
-import cv2
 import numpy as np
-from tqdm import tqdm
 
-from . import atomic, planted
+from ..release.metadata import CELL_TYPES, CHANNELS, UNTREATED, Site
+from . import planted
 from .cells import PARAMETER_NAMES, draw_site
-from .parallel import usable_cpus
-from .release import CELL_TYPES, CHANNELS, COLUMNS, UNTREATED, ReleaseError, Site
 
 ROWS = "BCDEFGHIJKLMNO"  # inner rows of the 16 x 24 plate
 COLUMNS_USED = range(2, 24)  # inner columns
@@ -187,93 +177,6 @@ def render_site(screen: Screen, site: Site) -> np.ndarray:
     return draw_site(site.cell_type, phenotype, optics, rng, screen.size, screen.field)
 
 
-def write_release(
-    screen: Screen, out_dir: str | os.PathLike, processes: int | None = None, progress: bool = True
-) -> Path:
-    """Write the whole release and return its folder.
-
-    processes: worker processes (None: one per core this process may use; 1: none are started). A
-    folder that holds the finished screen is returned at once; an unfinished one of the same
-    parameters is completed, whole files being kept.
-
-    Raises:
-        ReleaseError: the folder holds a screen of other parameters, or something else.
-    """
-    root = Path(out_dir)
-    if claim(root, screen):
-        return root
-    sites = screen_sites(screen)
-    for folder in {(site.experiment, site.plate) for site in sites}:
-        (root / "images" / folder[0] / f"Plate{folder[1]}").mkdir(parents=True, exist_ok=True)
-    if processes is None:
-        processes = usable_cpus()
-    work = functools.partial(_write_site, screen, str(root))
-    with tqdm(total=len(sites), unit="site", desc="synthetic screen", disable=not progress) as bar:
-        if processes <= 1:
-            for site in sites:
-                work(site)
-                bar.update()
-        else:
-            # spawn, not fork: the caller may have threads (TensorFlow), which fork would break.
-            with multiprocessing.get_context("spawn").Pool(processes, _start_worker) as pool:
-                for _ in pool.imap_unordered(work, sites, chunksize=16):
-                    bar.update()
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(site, name) for name in COLUMNS] for site in sites)
-    atomic.write(root / "metadata.csv", table.getvalue().encode())
-    truth = json.dumps(screen_truth(screen, sites))
-    atomic.write(root / TRUTH_FILE, truth.encode())
-    return root
-
-
-def claim(root: Path, screen: Screen) -> bool:
-    """Mark the folder as this screen's; True when it is finished already.
-
-    Raises:
-        ReleaseError: the folder holds a screen of other parameters, or something else.
-    """
-    wanted = {"drawing": DRAWING, **asdict(screen)}
-    marker = root / SCREEN_FILE
-    if not marker.exists():
-        if root.exists() and any(root.iterdir()):
-            raise ReleaseError(
-                f"{root}: not empty and without {SCREEN_FILE}, so not a synthetic screen; "
-                "choose an empty folder"
-            )
-        root.mkdir(parents=True, exist_ok=True)
-        atomic.write(marker, json.dumps(wanted, indent=1).encode())
-        return False
-    # A screen from before `effects` holds all of them.
-    found = {"effects": "all", **json.loads(marker.read_text())}
-    if found != wanted:
-        names = [k for k in wanted | found if wanted.get(k) != found.get(k)]
-        changes = ", ".join(f"{k} {found.get(k)!r} (asked: {wanted.get(k)!r})" for k in names)
-        raise ReleaseError(
-            f"{marker}: the folder holds another screen: {changes}; "
-            "choose another folder or delete this one"
-        )
-    return (root / TRUTH_FILE).exists()
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)  # the processes are the parallelism
-
-
-def _write_site(screen: Screen, root: str, site: Site) -> None:
-    """Draw and write the six planes of a site, unless they are all there."""
-    folder = f"{root}/images/{site.experiment}/Plate{site.plate}/{site.well}_s{site.site}_w"
-    paths = [Path(f"{folder}{channel}.png") for channel in range(1, len(CHANNELS) + 1)]
-    if all(path.exists() for path in paths):
-        return
-    for path, plane in zip(paths, render_site(screen, site), strict=True):
-        done, data = cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        if not done:
-            raise RuntimeError(f"{path}: OpenCV could not encode the image as PNG")
-        atomic.write(path, data.tobytes())
-
-
 def screen_truth(screen: Screen, sites: list[Site]) -> dict:
     """Everything planted, ready for JSON: siRNA effects, nuisance of experiments, plates, wells.
 
@@ -310,23 +213,3 @@ def screen_truth(screen: Screen, sites: list[Site]) -> dict:
         },
         "wells": dict(pair for site in sites if site.site == 1 for pair in well_nuisance(site)),
     }
-
-
-def main() -> None:
-    """Command line: one option per field of Screen."""
-    parser = argparse.ArgumentParser(description="Write a synthetic RxRx1 release.")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--processes", type=int, default=None)
-    for f in fields(Screen):
-        kind = type(f.default)
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default)
-    options = vars(parser.parse_args())
-    out, processes = options.pop("out"), options.pop("processes")
-    try:
-        write_release(Screen(**options), out, processes)
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

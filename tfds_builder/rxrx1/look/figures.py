@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from .. import faux_colours
-from . import release
+from ... import faux_colours
+from ..release import metadata
 
 ROWS, COLUMNS = 16, 24  # wells of a plate
 WELL, PITCH = 0.9, 1.12  # side of an image and distance of rows, in distances of columns
@@ -154,7 +154,7 @@ def site_figure(site: Picture) -> Figure:
 
 
 def _short_id(fields: dict[str, Any]) -> str:
-    return "?" if fields["sirna_id"] == release.UNKNOWN else str(fields["sirna_id"])
+    return "?" if fields["sirna_id"] == metadata.UNKNOWN else str(fields["sirna_id"])
 
 
 def _contrast(shared_by: str, pixels: str, channels: int) -> str:

@@ -1,0 +1,1 @@
+"""Pictures and checks of a built dataset."""

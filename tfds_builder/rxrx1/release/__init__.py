@@ -1,0 +1,1 @@
+"""Any public layout of RxRx1, downloaded or not, as one validated table of sites."""
