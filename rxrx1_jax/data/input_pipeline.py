@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rxrx1_jax.data import reuse
-from rxrx1_jax.data import samplers
+from rxrx1_jax.data import reuse, samplers
 from rxrx1_jax.data.augmentations import Augment
 from rxrx1_jax.data.host_batches import SHUFFLED, Batch, host_eval_batches, host_train_batches
 from rxrx1_jax.data.normalisation import NORMALISATIONS, STD_FLOOR, pixel_statistics

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rxrx1_jax.report import figures
 from rxrx1_jax.data.records import DatasetError, Records, find_dataset
+from rxrx1_jax.report import figures
 from rxrx1_jax.report.runs import Run, Screen, row_label
 from rxrx1_jax.report.table1 import (
     COLUMNS,

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.training.predictions import accuracies
 from rxrx1_jax.settings import FREE, flat
+from rxrx1_jax.training.predictions import accuracies
 
 PROTOCOLS = {
     "batch": "Batch",

@@ -13,8 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_release import read_pngs
 
-from rxrx1_jax.data import input_pipeline
-from rxrx1_jax.data import reuse
+from rxrx1_jax.data import input_pipeline, reuse
 from rxrx1_jax.data.input_pipeline import (
     NORMALISATIONS,
     eval_batches,

@@ -17,12 +17,9 @@ from ml_collections import ConfigDict
 from tiny_release import write_tiny_release
 
 from configs import wilds
-from rxrx1_jax.data import records
+from rxrx1_jax.data import records, splits
 from rxrx1_jax.report import __main__ as report
-from rxrx1_jax.training import run_dir
-from rxrx1_jax.data import splits
-from rxrx1_jax.training import steps
-from rxrx1_jax.training import train
+from rxrx1_jax.training import run_dir, steps, train
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 

@@ -14,9 +14,9 @@ import pytest
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.report import figures as report_figures
 from rxrx1_jax.report import page as report_page
-from rxrx1_jax.training.predictions import accuracies, write_predictions
 from rxrx1_jax.report.runs import ReportError, load_runs
 from rxrx1_jax.report.table1 import spread
+from rxrx1_jax.training.predictions import accuracies, write_predictions
 
 EXPERIMENTS = {"HUVEC": "HUVEC-05", "RPE": "RPE-03", "HEPG2": "HEPG2-02", "U2OS": "U2OS-01"}
 

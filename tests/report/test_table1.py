@@ -16,9 +16,8 @@ from absl import flags
 from dataset_fixture import write_few
 
 from rxrx1_jax import table1
-from rxrx1_jax.training import run_dir
-from rxrx1_jax.training import sweep
 from rxrx1_jax.data import splits
+from rxrx1_jax.training import run_dir, sweep
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm_table1.sh"
@@ -173,7 +172,8 @@ def test_runs_of_other_settings_are_refused(worked, screen):
         *(False, False, True, True, True)
     ]
     config.optim.epochs = 3
-    with pytest.raises(run_dir.RunError, match=f"batch-all-0: holds a run with optim.epochs={EPOCHS}"):
+    said = f"batch-all-0: holds a run with optim.epochs={EPOCHS}"
+    with pytest.raises(run_dir.RunError, match=said):
         table1.make_plans(config, worked[0], FEW)
 
 
@@ -250,7 +250,7 @@ def test_what_is_refused_before_it_begins_stops_the_command(program, tmp_path, m
 def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", str(program))
     clock = iter([0, 40, 100, 100])
-    monkeypatch.setattr(run_all, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     plans = made_up(tmp_path, "complete-1", "complete-2")
     plans[1] = plans[1]._replace(train_sites=5)
     table1.train_all([*plans, plans[0]._replace(obstacle="too few")], [])
