@@ -1,6 +1,6 @@
 """The paper's batch split: test experiments that were never trained on.
 
-    python -m rxrx1_jax.main --config=configs/batch_split.py:fold=0 --workdir=runs/batch-0
+    python -m rxrx1_jax.main --config=batch_split:fold=0 --workdir=runs/batch-0
 
 Paper (real data, ResNet-50, mean ± sd over three draws): 44.1 ± 5.7 % by site. `fold` is 0, 1 or 2;
 `cell_type=HUVEC` trains on one cell type alone (the paper's other columns). Needs the `native`
@@ -8,10 +8,10 @@ dataset (about 71 GB) and a GPU or TPU: 90 epochs of some 73,000 sites of 512 px
 real data have not been measured yet.
 """
 
-from configs import default
+from rxrx1_jax import config
 
 
 def get_config(arg=None):
-    config = default.get_config()
-    config.data.protocol = "batch"
-    return default.parse(arg, config)
+    c = config.default()
+    c.data.protocol = "batch"
+    return config.parse(arg, c)

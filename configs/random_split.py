@@ -1,16 +1,16 @@
 """The paper's random split: experiment ignored, as many test sites as in the batch split.
 
-    python -m rxrx1_jax.main --config=configs/random_split.py:fold=0 --workdir=runs/random-0
+    python -m rxrx1_jax.main --config=random_split:fold=0 --workdir=runs/random-0
 
 Paper (real data, ResNet-50, mean ± sd): 52.8 ± 0.0 % by site. `protocol=random_site` (default) is
 the paper's wording: the twin site of a test image may be trained on. `protocol=random_well` keeps
 the two sites of a well together. Needs what batch_split.py needs.
 """
 
-from configs import default
+from rxrx1_jax import config
 
 
 def get_config(arg=None):
-    config = default.get_config()
-    config.data.protocol = "random_site"
-    return default.parse(arg, config)
+    c = config.default()
+    c.data.protocol = "random_site"
+    return config.parse(arg, c)

@@ -1,6 +1,6 @@
 """RxRx1 as in WILDS v1.0: 256 px, three channels, 1,139 classes, its splits, accuracy by site.
 
-    python -m rxrx1_jax.main --config=configs/wilds.py --workdir=runs/wilds-0
+    python -m rxrx1_jax.main --config=wilds --workdir=runs/wilds-0
 
 The run ends with three accuracies by site: `test` (OOD test), `id_test` (ID test) and `val` (OOD
 val). In results.json `accuracy` is that of `test`; the other two are below `other_sets`.
@@ -30,17 +30,17 @@ yet. Six channels: `--config.data.name=rxrx1/native`, the same sites of 512 px; 
 `--config.data.crop=256` training cuts at random, where WILDS always takes the centre.
 """
 
-from configs import default
+from rxrx1_jax import config
 
 
 def get_config(arg=None):
-    config = default.get_config()
-    config.data.name = "rxrx1/wilds"
-    config.data.protocol = "wilds"
-    config.data.normalisation = "site"
-    config.optim.batch_size = 72
-    config.optim.name = "adam"
-    config.optim.learning_rate = 1e-3
-    config.optim.weight_decay = 1e-5
-    config.optim.warmup_epochs = 5_415 * 72 / 40_612  # 5,415 steps
-    return default.parse(arg, config)
+    c = config.default()
+    c.data.name = "rxrx1/wilds"
+    c.data.protocol = "wilds"
+    c.data.normalisation = "site"
+    c.optim.batch_size = 72
+    c.optim.name = "adam"
+    c.optim.learning_rate = 1e-3
+    c.optim.weight_decay = 1e-5
+    c.optim.warmup_epochs = 5_415 * 72 / 40_612  # 5,415 steps
+    return config.parse(arg, c)

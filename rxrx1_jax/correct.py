@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.data import input_pipeline, splits
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.methods import adabn, assignment, combat_harmony, statistics, transforms
 from rxrx1_jax.methods import evidence as corrections
 from rxrx1_jax.methods.evidence import BUDGETS, METHODS, Evidence, Method, find
-from rxrx1_jax.settings import FREE, flat
 from rxrx1_jax.training import evaluate, predictions, train
 from rxrx1_jax.training.run_dir import RunError
 from rxrx1_jax.training.setup import Task, create_model, eval_batches

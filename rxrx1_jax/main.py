@@ -1,58 +1,130 @@
-"""Trains, evaluates, predicts, embeds: `python -m rxrx1_jax.main --config=CONFIG --workdir=RUN`."""
+"""Trains, evaluates, predicts, embeds.
 
-import difflib
+    python -m rxrx1_jax.main --config=demo:protocol=batch,fold=0 --workdir=runs/mine
+    python -m rxrx1_jax.main --config=demo --config.optim.epochs=60 --workdir=runs/longer
+    python -m rxrx1_jax.main --workdir=runs/mine --mode=embed
+
+The first trains a run; the same command resumes it. The second changes a field of the config. The
+third needs no config: the run has its own.
+"""
+
+import argparse
 import os
-import re
-import runpy
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from rxrx1_jax import config as config_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; configs/default.py describes every field.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; the same command on it resumes."
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "evaluate", "predict", "embed"],
-    "train (resumes) and evaluate; evaluate a trained run; predict every treatment site; embed"
-    " every site.",
-)
-flags.mark_flags_as_required(["config", "workdir"])
-
+MODES = {
+    "train": "train or resume, and evaluate",
+    "evaluate": "evaluate the newest checkpoint again",
+    "predict": "predict every treatment site",
+    "embed": "embed every site",
+}
 # Compiled programs are kept between runs; set the variable to choose the place.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rxrx1_jax"
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
+class Parser(argparse.ArgumentParser):
+    """The arguments that rxrx1_jax.main shares with the commands that start it many times."""
+
+    def __init__(self, module: str, about: str) -> None:
+        super().__init__(
+            prog=f"python -m {module}", description=about, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        self.add_argument("--config", help="one of ours by its name, or a file (a path); then "
+                          ":fold=1,cell_type=HUVEC sets fields of data")  # fmt: skip
+        self.add_argument("--config.FIELD", metavar="VALUE", help="any field that "
+                          "`python -m rxrx1_jax.main --help` lists")  # fmt: skip
+        self.add_argument("--workdir", help="folder of the run or runs; the same command resumes",
+                          type=lambda text: Path(text).expanduser())  # fmt: skip
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """The options. `config` is its name; `fields` {field: text} is what changes in it.
+
+        Exits with one line where an argument is unknown or --workdir is missing.
+        """
+        words, rest, fields = list(argv), [], {}
+        while words:
+            name, equals, text = words.pop(0).partition("=")
+            if name.startswith("--config."):
+                if not equals and (not words or words[0].startswith("--")):
+                    self.error(f"{name}: expected {name}=VALUE")
+                fields[name.removeprefix("--config.")] = text if equals else words.pop(0)
+            else:
+                rest.append(name + equals + text)
+        options = self.parse_args(rest)
+        if options.workdir is None:
+            self.error(f"expected --workdir and --config, as in `{self.prog} --config=demo "
+                       "--workdir=runs/mine`")  # fmt: skip
+        options.fields = fields
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}; --help says more")
+
+
+def read_config(options: argparse.Namespace) -> config_lib.ConfigDict:
+    """The config of `Parser.parse`; without --config that of the run in --workdir.
+
+    Raises ConfigError.
+    """
+    from rxrx1_jax.training import run_dir
+
+    if options.config is not None:
+        config = config_lib.read(options.config)
+    elif (options.workdir / "config.json").exists():
+        config = run_dir.read_config(options.workdir)
+    else:
+        raise config_lib.ConfigError(
+            f"{options.workdir}: no run there (no config.json), so --config is needed, for example "
+            "--config=demo"
+        )
+    config_lib.change(config, options.fields)
+    return config
+
+
+def arguments_of_config(options: argparse.Namespace) -> list[str]:
+    """The --config of this command and the fields changed with it, for a child."""
+    fields = [f"--config.{field}={text}" for field, text in options.fields.items()]
+    return [f"--config={options.config}", *fields]
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command; returns its exit code. Exits with a line that begins with "error: "."""
+    parser = Parser("rxrx1_jax.main", __doc__ or "")
+    modes = "; ".join(f"{mode}: {what}" for mode, what in MODES.items())
+    parser.add_argument("--mode", choices=MODES, default="train", help=modes)
+    parser.epilog = _fields()
+    options = parser.parse(argv)
+    workdir = options.workdir
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # Imported here, so that --help answers at once.
-    from rxrx1_jax.data import records, splits
+    try:
+        config = read_config(options)
+    except (ValueError, OSError) as error:
+        sys.exit(_line(error))
+    # Imported here, so that --help and a wrong field are answered at once.
+    from absl import logging
+
+    from rxrx1_jax.data import images, splits
     from rxrx1_jax.training import checkpoint, embed, preemption, processes, run_dir, train
 
+    logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
     try:
         processes.join()
-        config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
-        if _MODE.value == "train":
+        if options.mode == "train":
             train.train_and_evaluate(config, workdir)
-        elif _MODE.value == "evaluate":
+        elif options.mode == "evaluate":
             accuracy = train.evaluate_run(config, workdir)["accuracy"]
             print(
                 f"accuracy by site {accuracy['site']['all']:.4f}, "
                 f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
             )
-        elif _MODE.value == "predict":
+        elif options.mode == "predict":
             print(train.predict_run(config, workdir))
         else:
             print(embed.embed_run(config, workdir))
@@ -60,34 +132,27 @@ def main(argv: list[str]) -> None:
     except preemption.Preempted as stop:
         processes.leave()
         print(f"{workdir}: {stop}", file=sys.stderr)
-        sys.exit(preemption.EXIT_CODE)
+        return preemption.EXIT_CODE
     except (
-        run_dir.RunError, records.DatasetError, splits.SplitError, checkpoint.CheckpointError,
-        processes.LaunchError, FloatingPointError, OSError,
+        config_lib.ConfigError, run_dir.RunError, images.DatasetError, splits.SplitError,
+        checkpoint.CheckpointError, processes.LaunchError, FloatingPointError, OSError,
     ) as error:  # fmt: skip
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+        sys.exit(_line(error))
+    return 0
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a config file or field at fault is a line, not a traceback."""
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError):  # ml_collections: an override of a field that is not there
-        words = [word for flag in argv for word in flag.split("=", 1)]
-        path = words[words.index("--config") + 1]
-        config = runpy.run_path(path.partition(":")[0])["get_config"]()
-        fields = [f"{section}.{name}" for section in config for name in config[section]]
-        for word in words:
-            field = word.removeprefix("--config.")
-            if word.startswith("--config.") and field not in fields:
-                near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or fields
-                sys.exit(f"error: the config has no field {field}; expected {' or '.join(near)}")
-        raise
-    except flags.Error as error:
-        # absl wraps what a config file raised into a traceback; its own message is what helps.
-        raised = re.findall(r"^\s*\w*(?:Error|Exception): (.*)$", str(error), re.MULTILINE)
-        sys.exit(f"error: {raised[-1] if raised else str(error).splitlines()[-1].strip()}")
+def _line(error: Exception) -> str:
+    return f"error: {str(error).strip().splitlines()[-1].strip()}"
+
+
+def _fields() -> str:
+    lines = ["fields of the config, with the values of the paper (--config.train.seed=1 sets one):"]
+    for field, (value, about, valid, *_) in config_lib.FIELDS.items():
+        lines.append(f"  {f'{field}={value}':<34} {about}")
+        if valid:
+            lines.append(f"{'':38}{' | '.join(valid)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main(sys.argv[1:]))

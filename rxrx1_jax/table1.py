@@ -1,6 +1,6 @@
 """Table 1 by one command: two splits x three folds x (all cell types, each of the four alone).
 
-    python -m rxrx1_jax.table1 --config=configs/batch_split.py --workdir=runs/table1
+    python -m rxrx1_jax.table1 --config=batch_split --workdir=runs/table1
 
 runs or resumes the 30 runs, prints the table beside the paper's, and writes it and the report page
 to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone, for an array
@@ -19,11 +19,11 @@ import signal
 import sys
 from pathlib import Path
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax.data import records, splits
+from rxrx1_jax.config import ConfigError
+from rxrx1_jax.data import images, records, splits
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.report import runs as report_runs
 from rxrx1_jax.report import table1 as report_table
@@ -34,13 +34,6 @@ from rxrx1_jax.training.sweep import Plan, train_one
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
 # (protocol, fold, cell type) of each run, in the order that --task counts.
 RUNS = list(itertools.product(PROTOCOLS, range(splits.FOLDS), report_table.COLUMNS))
-
-_TASK = flags.DEFINE_integer(
-    "task", None, "Index of the one run to run; no table.", lower_bound=0, upper_bound=len(RUNS) - 1
-)
-flags.declare_key_flag("collect")
-flags.declare_key_flag("config")
-flags.declare_key_flag("workdir")
 
 
 def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str]]) -> list[Plan]:
@@ -98,23 +91,27 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if flags.FLAGS["mode"].present or (sweep.COLLECT.value and _TASK.value is not None):
-        raise app.UsageError("expected --task, --collect or neither; --mode is of rxrx1_jax.main")
+    parser = main_lib.Parser("rxrx1_jax.table1", __doc__ or "")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--task", type=int, choices=range(len(RUNS)), metavar="I",
+                     help=f"run the I-th run alone, 0 to {len(RUNS) - 1}; no table")  # fmt: skip
+    one.add_argument("--collect", action="store_true", help="only make table and page")
+    options = parser.parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
-    config, workdir = flags.FLAGS["config"].value, Path(flags.FLAGS.workdir)
-    arguments = sweep.arguments_of_config()
     try:
-        if _TASK.value is not None:
-            (plan,) = make_plans(config, workdir, [RUNS[_TASK.value]])
+        config, workdir = main_lib.read_config(options), options.workdir
+        arguments = main_lib.arguments_of_config(options)
+        if options.task is not None:
+            (plan,) = make_plans(config, workdir, [RUNS[options.task]])
             reason = plan.obstacle or train_one(plan, arguments)
             print(f"{plan.path}: {reason or 'complete'}")
             return int(bool(reason) and not plan.obstacle)
         plans = make_plans(config, workdir, RUNS)
-        reasons = {} if sweep.COLLECT.value else train_all(plans, arguments)
+        reasons = {} if options.collect else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
-    except (run_dir.RunError, records.DatasetError, report_runs.ReportError, OSError) as error:
+    except (
+        ConfigError, run_dir.RunError, images.DatasetError, report_runs.ReportError, OSError,
+    ) as error:  # fmt: skip
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
@@ -122,4 +119,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=main_lib.parse_flags)
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from rxrx1_jax.config import load
 from rxrx1_jax.data.records import DatasetError, Records
 
 # Whose pixels give the mean and std. Controls: positive and negative wells pooled.
@@ -49,7 +50,7 @@ def pixel_statistics(records: Records, rows: np.ndarray, kind: str) -> Statistic
     A plate without control wells (of the type) takes those of its experiment; the dataset's builder
     sees to plate_control. plate_control_robust reads the control images, once; the rest needs none.
 
-    A dotted `kind` names a factory (`plug_ins`) of a function (records, rows) -> (mean, std) of the
+    A dotted `kind` names a factory of a function (records, rows) -> (mean, std) of the
     shape above. Its records have no siRNA of treatment sites (sirna_id -1, sirna "").
 
     Raises ValueError for an unknown kind and for what a dotted one may not return, DatasetError
@@ -202,11 +203,7 @@ def _weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
 
 def _users(records: Records, rows: np.ndarray, kind: str) -> Statistics:
     """The statistics of a function of the user's, checked."""
-    from rxrx1_jax import plug_ins  # it knows this module by name
-
-    function: Callable[[Records, np.ndarray], Statistics] = plug_ins.load(
-        "data.normalisation", kind
-    )
+    function: Callable[[Records, np.ndarray], Statistics] = load("data.normalisation", kind)
     masked = copy.copy(records)
     masked.sites = records.sites.copy()
     treated = masked.sites["well_type"] == "treatment"

@@ -1,6 +1,6 @@
 """Do methods help, and by how much: methods x folds x seeds by one command, to one page.
 
-    python -m rxrx1_jax.leaderboard --config=configs/demo.py --methods=configs/leaderboard.py \
+    python -m rxrx1_jax.leaderboard --config=demo --methods=leaderboard \\
         --workdir=runs/leaderboard --workers=2
 
 runs or resumes every run, tries the corrections on them, and writes the table (leaderboard.md) and
@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
@@ -37,15 +36,6 @@ from rxrx1_jax.training.sweep import Plan, Worker
 
 GAP_PROTOCOLS = ("random_site", "random_well")
 CONTROL_PROTOCOLS = ("batch", "random_site")
-
-_METHODS = flags.DEFINE_string("methods", None, "The methods file; see configs/leaderboard.py.")
-_FOLDS = flags.DEFINE_list("folds", ["0", "1", "2"], "Folds, comma-separated.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Values of train.seed, comma-separated.")
-_WORKERS = flags.DEFINE_integer("workers", 1, "Runs at once, a share of the cores each.", 1)
-flags.mark_flag_as_required("methods")
-flags.declare_key_flag("collect")
-flags.declare_key_flag("config")
-flags.declare_key_flag("workdir")
 
 
 class Job(NamedTuple):
@@ -180,24 +170,29 @@ def _last_error(plan: Plan) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if flags.FLAGS["mode"].present:
-        raise app.UsageError("--mode is of rxrx1_jax.main; use --collect or neither")
+    parser = main_lib.Parser("rxrx1_jax.leaderboard", __doc__ or "")
+    parser.add_argument("--methods", required=True,
+                        help="the methods file: `leaderboard`, which is ours, or a path")
+    parser.add_argument("--folds", default="0,1,2", help="folds; 0,1,2 unless given")
+    parser.add_argument("--seeds", default="0,1", help="values of train.seed; 0,1 unless given")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, on a share of cores")
+    parser.add_argument("--collect", action="store_true", help="only make table and page")
+    options = parser.parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else children would go on alone
-    config: ConfigDict = flags.FLAGS["config"].value
-    workdir = Path(flags.FLAGS.workdir)
+    workdir: Path = options.workdir
     try:
-        folds, seeds = _numbers("folds", _FOLDS.value), _numbers("seeds", _SEEDS.value)
-        methods = leaderboard_methods.load(_METHODS.value or "", config)
+        config = main_lib.read_config(options)
+        folds, seeds = _numbers("folds", options.folds), _numbers("seeds", options.seeds)
+        methods = leaderboard_methods.load(options.methods, config)
         wrong = [fold for fold in folds if fold >= splits.FOLDS]
         if wrong:
             raise ValueError(f"--folds has {wrong[0]}: expected 0 to {splits.FOLDS - 1}")
         records.find_dataset(config.data.dir, config.data.name)
         plans = make_plans(config, methods, make_jobs(methods, folds, seeds), workdir)
         reasons = {}
-        if not sweep.COLLECT.value:
-            reasons = run_jobs(plans, sweep.arguments_of_config(), _WORKERS.value)
+        if not options.collect:
+            arguments = main_lib.arguments_of_config(options)
+            reasons = run_jobs(plans, arguments, options.workers)
         found = outcomes(plans, reasons)
         text, page, remarks = leaderboard_page.write(methods, found, workdir / "report")
         print("\n".join(["", text, *remarks, f"Page: {page}"]))
@@ -209,11 +204,12 @@ def main(argv: list[str]) -> int:
         return preemption.EXIT_CODE
 
 
-def _numbers(name: str, values: list[str]) -> list[int]:
-    if not values or not all(value.isdecimal() for value in values):
-        raise ValueError(f"--{name}={','.join(values)}: expected numbers like 0,1")
+def _numbers(name: str, text: str) -> list[int]:
+    values = text.split(",")
+    if not all(value.isdecimal() for value in values):
+        raise ValueError(f"--{name}={text}: expected numbers like 0,1")
     return sorted({int(value) for value in values})
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=main_lib.parse_flags)
+    sys.exit(main(sys.argv[1:]))

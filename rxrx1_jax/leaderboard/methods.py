@@ -3,13 +3,12 @@
 import difflib
 import runpy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from rxrx1_jax.config import find_file, flat
 from rxrx1_jax.methods.evidence import BUDGETS, METHODS, find
-from rxrx1_jax.settings import flat
 
 SET_BY_COMMAND = ("data.protocol", "data.fold", "train.seed")
 EXPECTED = ("no gap", "gap", "chance")
@@ -47,11 +46,7 @@ def load(path: str, config: ConfigDict) -> Methods:
 
     Raises MethodsError naming the entry at fault.
     """
-    if not Path(path).is_file():
-        raise MethodsError(
-            f"--methods={path}: no such file; expected one like the configs folder's"
-        )
-    names = runpy.run_path(path)
+    names = runpy.run_path(str(find_file(path, "--methods", "TRAINED = ")))
     trained = names.get("TRAINED")
     if not isinstance(trained, dict) or not trained:
         raise MethodsError(f"{path}: expected TRAINED = {{name: {{field: value}}}}, not empty")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.settings import FREE, flat
+from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.training.predictions import accuracies
 
 PROTOCOLS = {

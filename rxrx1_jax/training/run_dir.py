@@ -10,7 +10,6 @@ predictions_NAME.parquet                       that of another set of the split 
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -21,11 +20,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax import plug_ins
-from rxrx1_jax.data import normalisation, splits
-from rxrx1_jax.model import resnet
-from rxrx1_jax.settings import FREE, flat
-from rxrx1_jax.training import parallel, steps
+from rxrx1_jax.config import FREE, ConfigError, flat, upgrade
+from rxrx1_jax.data import splits
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
@@ -33,63 +29,27 @@ _OPENING = {LOCK, "environment.json", ".environment.json.tmp", ".config.json.tmp
 
 
 class RunError(ValueError):
-    """A setting or run directory that cannot be worked with; one line saying what to do."""
+    """A run directory, or settings for its data, that cannot be worked with; one line."""
 
 
-def check(config: ConfigDict) -> None:
-    """Raises RunError for the first impossible value, naming the field and the valid choices."""
-    choices = {
-        "data.protocol": splits.PROTOCOLS,
-        "data.normalisation": normalisation.NORMALISATIONS,
-        "model.name": resnet.MODELS,
-        "model.dtype": ("float32", "bfloat16"),
-        "optim.name": steps.OPTIMIZERS,
-        "train.parallelism": parallel.PARALLELISMS,
-    }
-    if "." in config.data.normalisation:  # a function of the user's own
-        del choices["data.normalisation"]
-    for field, valid in choices.items():
-        if _get(config, field) not in valid:
-            raise RunError(f"{field}={_get(config, field)!r}: expected one of {', '.join(valid)}")
+def read_config(workdir: Path) -> ConfigDict:
+    """The settings of a run, whatever version of the program wrote them. Raises RunError."""
+    return _upgraded(workdir / "config.json")[0]
+
+
+def _upgraded(path: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """(settings, all of config.json)."""
+    if not path.exists():
+        raise RunError(f"{path.parent}: no run here (no config.json); train with this --workdir")
     try:
-        for field in plug_ins.POINTS:
-            if field not in choices:
-                plug_ins.load_all(field, _get(config, field))
-    except plug_ins.PlugInError as error:
-        raise RunError(str(error)) from error
-    at_least = {
-        "model.width": 1, "optim.batch_size": 1, "optim.accumulation": 1, "optim.epochs": 1,
-        "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.warmup_epochs": 0,
-        "optim.momentum": 0, "optim.label_smoothing": 0, "optim.ema_decay": 0,
-        "data.crop": 0, "data.threads": 1, "data.fold": 0, "eval.batch_size": 1,
-        "train.log_every": 1, "train.eval_every": 0, "train.checkpoint_every": 1, "train.keep": 1,
-    }  # fmt: skip
-    for field, least in at_least.items():
-        if not least <= _get(config, field) < math.inf:
-            raise RunError(f"{field}={_get(config, field)}: expected {least} or more")
-    for field in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
-        if not _get(config, field) < 1:
-            raise RunError(f"{field}={_get(config, field)}: expected a value in [0, 1)")
-    devices, size = jax.device_count(), config.optim.batch_size
-    if size % (devices * config.optim.accumulation):
+        saved = json.loads(path.read_text())
+        return upgrade(saved), saved
+    except ConfigError as error:
+        raise RunError(f"{path}: {error}") from error
+    except (ValueError, AttributeError) as error:
         raise RunError(
-            f"optim.batch_size={size}: expected a multiple of {devices} devices x "
-            f"{config.optim.accumulation} micro-batches (optim.accumulation)"
-        )
-    if config.eval.batch_size % devices:
-        raise RunError(
-            f"eval.batch_size={config.eval.batch_size}: expected a multiple of {devices} devices"
-        )
-    if config.optim.loss != "cross_entropy" and config.train.parallelism == "pmap" and devices > 1:
-        raise RunError(
-            f"optim.loss={config.optim.loss!r} sees a whole batch, which no device has under pmap; "
-            "use --config.train.parallelism=jit"
-        )
-    if not config.train.bn_sync and config.train.parallelism == "jit" and devices > 1:
-        raise RunError(
-            "train.bn_sync=False: under jit BatchNorm sees the whole batch; "
-            "use --config.train.parallelism=pmap for per-device statistics"
-        )
+            f"{path}: not the settings of a run ({error}); choose another --workdir"
+        ) from error
 
 
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
@@ -98,10 +58,10 @@ def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None
     `dataset` (see `describe_data`) is kept with the settings: another dataset is another run.
     """
     path = workdir / "config.json"
-    settings = {**config.to_dict(), "dataset": dataset}
     if path.exists():
-        _refuse_other_run(path, settings)
+        _refuse_other_run(path, config, dataset)
         return
+    settings = {**config.to_dict(), "dataset": dataset}
     check_workdir(workdir)
     if jax.process_index() == 0:
         try:
@@ -153,23 +113,15 @@ def _fingerprint(arrays: list[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_run(path: Path, settings: dict[str, Any]) -> None:
-    try:
-        old, new = flat(json.loads(path.read_text())), flat(settings)
-    except (ValueError, AttributeError) as error:
-        raise RunError(
-            f"{path}: not the settings of a run ({error}); choose another --workdir"
-        ) from error
-    for field in sorted((old.keys() ^ new.keys()) - set(FREE)):
-        what = f"without {field}" if field in new else f"with {field}={old[field]!r}"
-        raise RunError(
-            f"{path.parent}: holds a run of another version of this program, {what}; choose "
-            "another --workdir, or the version that environment.json names"
-        )
-    for field in sorted(old.keys() - set(FREE)):
-        if old[field] != new[field]:
+def _refuse_other_run(path: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    settings, saved = _upgraded(path)
+    old, new = flat(settings), flat(config)
+    old |= flat({"dataset": saved.get("dataset", {})})
+    new |= flat({"dataset": dataset})
+    for field in sorted(new.keys() - set(FREE)):
+        if old.get(field) != new[field]:
             raise RunError(
-                f"{path.parent}: holds a run with {field}={old[field]!r}, this one has "
+                f"{path.parent}: holds a run with {field}={old.get(field)!r}, this one has "
                 f"{new[field]!r}; choose another --workdir or the old setting"
             )
 
@@ -229,8 +181,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    section, name = field.split(".")
-    return config[section][name]

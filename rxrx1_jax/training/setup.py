@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax import plug_ins
+from rxrx1_jax.config import check, load, load_all
 from rxrx1_jax.data import input_pipeline, records
 from rxrx1_jax.data import splits as splits_lib
 from rxrx1_jax.model import resnet
@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 def prepare(config: ConfigDict) -> Task:
     """Checks the settings against each other and the data, and builds everything a run needs."""
-    run_dir.check(config)
+    check(config, jax.device_count())
     dataset = records.Records(records.find_dataset(config.data.dir, config.data.name))
     size = dataset.image_shape[1]
     if config.data.crop > size:
@@ -50,8 +50,8 @@ def prepare(config: ConfigDict) -> Task:
 
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     model = create_model(config, len(split.classes), axis)
-    loss = plug_ins.load("optim.loss", config.optim.loss)
-    sampler = plug_ins.load("data.sampler", config.data.sampler)
+    loss = load("optim.loss", config.optim.loss)
+    sampler = load("data.sampler", config.data.sampler)
     try:
         sampler(dataset.sites[split.train], config.optim.batch_size, config.train.seed)
     except ValueError as error:
@@ -93,7 +93,7 @@ def _try_plug_ins(
     rows = config.optim.batch_size
 
     def trial(state: steps.TrainState, keys: jax.Array, batch: dict[str, jax.Array]) -> Any:
-        for augment in plug_ins.load_all("data.augmentation", config.data.augmentation):
+        for augment in load_all("data.augmentation", config.data.augmentation):
             batch = augment(keys, batch)
         return train_step(state, batch)
 
@@ -115,7 +115,7 @@ def create_model(
     return resnet.create_model(
         config.model.name, num_classes, width=config.model.width,
         dtype=jnp.dtype(config.model.dtype), bn_axis_name=bn_axis_name,
-        head=plug_ins.load("model.head", config.model.head),
+        head=load("model.head", config.model.head),
     )  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[s
         task.records, task.split, batch_size=config.optim.batch_size, seed=config.train.seed,
         normalisation=config.data.normalisation, start_step=start, end_step=task.total_steps,
         augment=config.data.augment, crop=config.data.crop,
-        augmentations=plug_ins.load_all("data.augmentation", config.data.augmentation),
-        sampler=plug_ins.load("data.sampler", config.data.sampler),
+        augmentations=load_all("data.augmentation", config.data.augmentation),
+        sampler=load("data.sampler", config.data.sampler),
         shuffled_labels=config.data.shuffled_labels, dtype=jnp.dtype(config.model.dtype),
         sharding=task.steps.batch_sharding, threads=config.data.threads,
     )  # fmt: skip

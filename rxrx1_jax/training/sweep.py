@@ -18,14 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.training import run_dir
-
-# Of the commands that run many.
-COLLECT = flags.DEFINE_bool("collect", False, "Only tables and page, from the runs there are.")
 
 
 class Plan(NamedTuple):
@@ -71,15 +68,6 @@ class Worker:
                 self._child.terminate()
 
 
-def arguments_of_config() -> list[str]:
-    """The --config of this process and the fields changed with it, for a child."""
-    flag = flags.FLAGS["config"]
-    arguments = [f"--config={config_flags.get_config_filename(flag)}"]
-    for field, value in config_flags.get_override_values(flag).items():
-        arguments.append(f"--config.{field}={value}")
-    return arguments
-
-
 def make_plan(
     config: ConfigDict, dataset: records.Records, path: Path, overrides: Mapping[str, Any]
 ) -> Plan:
@@ -89,7 +77,7 @@ def make_plan(
       RunError: the run there has other settings or data.
     """
     settings = config.copy_and_resolve_references()
-    settings.update_from_flattened_dict(dict(overrides))
+    config_lib.change(settings, overrides)
     size, obstacle = 0, ""
     try:
         split = splits.make_split(

@@ -20,7 +20,8 @@ from dataset_fixture import write_few
 from scipy import stats
 
 from configs import demo
-from rxrx1_jax import correct, diagnose, plug_ins
+from rxrx1_jax import config as config_lib
+from rxrx1_jax import correct, diagnose
 from rxrx1_jax.leaderboard import __main__ as leaderboard
 from rxrx1_jax.leaderboard import assess, embedding_map, figures, scores, tables
 from rxrx1_jax.leaderboard import methods as methods_lib
@@ -33,11 +34,9 @@ from rxrx1_jax.training.predictions import accuracies
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
-from absl import app
-from rxrx1_jax import main
 from rxrx1_jax.leaderboard import __main__ as leaderboard
 sys.executable = {python!r}
-app.run(leaderboard.main, flags_parser=main.parse_flags)
+sys.exit(leaderboard.main(sys.argv[1:]))
 """
 METHODS_FILE = """
 TRAINED = {
@@ -395,8 +394,8 @@ def test_the_file_of_the_project():
     assert set(methods.corrections["baseline"]) == corrections.METHODS.keys() - {"none"}
     for overrides in methods.trained.values():
         for field, text in overrides.items():
-            if field in plug_ins.POINTS and field != "data.normalisation":
-                plug_ins.load_all(field, text)  # refuses what is no plug-in of the project
+            if field in config_lib.POINTS and field != "data.normalisation":
+                config_lib.load_all(field, text)  # refuses what is no plug-in of the project
     jobs = leaderboard.make_jobs(methods, [0, 1, 2], [0, 1])
     assert len(jobs) == len({job.path(Path()) for job in jobs})
     batch = [job for job in jobs if job.protocol == "batch" and not job.control]

@@ -65,7 +65,6 @@ def wait_for(condition, child):
 # one every second); process 1 writes its number and step to a file.
 SLOW = """#!{python}
 import os, sys, time
-from absl import app
 if sys.argv[1] == "-c":
     exec(sys.argv[2])
     sys.exit()
@@ -82,7 +81,7 @@ def slowly(self, step):
     return given(self, step)
 preemption.Notice.given = slowly
 sys.argv = ["main", *sys.argv[3:]]
-app.run(main.main, flags_parser=main.parse_flags)
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
@@ -511,8 +510,9 @@ def test_the_command_of_a_jobset_is_one_of_this_program(jobset):
         "containers"
     ][0]
     assert container["command"] == ["python", "-m", "rxrx1_jax.main"]
-    program = f"import sys; sys.argv = {['main', *container['args']]!r}; from absl import app\n"
-    program += "from rxrx1_jax import main; main.parse_flags(sys.argv); print('parsed')"
+    program = f"import sys; sys.argv = {['main', *container['args']]!r}\n"
+    program += "from rxrx1_jax import main; main.Parser(str(), str()).parse(sys.argv[1:])\n"
+    program += "print('parsed')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False,
         env=environment(1, Path("unused")),

@@ -36,11 +36,11 @@ def load_config(path: Path):
 def start(config: Path, workdir: Path, wait: float = 0.0) -> subprocess.Popen:
     """The command; `wait` seconds are added to each step, so that there is time to kill it."""
     code = (
-        "import sys, time; from absl import app; from rxrx1_jax import main, metrics\n"
-        "train = metrics.Log.train\n"
+        "import sys, time; from rxrx1_jax import main; from rxrx1_jax.training import progress\n"
+        "train = progress.Log.train\n"
         f"def slow(*arguments): time.sleep({wait}); train(*arguments)\n"
-        "metrics.Log.train = slow\n"
-        "app.run(main.main, flags_parser=main.parse_flags)"
+        "progress.Log.train = slow\n"
+        "sys.exit(main.main(sys.argv[1:]))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, f"--config={config}", f"--workdir={workdir}"],

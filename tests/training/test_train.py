@@ -293,23 +293,6 @@ def command(*arguments):
     return done.returncode, done.stdout, done.stderr.strip()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/demo.py", "--config.optim.lr=1"], "no field optim.lr; expected"),
-        (["--config=configs/demo.py:fold=two"], "'fold=two': expected int, found 'two'"),
-        (["--config", "configs/demo.py", "--config.optim.lr", "1"], "no field optim.lr; expected"),
-        (["--config=configs/nope.py"], "configs/nope.py"),
-        (["--config=configs/demo.py", "--config.data.dir=nowhere"], "tfds build"),
-    ],
-)
-def test_errors_are_one_line(tmp_path, arguments, message):
-    code, _, stderr = command(*arguments, f"--workdir={tmp_path}/run")
-    assert code == 1
-    assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
 def test_unlabelled_sites_have_no_class(tiny):
     dataset = records.Records(tiny.dataset)
     split = train.prepare(make_config(tiny.dataset)).split

@@ -1,0 +1,301 @@
+"""Every setting of a run: its default, what it means, what is valid, and the plug-ins it may name.
+
+A plug-in is a function and its arguments, ours or anybody's (docs/methods.md):
+
+    optim.loss = "coral(weight=0.5)"            a factory in rxrx1_jax.model.losses
+    optim.loss = "my_methods.focal(gamma=2.0)"  one in any module that Python can import
+
+Needs no JAX until a plug-in is loaded. `python -m rxrx1_jax.main --help` lists the fields.
+"""
+
+import ast
+import difflib
+import importlib
+import inspect
+import math
+import numbers
+import re
+import runpy
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
+# Settings that change where or how fast a run computes, not what: free to differ on resuming.
+FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
+
+# Setting -> module of our factories, whose names FIELDS lists.
+POINTS = {
+    "data.normalisation": "rxrx1_jax.data.normalisation",
+    "data.augmentation": "rxrx1_jax.data.augmentations",
+    "data.sampler": "rxrx1_jax.data.samplers",
+    "model.head": "rxrx1_jax.model.heads",
+    "optim.loss": "rxrx1_jax.model.losses",
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be worked with; one line: field, value, what is valid."""
+
+
+class Field(NamedTuple):
+    default: Any  # its type is the type of the field
+    about: str
+    valid: tuple[str, ...] = ()  # names; a plug-in's may also be a dotted name
+    least: float = 0  # of a number
+    below: float = math.inf
+
+
+FIELDS = {
+    "data.dir": Field("data", "TFDS data directory, where `tfds build --data_dir` wrote"),
+    "data.name": Field("rxrx1/native", "dataset/config[:version]; the newest version by default"),
+    "data.protocol": Field("batch", "which sites are trained on and which are tested", (
+        "batch", "random_site", "random_well", "official", "wilds")),
+    "data.fold": Field(0, "0, 1, 2: which draw of held-out experiments"),
+    "data.cell_type": Field("all", "all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone"),
+    "data.seed": Field(0, "of the split", least=-math.inf),
+    "data.normalisation": Field("plate_control", "what gives a channel's mean and deviation", (
+        "plate_control", "plate_negative_control", "plate_control_robust", "experiment_control",
+        "global_control", "site", "none")),
+    "data.augment": Field(True, "one of the 8 orientations of the square per site and epoch"),
+    "data.crop": Field(0, "px: random crop in training, centre crop in evaluation; 0 = none"),
+    "data.augmentation": Field("", "further ones, a list; may be empty", (
+        "cutmix", "mixup", "gain_offset_jitter", "scale_crop")),
+    "data.sampler": Field(
+        "shuffled", "sites of a batch", ("shuffled", "experiments", "cross_experiment_pairs")),
+    "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
+    "data.threads": Field(8, "threads that read and inflate records, per host", least=1),
+    "model.name": Field("resnet50", "the network", (
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")),
+    "model.width": Field(64, "channels of the first stage; 64 is the standard network", least=1),
+    "model.head": Field("linear", "what makes the logits", (
+        "linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")),
+    "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
+    "optim.name": Field("sgd", "the optimizer", ("sgd", "adam")),
+    "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),
+    "optim.epochs": Field(90, "passes over the training sites", least=1),
+    "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
+    "optim.schedule": Field("cosine", "of the learning rate after the warm-up", ("cosine",)),
+    "optim.warmup_epochs": Field(5.0, "epochs of rising learning rate"),
+    "optim.momentum": Field(0.9, "of sgd", below=1),
+    "optim.nesterov": Field(False, "of sgd"),
+    "optim.weight_decay": Field(1e-4, "L2 on kernels; never on BatchNorm and biases"),
+    "optim.clip_norm": Field(0.0, "largest norm of a gradient; 0 = any"),
+    "optim.loss": Field("cross_entropy", "what is minimised", (
+        "cross_entropy", "arcface", "coral", "irm", "group_dro", "dann",
+        "cross_experiment_contrastive")),
+    "optim.label_smoothing": Field(0.0, "share of the target spread over all classes", below=1),
+    "optim.ema_decay": Field(0.0, "per step; > 0 evaluates an average of the weights", below=1),
+    "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
+    "train.seed": Field(0, "of initialisation, data order and augmentation", least=-math.inf),
+    "train.parent": Field("", "path of a finished run from which this one goes on"),
+    "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
+    "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
+    "train.log_every": Field(50, "steps", least=1),
+    "train.eval_every": Field(10, "epochs; 0 = at the end only"),
+    "train.checkpoint_every": Field(1, "epochs", least=1),
+    "train.keep": Field(2, "checkpoints kept", least=1),
+    "eval.batch_size": Field(256, "sites, over all devices and hosts", least=1),
+}  # fmt: skip
+
+
+def default() -> ConfigDict:
+    """Every setting, with the paper's task on the real release as defaults."""
+    sections: dict[str, dict[str, Any]] = {}
+    for field, about in FIELDS.items():
+        section, name = field.split(".")
+        sections.setdefault(section, {})[name] = about.default
+    return ConfigDict(sections, type_safe=False)  # `check` finds all faults and says what is valid
+
+
+def parse(arg: str | None, config: ConfigDict) -> ConfigDict:
+    """Applies a config file's argument: `fold=0,cell_type=HUVEC` (of `data`), `optim.epochs=3`."""
+    for item in filter(None, re.split(r",(?![^([]*[)\]])", arg or "")):  # not in brackets
+        field, equals, text = item.partition("=")
+        if not equals:
+            raise ConfigError(f"config argument {item!r}: expected field=value, as in fold=0")
+        change(config, {field if "." in field else f"data.{field}": text})
+    return config
+
+
+def change(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets fields to values, or to what the text of a command line says. Raises ConfigError."""
+    for field, value in values.items():
+        if field not in FIELDS:
+            raise ConfigError(f"{field}: no such field; expected {_nearest(field, FIELDS)}")
+        section, _, name = field.partition(".")
+        config[section][name] = _value(field, value)
+
+
+def read(text: str) -> ConfigDict:
+    """The config of a file and its argument: "demo:fold=1", "my/own.py". Raises ConfigError."""
+    name, colon, arg = text.partition(":")
+    path = find_file(name)
+    try:
+        made = runpy.run_path(str(path))["get_config"](*([arg] if colon else []))
+        if not isinstance(made, Mapping | ConfigDict):
+            raise ConfigError(f"get_config() returned {made!r}; expected a ConfigDict")
+        return complete(made)
+    except ConfigError as error:
+        raise ConfigError(f"--config={text}: {error}") from error
+    except Exception as error:  # it is a program, anybody's
+        trace = traceback.extract_tb(error.__traceback__)
+        lines = [f":{frame.lineno}" for frame in trace if frame.filename == str(path)]
+        where = str(path) + "".join(lines[-1:])
+        what = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {type(error).__name__}: {what}") from error
+
+
+def find_file(name: str, flag: str = "--config", has: str = "def get_config") -> Path:
+    """A config or methods file: one that ships with us by its bare name, any by its path."""
+    here = Path(__file__).parent
+    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    ours = [path.stem for path in sorted(folder.glob("*.py")) if has in path.read_text()]
+    path = folder / f"{name}.py" if name in ours else Path(name).expanduser()
+    if not path.is_file():
+        near = _nearest(Path(name).stem, ours)
+        raise ConfigError(f"{flag}={name}: no such file; expected a path, or ours: {near}")
+    return path
+
+
+def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
+    """The settings in a run's config.json; a field that it lacks means what was done before it.
+
+    Raises ConfigError if a newer version of the program wrote them.
+    """
+    made_with = saved.get("made_with", {})
+    settings = {name: part for name, part in saved.items() if name not in ("dataset", "made_with")}
+    unknown = sorted(flat(settings).keys() - FIELDS.keys())
+    if int(made_with.get("settings", 1)) > VERSION or unknown:
+        raise ConfigError(
+            f"a run of a newer version of this program, {made_with.get('rxrx1_jax', 'unnamed')}"
+            f"{' with '.join(['', *unknown[:1]])}; use that version (environment.json names it)"
+        )
+    return complete(settings)
+
+
+def complete(settings: Mapping[str, Any]) -> ConfigDict:
+    """All fields: those given and the defaults of the others. Raises ConfigError."""
+    config = default()
+    change(config, flat(settings))
+    return config
+
+
+def check(settings: Mapping[str, Any], devices: int = 1) -> None:
+    """Raises ConfigError for the first impossible setting, with the valid ones."""
+    config = complete(settings)
+    for field, value in flat(config).items():
+        _, _, valid, least, below = FIELDS[field]
+        if isinstance(value, float | int) and not (least <= value < below):
+            expected = f"{least} or more" if below == math.inf else f"a value in [{least}, {below})"
+            raise ConfigError(f"{field}={value}: expected {expected}")
+        if field in POINTS and value not in (*valid, FIELDS[field].default):
+            load_all(field, value)
+        elif valid and field not in POINTS and value not in valid:
+            raise ConfigError(f"{field}={value!r}: expected one of {', '.join(valid)}")
+    optim, size, parts = config.optim, config.optim.batch_size, config.optim.accumulation
+    pmap, several = config.train.parallelism == "pmap", devices > 1
+    for what, fault in {
+        f"optim.batch_size={size}: expected a multiple of {devices} devices x {parts} micro-batches"
+        " (optim.accumulation)": size % (devices * parts),
+        f"eval.batch_size={config.eval.batch_size}: expected a multiple of {devices} devices":
+            config.eval.batch_size % devices,
+        f"optim.loss={optim.loss!r}: expected train.parallelism=jit, it needs the whole batch":
+            pmap and several and optim.loss != "cross_entropy",
+        "train.bn_sync=False: expected train.parallelism=pmap, as jit takes whole batches":
+            several and not pmap and not config.train.bn_sync,
+    }.items():  # fmt: skip
+        if fault:
+            raise ConfigError(what)
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section": {"name": value}} -> {"section.name": value}."""
+    for section, fields in settings.items():
+        if not isinstance(fields, Mapping | ConfigDict):
+            raise ConfigError(f"{section}={fields!r}: expected a section of fields")
+    return {f"{s}.{name}": value for s, part in settings.items() for name, value in part.items()}
+
+
+def load(field: str, text: str) -> Any:
+    """The plug-in that a setting of POINTS names. Raises ConfigError."""
+    found = load_all(field, text)
+    if len(found) != 1:
+        raise ConfigError(f"{field}={text!r}: expected one name, found {len(found)}")
+    return found[0]
+
+
+def load_all(field: str, text: str) -> list[Any]:
+    """The plug-ins of a setting that may name several, separated by commas, or none ("").
+
+    Each name is of a factory. It takes the arguments, which are literals, and returns the plug-in:
+    a function of the form that its module describes. Raises ConfigError.
+    """
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+        calls = [_call(node) for node in getattr(tree, "elts", [None])]
+    except (AttributeError, SyntaxError, ValueError):
+        expected = "expected a name or name(argument=value, ...) with plain values"
+        raise ConfigError(f"{field}={text!r}: {expected}") from None
+    plug_ins = []
+    for name, positional, named in calls:
+        factory = _factory(field, name)
+        try:
+            inspect.signature(factory).bind(*positional, **named)
+            plug_ins.append(factory(*positional, **named))
+        except Exception as error:  # it is anybody's
+            what = str(error) if isinstance(error, TypeError | ValueError) else repr(error)
+            arguments = str(inspect.signature(factory)).partition(" -> ")[0].replace("'", "")
+            raise ConfigError(f"{field}={text!r}: {what}; expected {name}{arguments}") from error
+    return plug_ins
+
+
+def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
+    """name(1, b=2) -> ("name", [1], {"b": 2}). Raises ValueError for anything else."""
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    name = ast.unparse(call.func)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(name)
+    named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return name, [ast.literal_eval(value) for value in call.args], named
+
+
+def _factory(field: str, name: str) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
+    if not module and name not in FIELDS[field].valid:
+        expected = _nearest(name, FIELDS[field].valid)
+        raise ConfigError(f"{field}={name!r}: expected {expected}, or your own as module.name")
+    try:
+        return getattr(importlib.import_module(module or POINTS[field]), attribute)
+    except (ImportError, AttributeError) as error:
+        expected = "expected a function in a module that Python can import from here"
+        raise ConfigError(f"{field}={name!r}: {error}; {expected}") from error
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid names that `name` may mean, by its letters or its initials (lr); else all."""
+    initials = {v: "".join(word[0] for word in v.rpartition(".")[2].split("_")) for v in valid}
+    near = [v for v in valid if initials[v] == name.rpartition(".")[2]]
+    near += difflib.get_close_matches(name, list(valid), n=3, cutoff=0.6)
+    return " or ".join(dict.fromkeys(near)) or f"one of {', '.join(valid)}"
+
+
+def _value(field: str, given: Any) -> Any:
+    """A value of the field's type; text says it as a command line does. Raises ConfigError."""
+    kind = type(FIELDS[field].default)
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        if kind is str and (given is None or given == "None") and not FIELDS[field].default:
+            return ""  # none of what may be none
+        if isinstance(given, str) and kind is not str:
+            return words[given.lower()] if kind is bool else kind(given)
+        number = isinstance(given, numbers.Integral if kind is int else numbers.Real)
+        if type(given) is kind or (number and not isinstance(given, bool) and kind in (int, float)):
+            return kind(given)
+    except (KeyError, ValueError):
+        pass
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise ConfigError(f"{field}={given!r}: expected {expected[kind]}")

@@ -1,0 +1,64 @@
+"""The command line of training: help, what is missing, what is wrong; each fault is a line."""
+
+import pytest
+
+from rxrx1_jax import main
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """(exit code, message) of the command, in this process."""
+    try:
+        return main.main(list(arguments)), ""
+    except SystemExit as end:
+        message = end.code if isinstance(end.code, str) else ""
+        return (1 if message else int(end.code or 0)), message
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_modes_fields_and_an_example(capsys, flag):
+    assert run(flag) == (0, "")
+    said = capsys.readouterr().out
+    assert "--config=demo" in said and "--workdir=runs/mine" in said
+    for name in (*main.MODES, "optim.learning_rate=0.1", "resnet18", "train.parent"):
+        assert name in said
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "--workdir=runs/mine"),
+        (["--config=demo"], "--workdir"),
+        (["--workdir=nowhere"], "--config"),
+        (["--workdir=nowhere", "--mode=embed"], "config.json"),
+        (["--config=demo", "--config.optim.lr=1"], "optim.learning_rate"),
+        (["--config", "demo", "--config.optim.lr", "1"], "optim.learning_rate"),
+        (["--config=demo", "--config.optim.epochs"], "=VALUE"),
+        (["--config=demo:fold=two"], "data.fold='two'"),
+        (["--config=configs/nope.py"], "configs/nope.py"),
+        (["--config=nope"], "demo"),
+        (["--config=demo", "--mode=test"], "evaluate"),
+        (["--config=demo", "--learning_rate=1"], "--learning_rate=1"),
+        (["--conf=demo"], "--conf=demo"),
+        (["demo"], "demo"),
+        (["--config=demo", "--config.model.name=resnet7"], "resnet18"),
+        (["--config=demo", "--config.data.dir=nowhere"], "tfds build"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(tmp_path, monkeypatch, arguments, said):
+    if "--workdir=nowhere" not in arguments and len(arguments) > 0 and said != "--workdir":
+        arguments = [*arguments, f"--workdir={tmp_path}/run"]
+    code, message = run(*arguments)
+    assert code == 1 and message.startswith("error: ") and "\n" not in message
+    assert said in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_child_is_told():
+    parser = main.Parser("rxrx1_jax.table1", "")
+    words = ["--config=demo:seed=1", "--config.data.dir=/a b", "--config.optim.loss", "f(a=1)"]
+    options = parser.parse([*words, "--workdir=~/runs"])
+    assert options.workdir.is_absolute() and options.workdir.name == "runs"
+    told = ["--config=demo:seed=1", "--config.data.dir=/a b", "--config.optim.loss=f(a=1)"]
+    assert main.arguments_of_config(options) == told
+    config = main.read_config(options)
+    assert (config.data.seed, config.data.dir, config.optim.loss) == (1, "/a b", "f(a=1)")
