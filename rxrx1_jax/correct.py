@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,10 +27,13 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.data import input_pipeline, splits
+from rxrx1_jax.data.files import write_text
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.methods import adabn, assignment, combat_harmony, statistics, transforms
 from rxrx1_jax.methods import evidence as corrections
 from rxrx1_jax.methods.evidence import BUDGETS, METHODS, Evidence, Method, find
+from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.report.tables import Cell, Table, Value, gain
 from rxrx1_jax.training import evaluate, predictions, train
 from rxrx1_jax.training.run_dir import RunError
 from rxrx1_jax.training.setup import Task, create_model, eval_batches
@@ -108,47 +110,35 @@ def source_digest(*modules: ModuleType) -> str:
     return hashlib.blake2b("".join(sources).encode(), digest_size=8).hexdigest()
 
 
-def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
-    """The Markdown table of {run: {method: predictions}}, grouped by what the methods may see."""
-    columns = ["method", "by site", "by well", "worst experiment", "gain by site, points"]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> Table:
+    """The table of {run: {method: predictions}}, grouped by what the methods may see."""
     tried = dict.fromkeys(name for tables in runs.values() for name in tables)
     names = [name for name in tried if all(name in tables for tables in runs.values())]
+    rows: list[list[Cell]] = []
     for budget in BUDGETS:
         members = [name for name in names if find(name).budget == budget]
-        if members:
-            lines.append(f"| **{budget}** |" + " |" * (len(columns) - 1))
-        lines += [_line(name, runs) for name in members]
-    return "\n".join(lines)
+        rows += [[budget]] if members else []
+        rows += [_row(name, runs) for name in members]
+    head = ["method", "by site", "by well", "worst experiment", "gain by site, points"]
+    return Table("Accuracy of the test sites, %", head, rows)
 
 
-def _line(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> str:
-    scored = {run: predictions.accuracies(tables[name]) for run, tables in runs.items()}
-    worst = [statistics.worst_experiment(s["site"]["experiment"])[1] for s in scored.values()]
-    cells = [
-        _spread([s["site"]["all"] for s in scored.values()]),
-        _spread([s["well"]["all"] for s in scored.values()]),
-        _spread(worst),
-    ]
+def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
+    scored = [predictions.accuracies(tables[name]) for tables in runs.values()]
+    worst = [statistics.worst_experiment(s["site"]["experiment"])[1] for s in scored]
+    cells: list[Cell] = [name]
+    for values in ([s["site"]["all"] for s in scored], [s["well"]["all"] for s in scored], worst):
+        found = statistics.spread(values)
+        cells.append(Value(100 * found.mean, sd=100 * found.sd))
     if name == BASE:
-        return f"| {name} | " + " | ".join(cells) + " | |"
+        return [*cells, ""]
     if len(runs) == 1:
         (tables,) = runs.values()
-        found = statistics.paired_difference(tables[name], tables[BASE])["all"]
-        gain = f"{100 * found.estimate:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    else:
-        base = {run: predictions.accuracies(tables[BASE]) for run, tables in runs.items()}
-        paired = statistics.paired_over_folds(
-            {run: s["site"]["all"] for run, s in scored.items()},
-            {run: s["site"]["all"] for run, s in base.items()},
-        )
-        gain = f"{100 * paired.mean:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
-    return f"| {name} | " + " | ".join([*cells, gain]) + " |"
-
-
-def _spread(fractions: list[float]) -> str:
-    found = statistics.spread(fractions)
-    return f"{100 * found.mean:.1f}" + (f" ± {100 * found.sd:.1f}" if found.n > 1 else "")
+        over_wells = statistics.paired_difference(tables[name], tables[BASE])["all"]
+        return [*cells, gain(over_wells)]
+    base = [predictions.accuracies(tables[BASE]) for tables in runs.values()]
+    pairs = ({Unit("", k, 0): s["site"]["all"] for k, s in enumerate(of)} for of in (scored, base))
+    return [*cells, gain(statistics.compare(*pairs))]
 
 
 def _settings(workdir: Path) -> dict[str, Any]:
@@ -277,14 +267,12 @@ def main() -> None:
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
             tables[str(run)] = correct(run, names)
-        text = summary(tables)
+        text = summary(tables).markdown()
     except (RunError, DatasetError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(text)
     if options.out:
-        partial = options.out.with_name(f"{options.out.name}.tmp")
-        partial.write_text(text + "\n")
-        os.replace(partial, options.out)
+        write_text(options.out, text)
 
 
 if __name__ == "__main__":

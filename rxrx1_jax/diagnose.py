@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from rxrx1_jax.data.records import DatasetError, Records, find_dataset
 from rxrx1_jax.methods import combat_harmony, transforms
 from rxrx1_jax.methods import embedding_metrics as metrics
+from rxrx1_jax.report.tables import Cell, Table
 
 # (transform, batch); fitted on all control wells, ComBat and Harmony too.
 TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], str] | None] = {
@@ -122,10 +123,10 @@ def all_embeddings(workdir: Path) -> tuple[np.ndarray, Records]:
     return np.column_stack([table[name].to_numpy() for name in table.column_names[1:]]), records
 
 
-def run_table(workdir: Path) -> str:
-    """The Markdown table of one run. Raises DatasetError, OSError, ValueError: one line."""
+def run_table(workdir: Path) -> Table:
+    """The table of one run. Raises DatasetError, OSError, ValueError: one line."""
     embeddings, sites, sirnas = control_embeddings(workdir)
-    lines = [f"| {' | '.join(('embeddings', *COLUMNS))} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows: list[list[Cell]] = []
     for name, chosen in TRANSFORMS.items():
         x = embeddings
         if chosen:
@@ -134,9 +135,9 @@ def run_table(workdir: Path) -> str:
             except ImportError as error:  # a library of the extra `analysis`
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
-        cells = diagnose(x, sites, sirnas)
-        lines.append(f"| {' | '.join((name, *cells))} |")
-    return "\n".join(lines)
+        rows.append([name, *diagnose(x, sites, sirnas)])
+    caption = f"{workdir}, positive-control wells; chance in brackets"
+    return Table(caption, ["embeddings", *COLUMNS], rows)
 
 
 def main() -> None:
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
     for run in parser.parse_args().runs:
         try:
-            print(f"{run}, positive-control wells; chance in brackets\n\n{run_table(run)}\n")
+            print(run_table(run).markdown())
         except (DatasetError, OSError, ValueError) as error:
             sys.exit(f"error: {error}")
 

@@ -14,7 +14,6 @@ of its own: a run that another one holds is passed over.
 """
 
 import itertools
-import os
 import signal
 import sys
 from pathlib import Path
@@ -24,16 +23,17 @@ from ml_collections import ConfigDict
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import images, records, splits
-from rxrx1_jax.report import __main__ as report
-from rxrx1_jax.report import runs as report_runs
-from rxrx1_jax.report import table1 as report_table
+from rxrx1_jax.data.files import write_text
+from rxrx1_jax.report import table1
+from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.report.page import write_page
+from rxrx1_jax.report.runs import load_runs
 from rxrx1_jax.training import preemption, run_dir, sweep
 from rxrx1_jax.training.sweep import Plan, train_one
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
 # (protocol, fold, cell type) of each run, in the order that --task counts.
-RUNS = list(itertools.product(PROTOCOLS, range(splits.FOLDS), report_table.COLUMNS))
+RUNS = list(itertools.product(PROTOCOLS, range(splits.FOLDS), table1.COLUMNS))
 
 
 def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str]]) -> list[Plan]:
@@ -74,8 +74,10 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
             state = "not finished" if (plan.path / "config.json").exists() else "not started"
             reason = plan.obstacle or reasons.get(plan.path, state)
             missing.setdefault(reason, []).append(plan.path.name)
-    screens = report_runs.load_runs(complete)
-    parts = [report.table_markdown(screen, runs) for screen, runs in screens.items()]
+    screens = load_runs(complete)
+    parts = []
+    for screen, runs in screens.items():
+        parts += [table1.paper_table(runs).markdown(), table1.beside_paper(screen, runs).markdown()]
     if missing:
         lines = [f"- {', '.join(names)}: {reason}\n" for reason, names in missing.items()]
         parts.append("Not in the table:\n\n" + "".join(lines))
@@ -83,9 +85,7 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
     print(f"\n{text}")
     if complete:
         page, remarks = write_page(screens, workdir / "report")
-        partial = page.with_name("table1.md.tmp")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, page.with_name("table1.md"))
+        write_text(page.with_name("table1.md"), text)
         print("\n".join([*remarks, f"Page: {page}"]))
     return bool(complete) and all(plan.obstacle or plan.path in complete for plan in plans)
 
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         reasons = {} if options.collect else train_all(plans, arguments)
         return int(not collect(plans, workdir, reasons))
     except (
-        ConfigError, run_dir.RunError, images.DatasetError, report_runs.ReportError, OSError,
+        ConfigError, run_dir.RunError, images.DatasetError, ReportError, OSError,
     ) as error:  # fmt: skip
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -19,18 +19,17 @@ import functools
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
 from rxrx1_jax.data import records, splits
-from rxrx1_jax.leaderboard import assess
-from rxrx1_jax.leaderboard import methods as leaderboard_methods
-from rxrx1_jax.leaderboard import page as leaderboard_page
-from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
-from rxrx1_jax.leaderboard.scores import Outcome
-from rxrx1_jax.report import runs as report_runs
+from rxrx1_jax.leaderboard import assess, page
+from rxrx1_jax.leaderboard.methods import Methods, load
+from rxrx1_jax.leaderboard.scores import Job, Outcome
+from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.report.runs import load_run
 from rxrx1_jax.training import preemption, run_dir, sweep
 from rxrx1_jax.training.sweep import Plan, Worker
 
@@ -38,44 +37,41 @@ GAP_PROTOCOLS = ("random_site", "random_well")
 CONTROL_PROTOCOLS = ("batch", "random_site")
 
 
-class Job(NamedTuple):
-    """One run of the leaderboard, and what is asked of it once trained."""
-
-    control: str  # name of the control; "" for the leaderboard itself
-    trained: str
-    protocol: str
-    fold: int
-    seed: int
-    assessed: tuple[str, ...]  # of assess: corrections, and the diagnosis
-
-    def path(self, workdir: Path) -> Path:
-        parent = workdir / CONTROLS_FOLDER / self.control if self.control else workdir
-        return parent / self.trained / f"{self.protocol}-{self.fold}-{self.seed}"
-
-
-def make_jobs(methods: Methods, folds: list[int], seeds: list[int]) -> list[Job]:
+def make_jobs(methods: Methods, world: str, folds: list[int], seeds: list[int]) -> list[Job]:
     """All runs. Fold by fold and seed by seed, so that early tables have every method.
 
     The random splits, the controls and the diagnosis are made with the first seed alone.
+
+    Args:
+      world: name of the dataset, where neither a method nor a control sets another.
     """
+
+    def job(name: str, protocol: str, fold: int, seed: int, control: str = "") -> Job:
+        chosen = overrides_of(methods, name, control).get("data.name", world)
+        return Job(control, name, protocol, Unit(chosen, fold, seed))
+
     jobs = []
     for seed in seeds:
         for fold in folds:
             for name in methods.trained:
                 diagnosis = (assess.DIAGNOSIS,) if seed == seeds[0] else ()
                 asked = (*diagnosis, *methods.corrections[name])
-                jobs.append(Job("", name, "batch", fold, seed, asked))
+                jobs.append(job(name, "batch", fold, seed)._replace(assessed=asked))
             if seed != seeds[0]:
                 continue
-            for name in methods.gap:
-                jobs += [Job("", name, protocol, fold, seed, ()) for protocol in GAP_PROTOCOLS]
-            for control, (_, expected) in methods.controls.items():
-                jobs += [
-                    Job(control, name, protocol, fold, seed, ())
-                    for name in expected
-                    for protocol in CONTROL_PROTOCOLS
-                ]
+            jobs += [job(name, p, fold, seed) for name in methods.gap for p in GAP_PROTOCOLS]
+            jobs += [
+                job(name, protocol, fold, seed, control)
+                for control, (_, expected) in methods.controls.items()
+                for name in expected
+                for protocol in CONTROL_PROTOCOLS
+            ]
     return jobs
+
+
+def overrides_of(methods: Methods, trained: str, control: str) -> dict[str, Any]:
+    """{field of the config: value} of a method, under a control if there is one."""
+    return methods.trained[trained] | (methods.controls[control].overrides if control else {})
 
 
 def make_plans(
@@ -92,12 +88,12 @@ def make_plans(
 
     plans = {}
     for job in jobs:
-        extra = methods.controls[job.control].overrides if job.control else {}
-        overrides: dict[str, Any] = methods.trained[job.trained] | extra
-        overrides |= {"data.protocol": job.protocol, "data.fold": job.fold, "train.seed": job.seed}
-        path, name = job.path(workdir), overrides.get("data.name", config.data.name)
+        overrides = overrides_of(methods, job.trained, job.control) | {
+            "data.protocol": job.protocol, "data.fold": job.unit.fold, "train.seed": job.unit.seed,
+        }  # fmt: skip
+        path = job.path(workdir)
         try:
-            plans[job] = sweep.make_plan(config, dataset(name), path, overrides)
+            plans[job] = sweep.make_plan(config, dataset(job.unit.world), path, overrides)
         except records.DatasetError as error:
             plans[job] = Plan(path, overrides, 0, str(error))
     return plans
@@ -149,14 +145,11 @@ def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
     found = []
     for job, plan in plans.items():
         complete = not plan.obstacle and run_dir.is_complete(plan.path)
-        state = "not finished" if (plan.path / "config.json").exists() else "not started"
-        why = plan.obstacle or reasons.get(
-            plan.path, "" if complete else _last_error(plan) or state
-        )
-        loaded = report_runs.load_run(plan.path) if complete else None
-        found.append(
-            Outcome(job.control, job.trained, job.protocol, job.fold, job.seed, loaded, why)
-        )
+        why = plan.obstacle
+        if not why and not is_done(job, plan.path):
+            state = "not finished" if (plan.path / "config.json").exists() else "not started"
+            why = reasons.get(plan.path, "" if complete else _last_error(plan) or state)
+        found.append(Outcome(job, load_run(plan.path) if complete else None, why))
     return found
 
 
@@ -183,19 +176,20 @@ def main(argv: list[str]) -> int:
     try:
         config = main_lib.read_config(options)
         folds, seeds = _numbers("folds", options.folds), _numbers("seeds", options.seeds)
-        methods = leaderboard_methods.load(options.methods, config)
+        methods = load(options.methods, config)
         wrong = [fold for fold in folds if fold >= splits.FOLDS]
         if wrong:
             raise ValueError(f"--folds has {wrong[0]}: expected 0 to {splits.FOLDS - 1}")
         records.find_dataset(config.data.dir, config.data.name)
-        plans = make_plans(config, methods, make_jobs(methods, folds, seeds), workdir)
+        jobs = make_jobs(methods, config.data.name, folds, seeds)
+        plans = make_plans(config, methods, jobs, workdir)
         reasons = {}
         if not options.collect:
             arguments = main_lib.arguments_of_config(options)
             reasons = run_jobs(plans, arguments, options.workers)
         found = outcomes(plans, reasons)
-        text, page, remarks = leaderboard_page.write(methods, found, workdir / "report")
-        print("\n".join(["", text, *remarks, f"Page: {page}"]))
+        text, written, remarks = page.write(methods, found, workdir / "report")
+        print("\n".join(["", text, *remarks, f"Page: {written}"]))
         return int(any(outcome.run is None for outcome in found))
     except (run_dir.RunError, records.DatasetError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -1,24 +1,23 @@
 """The leaderboard as Markdown and as a page: one folder with index.html and its pictures."""
 
-import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from rxrx1_jax import diagnose
+from rxrx1_jax.data.files import write_text
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.leaderboard import embedding_map, figures, tables
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, make_rows, select
 from rxrx1_jax.methods import transforms
-from rxrx1_jax.report import table1 as report_table
-from rxrx1_jax.report.page import html_table, save_picture, write_html
+from rxrx1_jax.report import table1
+from rxrx1_jax.report.figures import DOTS, experiment_dots
+from rxrx1_jax.report.page import Page
+from rxrx1_jax.report.tables import Table
 
 TITLE = "RxRx1: does a correction help on unseen experiments?"
-STYLE = "<style>tr.heading td { font-weight: 600; padding-top: .7rem; }</style>"
 MAP_CELL_TYPE = "HUVEC"  # the one with the most experiments
 
 
@@ -27,63 +26,58 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
 
     Returns the Markdown, the page, and remarks on what was left out.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    page = Page(TITLE, out)
     rows = make_rows(methods, outcomes)
-    runs = [o.run for o in outcomes if o.run and not o.control]
-    parts, texts, remarks = [STYLE, f"<h1>{escape(TITLE)}</h1>"], [], list[str]()
+    runs = [o.run for o in outcomes if o.run and not o.job.control]
+    texts, remarks = list[str](), list[str]()
     if runs:
-        (said,) = [" ".join(report_table.describe(runs[0].screen, runs))]
-        seeds = sorted({str(o.seed) for o in outcomes if o.run})
-        said += f" Seeds {', '.join(seeds)}. Baseline: {methods.baseline}."
-        parts.append(f"<p>{escape(said)}</p>")
+        seeds = sorted({str(o.job.unit.seed) for o in outcomes if o.run})
+        said = (
+            f"{table1.describe(runs[0].screen, runs)} Seeds {', '.join(seeds)}. Baseline: "
+            f"{methods.baseline}."
+        )
+        page.paragraph(said)
         texts.append(said + "\n")
     missing = tables.missing_list(outcomes)
     if missing:
-        items = "".join(f"<li>{escape(line)}</li>" for line in missing)
-        parts.append(f'<p class="note">Not in the tables:</p><ul class="note">{items}</ul>')
+        page.paragraph("Not in the tables:", note=True)
+        page.items(missing)
 
-    def show(table: tables.Table | None, heading: str) -> None:
+    def show(table: Table | None, heading: str) -> None:
         if table is not None:
-            parts.append(f"<h2>{escape(heading)}</h2>")
-            parts.append(html_table(table.caption, table.head, table.rows))
-            parts.extend(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-            texts.append(tables.markdown(table))
-
-    def picture(name: str, figure: Figure, caption: str) -> None:
-        parts.append(save_picture(figure, out / f"{name}.png", caption))
+            page.heading(heading)
+            page.table(table)
+            texts.append(table.markdown())
 
     if rows:
-        asked = len({o.key for o in outcomes})
         chance = 100 / runs[0].screen.classes
+        asked = len({o.job.unit[1:] for o in outcomes})  # folds x seeds
         show(tables.accuracy_table(methods, rows, asked), "Leaderboard")
-        _gain_picture(methods, rows, picture)
+        _gain_picture(methods, rows, page)
         show(tables.gap_table(methods, outcomes), "Gap")
-        _gap_picture(methods, outcomes, chance, picture)
-        chosen = figures.choose_rows(rows, methods.baseline)
-        parts.append("<h2>Experiments</h2>")
-        picture(
+        _gap_picture(methods, outcomes, chance, page)
+        page.heading("Experiments")
+        page.picture(
             "experiments",
-            figures.experiment_dots(chosen, chance),
-            "Accuracy by site of each test experiment: dots are means over folds and seeds, lines "
-            "reach from the lowest to the highest. Shown: the baseline and the best row of each "
-            "budget, chosen by the figures of the table above, which flatters them.",
+            experiment_dots(figures.series_of(figures.choose_rows(rows, methods.baseline)), chance),
+            f"Accuracy by site of each test experiment. {DOTS} Shown: the baseline and the best "
+            "row of each budget, chosen by the figures of the table above, which flatters them.",
         )
         show(tables.diagnosis_table(methods, outcomes), "Embeddings")
-        _maps(methods, outcomes, picture, remarks)
+        _maps(methods, outcomes, page, remarks)
     show(tables.control_table(methods, outcomes), "Controls")
     if missing:
         texts.append("Not in the tables:\n\n" + "".join(f"- {line}\n" for line in missing))
-    parts.extend(f'<p class="note">{escape(remark)}</p>' for remark in remarks)
+    for remark in remarks:
+        page.paragraph(remark, note=True)
     text = "\n".join(texts)
-    partial = out / "leaderboard.md.tmp"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, out / "leaderboard.md")
-    return text, write_html(TITLE, parts, out), remarks
+    write_text(out / "leaderboard.md", text)
+    return text, page.write(), remarks
 
 
-def _gain_picture(methods: Methods, rows: Sequence[Row], picture) -> None:
+def _gain_picture(methods: Methods, rows: Sequence[Row], page: Page) -> None:
     if len(rows) > 1 and any(row.name == methods.baseline for row in rows):
-        picture(
+        page.picture(
             "gains",
             figures.gains(rows, methods.baseline),
             "Gain by site over the baseline. Large dots: mean; lines: 95 % t interval over pairs "
@@ -91,14 +85,14 @@ def _gain_picture(methods: Methods, rows: Sequence[Row], picture) -> None:
         )
 
 
-def _gap_picture(methods: Methods, outcomes: Sequence[Outcome], chance: float, picture) -> None:
+def _gap_picture(methods: Methods, outcomes: Sequence[Outcome], chance: float, page: Page) -> None:
     scores = {}
     for name in methods.gap:
         found = {p: by_site(select(outcomes, name, p)) for p in tables.PROTOCOLS}
         if found["batch"] and (found["random_site"] or found["random_well"]):
             scores[name] = {protocol: score for protocol, score in found.items() if score}
     if scores:
-        picture(
+        page.picture(
             "gaps",
             figures.gap_bars(scores, chance),
             "Bars: mean over folds of the means over seeds; whiskers: ± 1 sd over folds; points: "
@@ -106,7 +100,7 @@ def _gap_picture(methods: Methods, outcomes: Sequence[Outcome], chance: float, p
         )
 
 
-def _maps(methods: Methods, outcomes: Sequence[Outcome], picture, remarks: list[str]) -> None:
+def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: list[str]) -> None:
     """Maps of one run of the baseline, before and after centring and scaling on plate controls."""
     chosen = [o.run for o in select(outcomes, methods.baseline) if o.run]
     if not chosen:
@@ -129,7 +123,7 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], picture, remarks: list[
               np.unique(sites["cell_type"])}  # fmt: skip
     cell_type = max(counts, key=lambda name: (counts[name], name == MAP_CELL_TYPE))
     unseen = set(chosen[0].accuracy["site"]["experiment"])
-    picture(
+    page.picture(
         "maps",
         embedding_map.figure(
             [("before", embeddings[wells]), ("after", after[wells])],
@@ -140,6 +134,6 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], picture, remarks: list[
         f"Positive controls (the same siRNAs on every plate, no classes of the network), run "
         f"{chosen[0].path.parent.name}/{chosen[0].path.name}: the first two principal components "
         "of the mean embedding of each siRNA in each experiment, before and after "
-        "centre_scale_plate, computed anew for each panel. Large marks: means of the groups; "
+        "centre_scale_plate, computed separately for each panel. Large marks: means of the groups; "
         "crosses: experiments not trained on. Coloured siRNAs: far apart in the embeddings before.",
     )

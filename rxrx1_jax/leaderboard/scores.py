@@ -1,30 +1,49 @@
-"""The arithmetic of the leaderboard: runs by (fold, seed) -> means, spreads, gains, gaps, verdicts.
+"""The runs of the leaderboard -> scores of its rows, and verdicts on its controls."""
 
-A score is {(fold, seed): fraction}. Seeds of a fold share its training and test sites, so that
-spread over seeds is what training alone does, and spread over folds also what the experiments do.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from rxrx1_jax.leaderboard import assess
-from rxrx1_jax.leaderboard.methods import Methods
-from rxrx1_jax.methods import statistics
+from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
 from rxrx1_jax.methods.evidence import BUDGETS, find
-from rxrx1_jax.methods.statistics import PairedSpread
-from rxrx1_jax.report import runs as report_runs
-from rxrx1_jax.report.runs import Run
-from rxrx1_jax.training import predictions
+from rxrx1_jax.methods.statistics import Score, Unit, compare, worst_experiment
+from rxrx1_jax.report.files import read_predictions
+from rxrx1_jax.report.runs import FinishedRun
+from rxrx1_jax.report.tables import gain
+from rxrx1_jax.training.predictions import accuracies
 
 FEWEST = 3  # runs that a verdict needs; with two the interval is too wide to mean anything
 NONE = "none"  # no correction: the network's own predictions
-Key = tuple[int, int]  # fold, seed
-Score = Mapping[Key, float]
+
+
+class Job(NamedTuple):
+    """One run of the leaderboard, and what is asked of it once trained."""
+
+    control: str  # name of the control; "" for the leaderboard itself
+    trained: str
+    protocol: str
+    unit: Unit
+    assessed: tuple[str, ...] = ()  # of assess: corrections, and the diagnosis
+
+    @property
+    def name(self) -> str:
+        """Its place in WORKDIR: (CONTROL/)METHOD/PROTOCOL-FOLD-SEED."""
+        run = f"{self.protocol}-{self.unit.fold}-{self.unit.seed}"
+        return "/".join(filter(None, (self.control, self.trained, run)))
+
+    def path(self, workdir: Path) -> Path:
+        return (workdir / CONTROLS_FOLDER if self.control else workdir) / self.name
+
+
+class Outcome(NamedTuple):
+    """What became of a job."""
+
+    job: Job
+    run: FinishedRun | None  # None where it is not complete
+    why: str  # it is not complete, or not assessed
 
 
 class Row(NamedTuple):
@@ -33,61 +52,35 @@ class Row(NamedTuple):
     trained: str
     correction: str
     budget: str
-    accuracy: dict[Key, dict[str, Any]]  # as predictions.accuracies gives them
+    accuracy: dict[Unit, dict[str, Any]]  # as predictions.accuracies gives them
 
     @property
     def name(self) -> str:
         return self.trained + (f" + {self.correction}" if self.correction != NONE else "")
 
     @property
-    def by_site(self) -> dict[Key, float]:
-        return {key: a["site"]["all"] for key, a in self.accuracy.items()}
+    def by_site(self) -> Score:
+        return self._score(lambda a: a["site"]["all"])
 
     @property
-    def by_well(self) -> dict[Key, float]:
-        return {key: a["well"]["all"] for key, a in self.accuracy.items()}
+    def by_well(self) -> Score:
+        return self._score(lambda a: a["well"]["all"])
 
     @property
-    def top5(self) -> dict[Key, float]:
-        return {key: a["top5"] for key, a in self.accuracy.items()}
+    def top5(self) -> Score:
+        return self._score(lambda a: a["top5"])
 
     @property
-    def by_cell_type(self) -> dict[Key, float]:
+    def by_cell_type(self) -> Score:
         """By site, each cell type counting the same (macro average)."""
-        return {
-            key: float(np.mean(list(a["site"]["cell_type"].values())))
-            for key, a in self.accuracy.items()
-        }
+        return self._score(lambda a: float(np.mean(list(a["site"]["cell_type"].values()))))
 
     @property
-    def worst_experiment(self) -> dict[Key, float]:
-        return {
-            key: statistics.worst_experiment(a["site"]["experiment"])[1]
-            for key, a in self.accuracy.items()
-        }
+    def worst_experiment(self) -> Score:
+        return self._score(lambda a: worst_experiment(a["site"]["experiment"])[1])
 
-
-class Outcome(NamedTuple):
-    """A run of the leaderboard or of a control, and what became of it."""
-
-    control: str  # "" for the leaderboard itself
-    trained: str
-    protocol: str
-    fold: int
-    seed: int
-    run: Run | None  # None where it is not complete
-    why: str  # it is not complete, or not assessed
-
-    @property
-    def key(self) -> Key:
-        return self.fold, self.seed
-
-
-class Summary(NamedTuple):
-    mean: float  # over folds, of means over seeds
-    over_folds: float  # sd of the means over seeds; NaN for one fold
-    over_seeds: float  # sd of the seeds of a fold, pooled over folds; NaN for one seed
-    n: int
+    def _score(self, part: Callable[[Mapping[str, Any]], float]) -> Score:
+        return {unit: part(accuracy) for unit, accuracy in self.accuracy.items()}
 
 
 def budget_of(trained_budget: str, correction: str) -> str:
@@ -99,13 +92,13 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
     """The rows of the leaderboard that have a run, by budget, then as the methods file has them."""
     rows = []
     for name in methods.trained:
-        runs = {o.key: o.run for o in select(outcomes, name) if o.run}
+        runs = {o.job.unit: o.run for o in select(outcomes, name) if o.run}
         for correction in (NONE, *methods.corrections[name]):
             found = {
-                key: run.accuracy if correction == NONE else load_correction(run.path, correction)
-                for key, run in runs.items()
+                unit: run.accuracy if correction == NONE else load_correction(run.path, correction)
+                for unit, run in runs.items()
             }
-            accuracy = {key: value for key, value in found.items() if value is not None}
+            accuracy = {unit: value for unit, value in found.items() if value is not None}
             if accuracy:
                 budget = budget_of(methods.budgets[name], correction)
                 rows.append(Row(name, correction, budget, accuracy))
@@ -116,12 +109,12 @@ def select(
     outcomes: Sequence[Outcome], trained: str, protocol: str = "batch", control: str = ""
 ) -> list[Outcome]:
     wanted = (control, trained, protocol)
-    return [o for o in outcomes if (o.control, o.trained, o.protocol) == wanted]
+    return [o for o in outcomes if (o.job.control, o.job.trained, o.job.protocol) == wanted]
 
 
-def by_site(outcomes: Sequence[Outcome], unit: str = "site") -> dict[Key, float]:
+def by_site(outcomes: Sequence[Outcome]) -> Score:
     """Accuracy of the runs that are complete."""
-    return {o.key: o.run.accuracy[unit]["all"] for o in outcomes if o.run}
+    return {o.job.unit: o.run.accuracy["site"]["all"] for o in outcomes if o.run}
 
 
 def diagnoses(outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
@@ -142,47 +135,7 @@ def load_correction(path: Path, correction: str) -> dict[str, Any] | None:
     """Accuracies of a run's stored correction; None where it is missing, refused or out of date."""
     if not assess.is_assessed(path, [correction]) or assess.read(path)[correction]["refused"]:
         return None
-    table = pq.read_table(
-        path / "corrections" / f"{correction}.parquet", columns=report_runs.PREDICTION_COLUMNS
-    )
-    return predictions.accuracies(table)
-
-
-def by_fold(score: Score) -> dict[int, float]:
-    """{fold: mean over its seeds}."""
-    folds = sorted({fold for fold, _ in score})
-    return {f: float(np.mean([v for (fold, _), v in score.items() if fold == f])) for f in folds}
-
-
-def summarise(score: Score) -> Summary:
-    """Mean and spreads of a score, of one run or more."""
-    folds = statistics.spread(list(by_fold(score).values()))
-    variances = []
-    for fold in {fold for fold, _ in score}:
-        values = [v for (f, _), v in score.items() if f == fold]
-        if len(values) > 1:
-            # Pooled: weighted by degrees of freedom.
-            variances.append((np.var(values, ddof=1), len(values) - 1))
-    seeds = math.nan
-    if variances:
-        squares, degrees = zip(*variances, strict=True)
-        seeds = math.sqrt(np.average(squares, weights=degrees))
-    return Summary(folds.mean, folds.sd, seeds, len(score))
-
-
-def difference(a: Score, b: Score) -> PairedSpread | None:
-    """a - b over the (fold, seed) that both have, `statistics.paired_over_folds`; None: none."""
-    keys = sorted(a.keys() & b.keys())
-    if not keys:
-        return None
-    return statistics.paired_over_folds({k: a[k] for k in keys}, {k: b[k] for k in keys})
-
-
-def ratio(a: Score, b: Score) -> float:
-    """Ratio of the means over the (fold, seed) that both have; NaN without any or over zero."""
-    keys = a.keys() & b.keys()
-    below = sum(b[key] for key in keys)
-    return sum(a[key] for key in keys) / below if below else math.nan
+    return accuracies(read_predictions(path / "corrections" / f"{correction}.parquet"))
 
 
 def verdict(expected: str, batch: Score, random: Score, chance: float) -> tuple[str, bool | None]:
@@ -194,15 +147,15 @@ def verdict(expected: str, batch: Score, random: Score, chance: float) -> tuple[
     if expected == "chance":
         said, held = [], True
         for name, score in (("batch", batch), ("random", random)):
-            found = difference(score, dict.fromkeys(score, chance))
-            if found is None or found.n < FEWEST:
+            found = compare(score, dict.fromkeys(score, chance))
+            if found.n < FEWEST:
                 return "too few runs", None
             low, high = found.low + chance, found.high + chance
             said.append(f"{name} {100 * low:.1f} to {100 * high:.1f} %")
             held &= low <= chance <= high
         return f"{', '.join(said)}; chance {100 * chance:.1f} %", held
-    found = difference(random, batch)
-    if found is None or found.n < FEWEST:
+    found = compare(random, batch)
+    if found.n < FEWEST:
         return "too few runs", None
     held = found.low > 0 if expected == "gap" else found.low <= 0 <= found.high
-    return f"gap {100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})", held
+    return f"gap {gain(found)}", held

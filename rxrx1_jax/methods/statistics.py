@@ -6,7 +6,7 @@ given is seen in the folds and seeds alone. Needs no JAX.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,27 @@ class Spread(NamedTuple):
     n: int
 
 
-class PairedSpread(NamedTuple):
+class Unit(NamedTuple):
+    """What a run was measured on. Seeds of a fold share its training and test sites."""
+
+    world: str  # name of the dataset
+    fold: int
+    seed: int  # of the training
+
+
+Score = Mapping[Unit, float]  # fractions
+
+
+class Summary(NamedTuple):
+    mean: float  # over folds, of means over seeds
+    over_folds: float  # sd of the means over seeds; NaN for one fold
+    over_seeds: float  # sd of the seeds of a fold, pooled over folds; NaN for one seed
+    n: int  # all NaN where this is 0
+
+
+class Comparison(NamedTuple):
+    """A difference of two scores over the units of both; all NaN where n is 0."""
+
     mean: float
     sd: float  # as in Spread
     low: float  # of the t interval; NaN for a single pair
@@ -56,21 +76,45 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(np.mean(values)), sd, len(values))
 
 
-def paired_over_folds(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> PairedSpread:
-    """a - b over the folds or seeds of both: mean, sd and Student's t interval with n - 1 degrees.
+def by_fold(score: Score) -> dict[tuple[str, int], float]:
+    """{(world, fold): mean over its seeds}, in order."""
+    seeds: dict[tuple[str, int], list[float]] = {}
+    for unit in sorted(score):
+        seeds.setdefault(unit[:2], []).append(score[unit])
+    return {fold: float(np.mean(values)) for fold, values in seeds.items()}
 
-    Args:
-      a, b: {fold, seed or (fold, seed): figure} of two methods, with the same keys.
+
+def summarise(score: Score) -> Summary:
+    """Mean and spreads of a score: over seeds is what training alone does."""
+    if not score:
+        return Summary(math.nan, math.nan, math.nan, 0)
+    means = by_fold(score)
+    folds = spread(list(means.values()))
+    squares = sum((value - means[unit[:2]]) ** 2 for unit, value in score.items())
+    degrees = len(score) - len(means)
+    seeds = math.sqrt(squares / degrees) if degrees else math.nan
+    return Summary(folds.mean, folds.sd, seeds, len(score))
+
+
+def compare(a: Score, b: Score) -> Comparison:
+    """a - b over the units of both: mean, sd and Student's t interval with n - 1 degrees.
 
     The interval takes the pairs for independent. Training sets of folds overlap, which makes it
     too narrow (Nadeau and Bengio, "Inference for the generalization error", 2003).
     """
-    if a.keys() != b.keys():
-        odd = sorted(map(str, a.keys() ^ b.keys()))
-        raise ValueError(f"only one method has {', '.join(odd)}: expected the same folds and seeds")
-    mean, sd, n = spread([a[key] - b[key] for key in a])
+    units = sorted(a.keys() & b.keys())
+    if not units:
+        return Comparison(math.nan, math.nan, math.nan, math.nan, 0)
+    mean, sd, n = spread([a[unit] - b[unit] for unit in units])
     half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if n > 1 else math.nan
-    return PairedSpread(mean, sd, float(mean - half), float(mean + half), n)
+    return Comparison(mean, sd, float(mean - half), float(mean + half), n)
+
+
+def ratio(a: Score, b: Score) -> float:
+    """Ratio of the means over the units of both; NaN without any or over zero."""
+    units = a.keys() & b.keys()
+    below = sum(b[unit] for unit in units)
+    return sum(a[unit] for unit in units) / below if below else math.nan
 
 
 def bootstrap_interval(

@@ -1,1 +1,1 @@
-"""The tables, figures and page of finished runs."""
+"""Finished runs -> Table 1 of the paper, other tables, and a page of plots."""

@@ -3,15 +3,16 @@
 Each function returns a figure; nothing here touches pyplot, so no window system is needed.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rxrx1_jax.report.runs import Run, row_label
-from rxrx1_jax.report.table1 import COLUMNS, PAPER, Line, table
+from rxrx1_jax.methods.statistics import Score, summarise
+from rxrx1_jax.report.runs import FinishedRun, row_label
+from rxrx1_jax.report.table1 import COLUMNS, PAPER, Line, lines_of
 from tfds_builder.faux_colours import (
     CHANNEL_COLOURS,
     CHANNEL_PERCENTILES,
@@ -52,7 +53,7 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
 
-def row_colours(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
+def row_colours(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
     """A colour for each row of the table, the same in every figure."""
     others = [row for row in sorted({run.row for run in runs}) if row not in ROW_COLOURS]
     return ROW_COLOURS | {
@@ -60,10 +61,10 @@ def row_colours(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
     }
 
 
-def learning_curves(runs: list[Run]) -> Figure:
+def learning_curves(runs: list[FinishedRun]) -> Figure:
     """Accuracy and loss against epochs, a column for each row of the table, a line for each run."""
     shown = [run for run in runs if run.cell_type == "all"] or runs
-    rows = [line.row for line in table(shown, "site")] or sorted({run.row for run in shown})
+    rows = [line.row for line in lines_of(shown, "site")] or sorted({run.row for run in shown})
     colours = row_colours(runs)
     figure = Figure(figsize=(max(2.4 * len(rows), 4.2), 4.6), layout="constrained")
     axes = figure.subplots(2, len(rows), sharex=True, sharey="row", squeeze=False)
@@ -93,13 +94,13 @@ def learning_curves(runs: list[Run]) -> Figure:
     return figure
 
 
-def cell_type_bars(runs: list[Run], chance: float, unit: str = "site") -> Figure:
+def cell_type_bars(runs: list[FinishedRun], chance: float, unit: str = "site") -> Figure:
     """Mean, sd and every fold for each cell type, beside the paper's; chance in %."""
     panels: list[tuple[str, list[Line]]] = []
     if any(run.cell_type == "all" for run in runs):
-        panels.append(("Break-down of one model", table(runs, unit)))
+        panels.append(("Break-down of one model", lines_of(runs, unit)))
     if any(run.cell_type != "all" for run in runs):
-        panels.append(("Separate models", table(runs, unit, separate=True)))
+        panels.append(("Separate models", lines_of(runs, unit, separate=True)))
     figure = Figure(figsize=(10.5, 4.1), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
     colours = row_colours(runs)
@@ -108,16 +109,9 @@ def cell_type_bars(runs: list[Run], chance: float, unit: str = "site") -> Figure
         axis.set_title(title, fontsize=10, loc="left")
         width = 0.8 / len(lines)
         for i, line in enumerate(lines):
-            for x, cell in enumerate(line.cells):
-                values = list(cell.values())
-                if not values:
-                    continue
+            for x, score in enumerate(line.scores):
                 place = x + (i - (len(lines) - 1) / 2) * width
-                sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                _bar(axis, place, float(np.mean(values)), sd, width, colours[line.row])
-                axis.plot(
-                    [place] * len(values), values, "o", ms=3.2, mfc="white", mec="#222", mew=0.7
-                )
+                score_bar(axis, place, score, width, colours[line.row])
             legend[row_label(line.row)] = axis.bar(0, 0, color=colours[line.row])
         legend["chance"] = axis.axhline(chance, color="#222", lw=0.8, ls=":")
     paper = axes[-1]
@@ -136,40 +130,79 @@ def cell_type_bars(runs: list[Run], chance: float, unit: str = "site") -> Figure
     return figure
 
 
-def experiment_dots(runs: list[Run], chance: float, unit: str = "site") -> Figure:
-    """Accuracy of each experiment: small dots are folds, large ones their mean; chance in %."""
+def score_bar(axis: Axes, x: float, score: Score, width: float, colour: str) -> float:
+    """A bar of the mean over folds with its sd, a point for each run; returns its top, in %."""
+    if not score:
+        return 0.0
+    found = summarise(score)
+    mean, sd = 100 * found.mean, 100 * float(np.nan_to_num(found.over_folds))
+    _bar(axis, x, mean, sd or None, width, colour)
+    points = [100 * value for value in score.values()]
+    axis.plot([x] * len(points), points, "o", ms=3.2, mfc="white", mec="#222", mew=0.7)
+    return max(mean + sd, *points)
+
+
+class Series(NamedTuple):
+    """Accuracies (fractions) of each experiment in the runs of one method or split."""
+
+    label: str
+    colour: str
+    of: Mapping[str, Sequence[float]]
+
+
+def series_of(runs: list[FinishedRun], unit: str = "site") -> list[Series]:
+    """A series for each row of the table."""
     shown = [run for run in runs if run.cell_type == "all"] or runs
+    rows = [line.row for line in lines_of(shown, unit)] or sorted({run.row for run in shown})
+    colours = row_colours(runs)
+    return [
+        make_series(
+            row_label(row), colours[row],
+            [run.accuracy[unit]["experiment"] for run in shown if run.row == row],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def make_series(label: str, colour: str, accuracies: Sequence[Mapping[str, float]]) -> Series:
+    """From {experiment: fraction} of each run."""
+    found: dict[str, list[float]] = {}
+    for accuracy in accuracies:
+        for name, value in accuracy.items():
+            found.setdefault(name, []).append(value)
+    return Series(label, colour, found)
+
+
+DOTS = "Large dots: mean over the runs that test it; small dots: runs."
+
+
+def experiment_dots(series: Sequence[Series], chance: float) -> Figure:
+    """Accuracy of each experiment: small dots are runs, large ones their mean; chance in %."""
     order = list(COLUMNS)
     names = sorted(
-        {name for run in shown for name in run.accuracy[unit]["experiment"]},
+        {name for one in series for name in one.of},
         key=lambda name: (order.index(t) if (t := name.split("-")[0]) in order else 99, name),
     )
-    rows = [line.row for line in table(shown, unit)] or sorted({run.row for run in shown})
-    colours = row_colours(runs)
-    figure = Figure(figsize=(8, 1.3 + 0.24 * len(names)), layout="constrained")
+    height = 0.14 + 0.06 * max(len(series), 2)
+    figure = Figure(figsize=(8, 1.3 + height * len(names)), layout="constrained")
     axis = figure.subplots()
-    for i, row in enumerate(rows):
-        shift = (i - (len(rows) - 1) / 2) * 0.6 / len(rows)
+    for i, (label, colour, of) in enumerate(series):
+        dot: dict[str, Any] = {"mew": 0, "color": colour, "clip_on": False}
         for y, name in enumerate(names):
-            values = [
-                100 * run.accuracy[unit]["experiment"][name]
-                for run in shown
-                if run.row == row and name in run.accuracy[unit]["experiment"]
-            ]
+            values = [100 * value for value in of.get(name, ())]
             if values:
-                height = [y + shift] * len(values)
-                dot: dict[str, Any] = {"mew": 0, "color": colours[row], "clip_on": False}
-                axis.plot(values, height, "o", ms=2.5, alpha=0.55, **dot)
-                axis.plot(np.mean(values), y + shift, "o", ms=5.5, **dot)
-        axis.plot([], [], "o", ms=5.5, mew=0, color=colours[row], label=row_label(row))
+                place = y + (i - (len(series) - 1) / 2) * 0.7 / len(series)
+                axis.plot(values, [place] * len(values), "o", ms=2.5, alpha=0.55, **dot)
+                axis.plot(np.mean(values), place, "o", ms=5.5, **dot)
+        axis.plot([], [], "o", ms=5.5, mew=0, color=colour, label=label)
     for y in range(1, len(names)):
         if names[y].split("-")[0] != names[y - 1].split("-")[0]:
             axis.axhline(y - 0.5, color="#BBB", lw=0.8)
     axis.axvline(chance, color="#222", lw=0.8, ls=":", label=f"chance, {chance:.2g} %")
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_xlim(0, 100)
-    axis.set_xlabel(f"test accuracy by {unit} (%)", **TEXT)
+    axis.set_xlim(0, min(100, 1.05 * axis.dataLim.x1))
+    axis.set_xlabel("test accuracy by site (%)", **TEXT)
     tidy(axis, grid="x")
     figure.legend(*axis.get_legend_handles_labels(), **OUTSIDE)
     return figure

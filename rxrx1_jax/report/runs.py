@@ -4,15 +4,14 @@ A run directory holds config.json, results.json, metrics.jsonl and predictions.p
 are computed again from the predictions and must agree with results.json.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rxrx1_jax.config import FREE, flat
+from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.report import files
+from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.training.predictions import accuracies
 
 PROTOCOLS = {
@@ -29,26 +28,13 @@ NORMALISATIONS = {
     "site": "each site by itself",
     "none": "no normalisation",
 }
-PREDICTION_COLUMNS = [
-    *("well_id", "cell_type", "experiment"),
-    *("label", "prediction", "top5", "well_prediction"),
-]
-RESULTS_FIELDS = (
-    *("data", "name", "version", "source", "classes", "image_size", "train_sites", "test_sites"),
-    *("protocol", "fold", "cell_type", "normalisation", "model", "epochs", "seed", "loss"),
-    *("step", "total_steps"),
-)
 # Settings in which runs of one table may differ: what it compares, and where or how fast they ran.
 # data.name: a screen holds name and version, however the run wrote them.
 DIFFERING = {
     *("data.name", "data.fold", "data.protocol", "data.normalisation", "data.cell_type"),
     *FREE,
 }
-UNFINISHED = "start it again with the same command, which goes on from its last checkpoint"
-
-
-class ReportError(ValueError):
-    """A run directory that cannot be reported on; the message is one line."""
+UNFINISHED = "start it again with the same command; it resumes at its last checkpoint"
 
 
 class Screen(NamedTuple):
@@ -56,13 +42,15 @@ class Screen(NamedTuple):
 
     name: str
     version: str
-    source: str  # one of report_table.SOURCES
+    source: str  # one of table1.SOURCES
     classes: int
     image_size: int
     model: str
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
+    """A run as reports see it: what it wrote, read and checked."""
+
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
@@ -81,8 +69,9 @@ class Run(NamedTuple):
         return self.results["protocol"], self.results["normalisation"]
 
     @property
-    def fold(self) -> int:
-        return self.results["fold"]
+    def unit(self) -> Unit:
+        """World, fold and seed: what its figures are keyed by."""
+        return Unit(self.results["data"]["name"], self.results["fold"], self.results["seed"])
 
     @property
     def cell_type(self) -> str:
@@ -90,29 +79,30 @@ class Run(NamedTuple):
         return self.results["cell_type"]
 
 
-def load_runs(paths: list[Path]) -> dict[Screen, list[Run]]:
+def load_runs(paths: list[Path]) -> dict[Screen, list[FinishedRun]]:
     """Reads the runs and groups them by what they measure.
 
     Raises ReportError naming the run, or the two runs of a screen whose settings disagree.
     """
-    screens: dict[Screen, list[Run]] = {}
+    screens: dict[Screen, list[FinishedRun]] = {}
     seen: dict[tuple[Any, ...], Path] = {}
     for path in paths:
         run = load_run(path)
         if run.screen in screens:
             _check_same_settings(screens[run.screen][0], run)
-        key = (run.screen, run.row, run.cell_type, run.fold)
+        key = (run.screen, run.row, run.cell_type, run.unit.fold)
         if key in seen:
             raise ReportError(
-                f"{path} and {seen[key]} are both fold {run.fold} of {row_label(run.row)}, cell "
-                f"type {run.cell_type}, {run.screen.model}: expected one run a fold; name one"
+                f"{path} and {seen[key]} are both fold {run.unit.fold} of {row_label(run.row)}, "
+                f"cell type {run.cell_type}, {run.screen.model}: expected one run per fold; name "
+                "one of them"
             )
         seen[key] = path
         screens.setdefault(run.screen, []).append(run)
     return screens
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path) -> FinishedRun:
     if not path.is_dir():
         raise ReportError(f"{path}: no such directory; expected the workdir of a finished run")
     if not (path / "config.json").exists():
@@ -122,10 +112,8 @@ def load_run(path: Path) -> Run:
     for name in ("results.json", "predictions.parquet", "metrics.jsonl"):
         if not (path / name).exists():
             raise ReportError(f"{path}: unfinished run (no {name}); {UNFINISHED}")
-    config, results = (_read_json(path / name) for name in ("config.json", "results.json"))
-    for key in RESULTS_FIELDS:
-        if key not in results and key not in results.get("data", ()):
-            raise ReportError(f"{path / 'results.json'}: no field {key!r}; evaluate the run again")
+    config = files.read_config(path / "config.json")
+    results = files.read_results(path / "results.json")
     if results["protocol"] == "wilds":
         raise ReportError(
             f"{path}: protocol wilds has no row in Table 1, it classifies controls too and has "
@@ -135,15 +123,15 @@ def load_run(path: Path) -> Run:
     step, total = results["step"], results["total_steps"]
     if step < total:  # evaluated at a checkpoint on the way
         raise ReportError(f"{path}: unfinished run (step {step} of {total}); {UNFINISHED}")
-    accuracy = accuracies(_read_predictions(path / "predictions.parquet"))
+    accuracy = accuracies(files.read_predictions(path / "predictions.parquet"))
     for unit in ("site", "well"):
-        stated = results.get("accuracy", {}).get(unit, {}).get("all", math.nan)
+        stated = results["accuracy"][unit]["all"]
         if not math.isclose(stated, accuracy[unit]["all"], abs_tol=1e-6):
             raise ReportError(
                 f"{path}: results.json says accuracy {stated:.4f} by {unit}, predictions.parquet "
-                f"gives {accuracy[unit]['all']:.4f}; run --mode=evaluate again"
+                f"gives {accuracy[unit]['all']:.4f}; {files.EVALUATE}"
             )
-    return Run(path, config, results, _read_metrics(path / "metrics.jsonl"), accuracy)
+    return FinishedRun(path, config, results, files.read_metrics(path / "metrics.jsonl"), accuracy)
 
 
 def row_label(row: tuple[str, str]) -> str:
@@ -152,7 +140,7 @@ def row_label(row: tuple[str, str]) -> str:
     return PROTOCOLS.get(protocol, protocol) + (f", {remark}" if remark else "")
 
 
-def _check_same_settings(first: Run, second: Run) -> None:
+def _check_same_settings(first: FinishedRun, second: FinishedRun) -> None:
     """Raises ReportError for the first setting that two runs of one table must not differ in."""
     one, two = _settings_to_share(first), _settings_to_share(second)
     for field in sorted(one.keys() | two.keys()):
@@ -163,7 +151,7 @@ def _check_same_settings(first: Run, second: Run) -> None:
             )
 
 
-def _settings_to_share(run: Run) -> dict[str, Any]:
+def _settings_to_share(run: FinishedRun) -> dict[str, Any]:
     """{"section.name": value}. Of "dataset", which describes the data, only its fingerprint."""
     return {
         field: value
@@ -171,30 +159,3 @@ def _settings_to_share(run: Run) -> dict[str, Any]:
         if field not in DIFFERING
         and (not field.startswith("dataset.") or field == "dataset.data_fingerprint")
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ReportError(f"{path}: not JSON ({error}); evaluate the run again") from error
-
-
-def _read_predictions(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=PREDICTION_COLUMNS)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ReportError(f"{path}: unreadable ({reason}); run --mode=evaluate again") from error
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Entries in the order of steps. A resumed run repeats steps: the later entry counts."""
-    entries: dict[tuple[int, bool], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            entries[entry["step"], "test_accuracy" in entry] = entry
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short when the run was killed; the resumed run wrote the step again
-    return [entries[key] for key in sorted(entries)]

@@ -1,8 +1,9 @@
-"""comparisons.py against scipy, closed forms, and resampling by loops."""
+"""statistics.py against scipy, pandas, closed forms, and resampling by loops."""
 
 import math
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from scipy import stats
@@ -41,24 +42,57 @@ def test_spread_is_mean_and_sample_deviation():
         cmp.spread([])
 
 
-def test_paired_interval_over_folds_is_scipy_s():
+UNITS = [cmp.Unit("w", fold, seed) for fold in range(3) for seed in range(2)]
+
+
+def test_comparison_is_scipy_s_over_the_units_of_both():
     rng = np.random.default_rng(0)
-    keys = [(fold, seed) for fold in range(3) for seed in range(2)]
-    a = dict(zip(keys, rng.random(6), strict=True))
-    b = {key: a[key] - 0.1 + 0.05 * rng.random() for key in reversed(keys)}
-    oracle = stats.ttest_rel([a[k] for k in keys], [b[k] for k in keys])
+    a = dict(zip(UNITS, rng.random(6), strict=True))
+    b = {unit: a[unit] - 0.1 + 0.05 * rng.random() for unit in reversed(UNITS)}
+    oracle = stats.ttest_rel([a[k] for k in UNITS], [b[k] for k in UNITS])
     interval = oracle.confidence_interval(0.95)
-    found = cmp.paired_over_folds(a, b)
+    found = cmp.compare(a | {cmp.Unit("other", 0, 0): 0.9}, b | {cmp.Unit("w", 0, 7): 0.1})
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.mean == pytest.approx(np.mean([a[k] - b[k] for k in keys]))
-    assert found.n == 6 and found.sd == pytest.approx(np.std([a[k] - b[k] for k in keys], ddof=1))
+    assert found.mean == pytest.approx(np.mean([a[k] - b[k] for k in UNITS]))
+    assert found.n == 6 and found.sd == pytest.approx(np.std([a[k] - b[k] for k in UNITS], ddof=1))
 
 
-def test_paired_over_folds_needs_the_same_folds_and_has_no_interval_for_one():
-    with pytest.raises(ValueError, match="only one method has 2"):
-        cmp.paired_over_folds({0: 0.5, 2: 0.4}, {0: 0.5})
-    found = cmp.paired_over_folds({0: 0.5}, {0: 0.25})
-    assert found.mean == 0.25 and all(math.isnan(x) for x in (found.sd, found.low, found.high))
+def test_one_pair_has_no_interval_and_no_pair_has_nothing():
+    one, other = {UNITS[0]: 0.5}, {UNITS[0]: 0.25, UNITS[1]: 0.9}
+    found = cmp.compare(one, other)
+    assert (found.mean, found.n) == (0.25, 1)
+    assert all(math.isnan(x) for x in (found.sd, found.low, found.high))
+    nothing = cmp.compare(one, {UNITS[1]: 0.9})
+    assert nothing.n == 0 and all(math.isnan(x) for x in nothing[:4])
+
+
+def test_summary_against_pandas():
+    rng = np.random.default_rng(1)
+    units = [*UNITS[:-1], *(cmp.Unit("v", 0, seed) for seed in range(3))]  # one fold has one seed
+    score = dict(zip(units, rng.random(len(units)), strict=True))
+    frame = pd.DataFrame([(*unit, value) for unit, value in score.items()],
+                         columns=["world", "fold", "seed", "value"])  # fmt: skip
+    folds = frame.groupby(["world", "fold"])["value"]
+    centred = frame["value"] - folds.transform("mean")
+    found = cmp.summarise(score)
+    assert found.mean == pytest.approx(folds.mean().mean())
+    assert found.over_folds == pytest.approx(folds.mean().std())
+    assert found.over_seeds == pytest.approx(np.sqrt((centred**2).sum() / (len(score) - 4)))
+    assert found.n == len(score) == 8
+    assert cmp.by_fold(score) == pytest.approx(folds.mean().to_dict())
+
+
+def test_summary_of_one_and_of_none():
+    one = cmp.summarise({UNITS[0]: 0.5})
+    assert one.mean == 0.5 and math.isnan(one.over_folds) and math.isnan(one.over_seeds)
+    none = cmp.summarise({})
+    assert none.n == 0 and all(math.isnan(x) for x in none[:3])
+
+
+def test_ratio_is_of_the_units_of_both():
+    a = {UNITS[0]: 0.2, UNITS[1]: 0.4, UNITS[2]: 0.9}
+    assert cmp.ratio(a, {UNITS[0]: 0.1, UNITS[1]: 0.3}) == pytest.approx(1.5)
+    assert math.isnan(cmp.ratio(a, {UNITS[0]: 0.0})) and math.isnan(cmp.ratio(a, {}))
 
 
 # bootstrap

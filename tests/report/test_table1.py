@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from dataset_fixture import write_few
+from finished_runs import all_right, make_run
 
 from rxrx1_jax import table1
 from rxrx1_jax.data import splits
@@ -112,6 +113,7 @@ def worked(screen, tmp_path_factory):
     return workdir, *outputs
 
 
+@pytest.mark.long
 def test_a_stopped_command_goes_on(worked):
     workdir, (_, stderr, code), (stdout, again, second_code) = worked
     assert code == 75 and stderr.endswith("stopped; the same command goes on\n")
@@ -126,6 +128,7 @@ def test_a_stopped_command_goes_on(worked):
         assert config["train"]["log_every"] == 7
 
 
+@pytest.mark.long
 def test_the_table_stands_beside_the_papers(worked):
     workdir, _, (stdout, _, _) = worked
     text = (workdir / "report" / "table1.md").read_text()
@@ -138,7 +141,7 @@ def test_the_table_stands_beside_the_papers(worked):
     }
     assert rows["Batch"] == ["0", accuracy["batch-all-0"], accuracy["batch-HUVEC-0"], *"–––"]
     assert rows["Random (by site)"] == ["", *"–––––"]
-    assert rows["*the paper: Batch*"][-5:-3] == ["44.1 ± 5.7", "56.7 ± 8.4"]
+    assert rows["The paper: Batch"][-5:-3] == ["44.1 ± 5.7", "56.7 ± 8.4"]
     assert rows["Batch, model on all cell types"][3] != "–"  # RPE, of the model on all
     assert rows["epochs"] == [str(EPOCHS), "not known"]
     assert rows["image size"] == ["16 px", "512 px"]
@@ -147,6 +150,7 @@ def test_the_table_stands_beside_the_papers(worked):
     assert "- random_site-RPE-2: cell type RPE has 2 labelled experiments, too few" in text
 
 
+@pytest.mark.long
 def test_collecting_on_a_cluster_needs_no_device(worked, screen):
     """The whole list of runs, by the script, with a JAX that would fail if it were asked."""
     workdir, _, _ = worked
@@ -157,12 +161,13 @@ def test_collecting_on_a_cluster_needs_no_device(worked, screen):
         [SCRIPT, "collect", *fields], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | names | {"JAX_PLATFORMS": "none"}, check=False,
     )  # fmt: skip
-    assert "| *the paper: Batch* | | 44.1 ± 5.7" in done.stdout.replace("|  |", "| |"), done.stderr
+    assert "| The paper: Batch |  | 44.1 ± 5.7" in done.stdout, done.stderr
     assert "batch-all-1, batch-HUVEC-1" in done.stdout and ": not started\n" in done.stdout
     assert done.returncode == 1  # not every run that could be made is complete
     assert sorted(path.name for path in workdir.iterdir()) == before
 
 
+@pytest.mark.long
 def test_runs_of_other_settings_are_refused(worked, screen):
     config = screen[0].copy_and_resolve_references()
     config.train.log_every = 7
@@ -182,6 +187,22 @@ def test_the_list_is_the_papers_table():
     assert table1.RUNS[-1] == ("random_site", splits.FOLDS - 1, "U2OS")
     with pytest.raises(SystemExit, match="task.* 30"):
         table1.main(["--task=30", "--workdir=runs/table1", "--config=demo"])
+
+
+def test_collecting_what_is_there(tmp_path, capsys):
+    paths = [tmp_path / name for name in ("batch-all-0", "batch-all-1", "batch-U2OS-0", "other")]
+    make_run(paths[0], all_right(10, 5))
+    plans = [sweep.Plan(path, {}, 9, "too few" if path.name == "other" else "") for path in paths]
+    reasons = {paths[0]: "held", paths[1]: "held"}  # the first was completed since
+    assert not table1.collect(plans, tmp_path, reasons)
+    text = (tmp_path / "report" / "table1.md").read_text()
+    assert text in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
+    assert "| Batch | 0 | 50.0 |" in text
+    missing = [line for line in text.splitlines() if line.startswith("- ")]
+    assert missing == [
+        *("- batch-all-1: held", "- batch-U2OS-0: not started", "- other: too few")
+    ]
+    assert table1.collect([plans[0], plans[3]], tmp_path, {})
 
 
 PROGRAM = """#!{python}
@@ -213,7 +234,7 @@ def program(tmp_path):
 
 
 def made_up(workdir, *names, sites=20):
-    return [table1.Plan(workdir / name, {}, sites, "") for name in names]
+    return [sweep.Plan(workdir / name, {}, sites, "") for name in names]
 
 
 def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, monkeypatch, capfd):
@@ -255,6 +276,7 @@ def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
     assert f"run 2 of 3: {tmp_path}/complete-2, about 0:00:10 left\n" in said
 
 
+@pytest.mark.long
 def test_a_run_outlives_its_killed_command_and_is_not_run_twice(
     program, screen, tmp_path, monkeypatch
 ):
@@ -268,7 +290,7 @@ def test_a_run_outlives_its_killed_command_and_is_not_run_twice(
     assert is_held(path)
     try:
         monkeypatch.setattr(sys, "executable", str(program))
-        assert table1.train_one(*made_up(tmp_path, path.name), []) == "another process is at it"
+        assert sweep.train_one(*made_up(tmp_path, path.name), []) == "another process is at it"
     finally:
         os.kill(int((path / "pid").read_text()), signal.SIGTERM)
     wait_for(lambda: not is_held(path), "end of the run")

@@ -316,8 +316,8 @@ def test_corrections_of_a_run(finished):
     again = correct.correct(workdir, names)
     assert all(again[name].equals(tables[name]) for name in names)
     assert files == {path: path.stat().st_mtime_ns for path in files}
-    text = correct.summary({"a": tables, "b": again})
-    lines = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    text = correct.summary({"a": tables, "b": again}).markdown()
+    lines = [line.split("|")[1].strip() for line in text.splitlines()[4:]]
     assert lines == [
         "**inductive**", "none", "centroids", "**test controls**", "adabn_experiment_controls",
         "centre_scale_plate", "**unlabelled test images**", "adabn_plate",
@@ -337,7 +337,7 @@ def test_a_correction_that_refuses_the_data_is_left_out(finished, monkeypatch, c
     tables = correct.correct(workdir, ["none", "refusing"])
     assert set(tables) == {"none"}
     assert "refusing is left out: no controls of this cell type" in capsys.readouterr().err
-    assert "refusing" not in correct.summary({"a": tables})
+    assert "refusing" not in correct.summary({"a": tables}).markdown()
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):

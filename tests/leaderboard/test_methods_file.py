@@ -1,0 +1,64 @@
+"""The methods file: what it holds, its faults, and the runs that it asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from configs import demo
+from rxrx1_jax import config as config_lib
+from rxrx1_jax.leaderboard import __main__ as leaderboard
+from rxrx1_jax.leaderboard import methods as methods_lib
+from rxrx1_jax.methods import evidence as corrections
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(tmp_path, text):
+    path = tmp_path / "methods.py"
+    path.write_text(text)
+    return methods_lib.load(str(path), demo.get_config())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("TRAINED = {}", "expected TRAINED = "),
+        (
+            "TRAINED = {'a': {'data.normalization': 'none'}}",
+            r"TRAINED\['a'\] sets data.normalization: no such field; expected data.normalisation",
+        ),
+        ("TRAINED = {'a': {'optim.epochs': '3'}}", "optim.epochs='3': expected int, like 40"),
+        ("TRAINED = {'a': {'data.fold': 1}}", "sets data.fold: the command does"),
+        ("TRAINED = {'a/b': {}}", "method 'a/b': expected letters"),
+        ("TRAINED = {'controls': {}}", "method 'controls': expected letters"),
+        ("TRAINED = {'a': {}}; GAP = ['b']", "GAP has 'b': expected a"),
+        ("TRAINED = {'a': {}}; CORRECTIONS = {'a': ['adabn']}", "has 'adabn': expected adabn_"),
+        ("TRAINED = {'a': {}}; BUDGETS = {'a': 'controls'}", "expected test controls"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({'x.y': 1}, {})}", r"CONTROLS\['c'\] sets x.y"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'b': 'gap'})}", "has 'b': expected a"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'a': 'nogap'})}", "expected no gap or gap"),
+    ],
+)
+def test_faults_of_the_methods_file_are_named(tmp_path, text, said):
+    with pytest.raises(methods_lib.MethodsError, match=said) as error:
+        load(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_the_file_of_the_project():
+    methods = methods_lib.load(str(ROOT / "configs" / "leaderboard.py"), demo.get_config())
+    assert methods.baseline == "baseline" and not methods.trained["baseline"]
+    assert set(methods.corrections["baseline"]) == corrections.METHODS.keys() - {"none"}
+    for overrides in methods.trained.values():
+        for field, text in overrides.items():
+            if field in config_lib.POINTS and field != "data.normalisation":
+                config_lib.load_all(field, text)  # refuses what is no plug-in of the project
+    jobs = leaderboard.make_jobs(methods, "rxrx1/synthetic", [0, 1, 2], [0, 1])
+    assert len(jobs) == len({job.path(Path()) for job in jobs})
+    batch = [job for job in jobs if job.protocol == "batch" and not job.control]
+    assert len(batch) == 6 * len(methods.trained)
+    first = [job.trained for job in jobs[: len(methods.trained)]]
+    assert first == list(methods.trained)  # every method before a second seed or fold of any
+    worlds = {job.control: job.unit.world for job in jobs}
+    assert worlds[""] == "rxrx1/synthetic" and worlds["gain_only"] == "rxrx1/gain_only"
+    assert {job.assessed == () for job in jobs if job.control or job.protocol != "batch"} == {True}
