@@ -78,7 +78,7 @@ def make_run(
             "normalisation": normalisation,
             "cell_type": cell_type,
         },
-        "optim": {"batch_size": 32, "learning_rate": 0.004, "epochs": 30},
+        "optim": {"batch_size": 32, "learning_rate": 0.004, "epochs": 30, "nesterov": False},
         "train": {"seed": 0, "keep": 2, "parallelism": "jit"},
         "dataset": {
             "version": "1.0.0",

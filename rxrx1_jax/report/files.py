@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from rxrx1_jax import config
+
 
 class ReportError(ValueError):
     """A run directory that cannot be reported on; the message is one line."""
@@ -37,13 +39,8 @@ def _whole(least: int) -> Kind:
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NUMBER = Kind("a number", _is_number)
 FRACTION = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-SECTION = Kind("a section of settings", lambda value: isinstance(value, dict))
 
-# "section.name" -> what it holds.
-CONFIG = {
-    **{"data.name": TEXT, "data.dir": TEXT},
-    **{"optim.batch_size": _whole(1), "optim.learning_rate": NUMBER},
-}
+# "section.name" -> what it holds. That of config.json is `config.FIELDS`.
 RESULTS = {
     **{f"data.{name}": TEXT for name in ("name", "version", "source")},
     **{f"data.{name}": _whole(1) for name in ("classes", "image_size")},
@@ -70,11 +67,16 @@ EVALUATE = "evaluate the run again (--mode=evaluate)"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """{section: {name: value}} of a config.json."""
-    content = _json(path, "restore it as the run wrote it")
-    sections = dict.fromkeys(content, SECTION) if isinstance(content, dict) else {}
-    _check(path, content, sections | CONFIG, "restore it as the run wrote it")
-    return content
+    """{section: {name: value}} of a config.json of any version, and "dataset" as it was written."""
+    do = "restore it as the run wrote it"
+    content = _json(path, do)
+    dataset = content.get("dataset", {}) if isinstance(content, dict) else None
+    if not isinstance(dataset, dict):
+        raise ReportError(f"{path}: not the settings of a run, expected sections of fields; {do}")
+    try:
+        return config.upgrade(content).to_dict() | {"dataset": dataset}
+    except config.ConfigError as error:
+        raise ReportError(f"{path}: {error}; {do}") from error
 
 
 def read_results(path: Path) -> dict[str, Any]:

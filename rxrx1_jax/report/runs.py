@@ -34,6 +34,7 @@ DIFFERING = {
     *("data.name", "data.fold", "data.protocol", "data.normalisation", "data.cell_type"),
     *FREE,
 }
+DATA = ("dataset.data", "dataset.data_fingerprint")  # fingerprints: today's, that of version 0.2
 UNFINISHED = "start it again with the same command; it resumes at its last checkpoint"
 
 
@@ -143,19 +144,19 @@ def row_label(row: tuple[str, str]) -> str:
 def _check_same_settings(first: FinishedRun, second: FinishedRun) -> None:
     """Raises ReportError for the first setting that two runs of one table must not differ in."""
     one, two = _settings_to_share(first), _settings_to_share(second)
-    for field in sorted(one.keys() | two.keys()):
-        if one.get(field) != two.get(field):
+    for field in sorted(one.keys() & two.keys()):  # versions describe the data by other fields
+        if one[field] != two[field]:
             raise ReportError(
-                f"{second.path} has {field}={two.get(field)!r}, {first.path} has "
-                f"{one.get(field)!r}: runs of one table must agree in it; report them separately"
+                f"{second.path} has {field}={two[field]!r}, {first.path} has {one[field]!r}: runs "
+                "of one table must agree in it; report them separately"
             )
 
 
 def _settings_to_share(run: FinishedRun) -> dict[str, Any]:
-    """{"section.name": value}. Of "dataset", which describes the data, only its fingerprint."""
+    """{"section.name": value}. Of "dataset", which describes the data, only their fingerprint."""
     return {
         field: value
         for field, value in flat(run.config).items()
         if field not in DIFFERING
-        and (not field.startswith("dataset.") or field == "dataset.data_fingerprint")
+        and (not field.startswith("dataset.") or field in DATA)
     }

@@ -180,7 +180,7 @@ def settings_table(runs: list[FinishedRun]) -> Table:
 def beside_paper(screen: Screen, runs: list[FinishedRun]) -> Table:
     """What keeps the figures of the two from being one."""
     source = SOURCES.get(screen.source, screen.source)
-    crop = runs[0].config["data"].get("crop", 0)
+    crop = runs[0].config["data"]["crop"]
     cropped = f", cropped to {crop} px" if crop else ""
     chance, chance_of_paper = (f"{100 / n:.1f} %" for n in (screen.classes, PAPER_CLASSES))
     rows: list[list[Cell]] = [

@@ -31,7 +31,7 @@ tr.heading th { font-weight: 600; padding-top: .8rem; }
 .wide { overflow-x: auto; }
 @media print {
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
-  tr { break-inside: avoid; } thead { display: table-header-group; }
+  table, tr { break-inside: avoid; } thead { display: table-header-group; }
   tr > th:first-child { position: static; }
 }
 """

@@ -197,7 +197,7 @@ def test_wrong_paths_and_repeated_folds(demo, tmp_path):
     [
         ("optim.epochs", 90, 30),
         ("train.seed", 1, 0),
-        ("optim.nesterov", True, None),
+        ("optim.nesterov", True, False),
         ("dataset.data_fingerprint", "0ff", "5ca1ab1e"),
     ],
 )
