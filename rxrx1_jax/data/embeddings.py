@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rxrx1_jax.data.files import replacing
+
 # Columns of metadata, in the order of the file. A table may lack some; that of its unit it has.
 TEXT = ("site_id", "well_id", "cell_type", "dataset", "experiment", "well", "well_type", "sirna")
 METADATA = (
@@ -189,9 +191,9 @@ def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -
         name: pa.array(values, pa.int32() if name in ("plate", "site", "sirna_id") else None)
         for name, values in columns.items()
     }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.table(arrays).replace_schema_metadata(about), partial, compression="zstd")
-    os.replace(partial, path)
+    table = pa.table(arrays).replace_schema_metadata(about)
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def _load(path: Path) -> tuple[pa.Table, dict[str, str]]:

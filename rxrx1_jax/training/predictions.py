@@ -4,13 +4,14 @@ Needs no JAX: reports start without it.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from rxrx1_jax.data.files import replacing
 
 TOP = 5  # classes kept for each site
 WELLS_AT_ONCE = 512  # their float64 sums stay in the cache
@@ -100,10 +101,8 @@ def accuracies(table: pa.Table) -> dict[str, Any]:
 
 def write_predictions(path: str | os.PathLike[str], table: pa.Table) -> None:
     """Writes the table as Parquet; a reader sees the whole file or none. For one host only."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def _top(log_probs: np.ndarray, count: int) -> np.ndarray:
