@@ -1,8 +1,8 @@
 """What the paper's Table 1 costs on a machine, and what saturates first.
 
 `python -m benchmarks.cost_model`: arithmetic on measured figures, no measurement. docs/scaling.md
-explains the columns. The rates of accelerators are assumptions until someone runs
-`python -m benchmarks.train_step` on one.
+explains the columns. The share of an H100's peak was measured; those of TPUs are assumptions until
+someone runs `python -m benchmarks.train_step` on one.
 """
 
 import argparse
@@ -29,13 +29,13 @@ class Machine(NamedTuple):
     cores: int
     devices: int = 0
     flops: float = 0  # peak of one device, FLOP/s
-    share: float = 0  # of the peak that a step reaches: assumed
+    share: float = 0  # of the peak that a step reaches
     link: float = 0  # bytes/s of the slowest link that a gradient crosses; 0: one device
 
 
 MACHINES = (
     Machine("2 CPU cores, float32", 1, 2),
-    Machine("one H100, 16 cores, bfloat16", 1, 16, 1, 989e12, 0.25),
+    Machine("one H100, 16 cores, bfloat16", 1, 16, 1, 989e12, 0.145),
     Machine("TPU v5e-8, 112 cores, bfloat16", 1, 112, 8, 197e12, 0.35, 100e9),
     Machine("64 hosts of v5e-8, 100 Gbit/s between them", 64, 112, 8, 197e12, 0.35, 12.5e9),
 )
@@ -59,12 +59,12 @@ def cost(machine: Machine, decode_ms: float, cpu_step: float) -> dict[str, str]:
     hours = images / rate / 3600
     return {
         "machine": machine.name,
-        "images a device": f"{per_device}",
-        "compute, ms a step": f"{compute * 1000:,.1f}",
+        "images per device": f"{per_device}",
+        "compute, ms per step": f"{compute * 1000:,.1f}",
         "links": f"{links * 1000:,.1f}",
         "decoding": f"{decoding * 1000:,.1f}",
         "images/s": f"{rate:,.1f}" if rate < 10 else f"{rate:,.0f}",
-        "read, MB/s a host": f"{rate * SITE_BYTES / 1e6 / machine.hosts:,.1f}",
+        "read, MB/s per host": f"{rate * SITE_BYTES / 1e6 / machine.hosts:,.1f}",
         "saturates first": max(times, key=times.__getitem__),
         "Table 1": f"{hours:,.1f} h" if hours < 1000 else f"{hours / 8766:.1f} years",
     }
@@ -72,7 +72,7 @@ def cost(machine: Machine, decode_ms: float, cpu_step: float) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--decode_ms", type=float, default=4.0, help="CPU ms a site, loaders.py")
+    parser.add_argument("--decode_ms", type=float, default=4.0, help="CPU ms per site, loaders.py")
     parser.add_argument("--cpu_step", type=float, default=0.55, help="images/CPU-s, train_step.py")
     options = parser.parse_args()
     rows = [cost(machine, options.decode_ms, options.cpu_step) for machine in MACHINES]

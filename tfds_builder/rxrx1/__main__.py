@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_parser.add_argument(
         "--sirna_id", type=int, help="default: the first treatment on the plate"
     )
+    show_parser.add_argument(
+        "--cell_type", help="this one alone; its siRNA is drawn as counts and standardised"
+    )
     for sub in (verify_parser, show_parser):
         sub.add_argument("dataset", type=Path, metavar="DIR", help="DATA_DIR/rxrx1/CONFIG")
     options = parser.parse_args(arguments)
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks = verify.verify(builder, options.all)
             print(verify.report(builder, checks))
             return int(any(check.faults for check in checks))
-        paths = show.show(builder, options.out, options.experiment, options.plate, options.sirna_id)
+        chosen = (options.experiment, options.plate, options.sirna_id, options.cell_type)
+        paths = show.show(builder, options.out, *chosen)
         print(*paths, sep="\n")
         return 0
     except (stored.DatasetError, OSError) as error:

@@ -50,6 +50,7 @@ def test_choice_on_the_command_line(tiny, tmp_path):
         ("--experiment=RPE-01", "there are HUVEC-01, HUVEC-02, U2OS-01"),
         ("--plate=3", "no plate 3 of HUVEC-01"),
         ("--sirna_id=77", "no site of sirna_id 77"),
+        ("--cell_type=RPE", "there are HUVEC, U2OS"),
     ],
 )
 def test_what_is_not_there(tiny, tmp_path, option, message, capsys):
@@ -128,6 +129,30 @@ def test_sirna_in_every_experiment(builder):
     finally:
         show.SHOWN_EXPERIMENTS = show_all
     assert list(sites) == ["HUVEC-02", "U2OS-01"]
+
+
+def test_sirna_of_one_cell_type_is_standardised_too(tiny, builder, tmp_path):
+    options = [f"--out={tmp_path}", "--cell_type=HUVEC", "--sirna_id=1"]
+    assert main(["show", str(tiny.dataset), *options]) == 0
+    assert (tmp_path / "sirna_1_HUVEC.png").exists()
+    names = ["HUVEC-01", "HUVEC-02"]
+    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), names, progress=False)
+    axes = [axis for axis in figures.sirna_figure(sites).axes if axis.get_visible()]
+    drawn = [np.asarray(axis.get_images()[0].get_array()) for axis in axes]
+    assert len(drawn) == 4  # two rows of two experiments
+    standardised = np.stack([
+        (site.image - site.fields["control_mean"][:, None, None])
+        / site.fields["control_std"][:, None, None]
+        for site in sites.values()
+    ])  # fmt: skip
+    low, high = (
+        np.percentile(standardised, p, axis=(0, 2, 3))[:, None, None]
+        for p in faux_colours.COMPOSITE_PERCENTILES
+    )
+    planes = ((standardised - low) / np.maximum(high - low, 1)).clip(0, 1)
+    colours = faux_colours.CHANNEL_COLOURS[:, None, None]
+    expected = 1 - np.prod(1 - planes[..., None] * colours, axis=1)
+    np.testing.assert_allclose(drawn[2:], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [3, 6])

@@ -85,16 +85,25 @@ def plate_figure(wells: dict[str, Picture]) -> Figure:
 
 
 def sirna_figure(sites: dict[str, Picture]) -> Figure:
-    """One siRNA: {experiment: site}, a row for each cell type."""
+    """One siRNA: {experiment: site}, a row for each cell type.
+
+    A single cell type has two rows: the counts, and these standardised by the plate's controls.
+    """
     rows: dict[str, list[Picture]] = {}
     for site in sites.values():
         rows.setdefault(site.fields["cell_type"], []).append(site)
+    if len(rows) == 1:
+        (members,) = rows.values()
+        rows = {
+            "counts": members,
+            "standardised by\nthe plate's controls": [_standardised(site) for site in members],
+        }
     columns = max(map(len, rows.values()))
     figure = Figure(
         figsize=(max(2.1 * columns + 0.6, 6), 2.35 * len(rows) + 1), layout="constrained"
     )
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (cell_type, members) in zip(grid, rows.items(), strict=True):
+    for line, (label, members) in zip(grid, rows.items(), strict=True):
         limits = faux_colours.contrast_limits(
             [site.image for site in members], faux_colours.COMPOSITE_PERCENTILES
         )
@@ -106,7 +115,7 @@ def sirna_figure(sites: dict[str, Picture]) -> Figure:
             )
         for axis in line[len(members) :]:
             axis.set_visible(False)
-        line[0].set_ylabel(cell_type, fontsize=10)
+        line[0].set_ylabel(label, fontsize=10)
     fields = next(iter(sites.values())).fields
     what = f"{fields['sirna']}, {fields['well_type'].replace('_', ' ')}"
     count = f"one site in each of {len(sites)} experiments"
@@ -151,6 +160,15 @@ def site_figure(site: Picture) -> Figure:
     )
     _caption(figure, text, width=170)
     return figure
+
+
+def _standardised(site: Picture) -> Picture:
+    """(image - control_mean) / control_std, per channel: the paper's normalisation."""
+    mean, std = (
+        np.asarray(site.fields[name], np.float32)[:, None, None]
+        for name in ("control_mean", "control_std")
+    )
+    return Picture(site.fields, (site.image - mean) / std)
 
 
 def _short_id(fields: dict[str, Any]) -> str:

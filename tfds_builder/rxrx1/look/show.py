@@ -28,6 +28,7 @@ def show(
     experiment: str | None = None,
     plate: int | None = None,
     sirna_id: int | None = None,
+    cell_type: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
     """Writes three PNG files into `out` and returns their paths.
@@ -36,12 +37,19 @@ def show(
       builder: from `stored.open_dataset`.
       experiment, plate: default: the first, cell types in the paper's order.
       sirna_id: default: the lowest treatment on the plate.
+      cell_type: look at its experiments alone.
       progress: shows bars.
 
     Raises:
-      DatasetError: no such experiment, plate or siRNA; says which there are.
+      DatasetError: no such experiment, plate, siRNA or cell type; says which there are.
     """
-    experiments = sorted(builder.info.splits, key=_order)
+    stored_experiments = sorted(builder.info.splits, key=_order)
+    experiments = [e for e in stored_experiments if cell_type in (None, _cell_type(e))]
+    if not experiments:
+        raise stored.DatasetError(
+            f"no cell type {cell_type} in {builder.data_path}; there are"
+            f" {', '.join(dict.fromkeys(map(_cell_type, stored_experiments)))}"
+        )
     experiment = experiment or experiments[0]
     if experiment not in experiments:
         raise stored.DatasetError(
@@ -63,7 +71,7 @@ def show(
     site = sites.get(experiment) or next(iter(sites.values()))
     figures = {
         f"plate_{experiment}_{plate}.png": plate_figure(wells),
-        f"sirna_{sirna_id}.png": sirna_figure(sites),
+        f"sirna_{sirna_id}{f'_{cell_type}' if cell_type else ''}.png": sirna_figure(sites),
         f"site_{site.fields['site_id']}.png": site_figure(site),
     }
     out.mkdir(parents=True, exist_ok=True)

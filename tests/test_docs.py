@@ -1,0 +1,216 @@
+"""What README and docs name exists, and their figures are those of docs/results.json."""
+
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import statistics
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import cost_model, figures
+from rxrx1_jax import config
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PATTERNS = ("*.md", "docs/*.md", "launch/**/*.md", "benchmarks/*.md", "tfds_builder/**/*.md")
+PAGES = [path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))]
+FOLDERS = "configs|docs|launch|benchmarks|examples|rxrx1_jax|tfds_builder|tests"
+MODULE = re.compile(r"\b(?:rxrx1_jax|tfds_builder|benchmarks)(?:\.\w+)+")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command in a page's console blocks."""
+    found = []
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ "):
+                found.append(shlex.split(line[2:], comments=True))
+    return found
+
+
+def source_of(module: str) -> str:
+    """The text of the files in which a command may define its flags."""
+    top = ROOT / module.partition(".")[0]
+    return "".join(path.read_text() for path in sorted(top.rglob("*.py")))
+
+
+def resolve(name: str) -> object:
+    """`package.module.attribute`, imported. Raises ImportError or AttributeError."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        path = ".".join(parts[:end])
+        try:
+            found = importlib.util.find_spec(path)
+        except ModuleNotFoundError:  # a part of it is no package
+            found = None
+        if found:
+            value = importlib.import_module(path)
+            for attribute in parts[end:]:
+                value = getattr(value, attribute)
+            return value
+    raise ImportError(name)
+
+
+def test_readme_is_a_front_door():
+    text = README.read_text()
+    assert len(text.encode()) < 9_000
+    glossary = re.findall(r"^\| \*\*(\w+)\*\* \|", text, re.MULTILINE)
+    assert glossary == ["site", "well", "plate", "experiment", "control", "siRNA"]
+
+
+@each_page
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{page}: {target}"
+        assert not anchor or anchor in slugs(linked), f"{page}: {target}"
+
+
+@each_page
+def test_files_and_modules_exist(page):
+    text = page.read_text()
+    for path in re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[\w/.-]*\w", text):
+        assert (ROOT / path).exists(), f"{page}: {path}"
+    for name in sorted(set(MODULE.findall(text))):
+        if importlib.util.find_spec(name.split(".")[0] + "." + name.split(".")[1]) is None:
+            resolve(name)  # an attribute of the package
+        elif name.count(".") > 1:
+            resolve(name)
+
+
+@each_page
+def test_commands_parse(page):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for words in commands(page):
+        if words[0] == "make":
+            assert words[1] in targets, words
+        if words[:2] == ["python", "-m"] and words[2].startswith(("rxrx1_jax", "tfds_builder")):
+            assert importlib.util.find_spec(words[2]), words
+        elif words[0].startswith("launch/"):
+            assert (ROOT / words[0]).exists(), words
+        else:
+            continue
+        source = source_of(words[2] if words[0] == "python" else "rxrx1_jax.main")
+        for flag in (word.partition("=")[0] for word in words[1:] if word.startswith("--")):
+            if flag.startswith("--config."):
+                assert flag.removeprefix("--config.") in config.FIELDS, words
+            else:
+                assert re.search(rf'"(--)?{flag.removeprefix("--")}"', source), words
+
+
+def test_tests_named_by_trust_exist():
+    there = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs/trust.md").read_text()))
+    assert named and named <= there, named - there
+
+
+def test_every_figure_is_of_one_file():
+    made = figures.blocks(json.loads((ROOT / figures.RESULTS).read_text()))
+    used = []
+    for page in figures.pages():
+        text = page.read_text()
+        assert figures.fill(text, made) == text, f"{page}: run python -m benchmarks.figures"
+        used += re.findall(rf"{figures.BEGIN}(\w+) -->", text)
+    assert set(used) == set(made)
+
+
+def test_cost_table_is_the_programs():
+    text = (ROOT / "docs/scaling.md").read_text()
+    for machine in cost_model.MACHINES:
+        row = cost_model.cost(machine, decode_ms=4.0, cpu_step=0.55)
+        assert f"| {' | '.join(row.values())} |" in text
+
+
+def fake_runs(folder: Path, accuracy: dict[str, list[float]], version: str = "1.0") -> Path:
+    """Runs of `make demo`, {name: accuracy by site of each fold}, as far as figures read them."""
+    for name, folds in accuracy.items():
+        for fold, value in enumerate(folds):
+            run = folder / f"{name}-{fold}"
+            run.mkdir(parents=True)
+            (run / "environment.json").write_text(json.dumps({
+                "python": "3.11", "packages": {"rxrx1_jax": version, "jax": "0.10"}, "cpus": 2,
+                "machine": "x86_64", "devices": ["cpu:cpu"],
+            }))  # fmt: skip
+            optim = {"name": "sgd", "learning_rate": 0.1, "batch_size": 8}
+            (run / "config.json").write_text(json.dumps({"optim": optim}))
+            (run / "results.json").write_text(json.dumps({
+                "data": {"name": "rxrx1/tiny", "version": "1.0.0", "classes": 4, "image_size": 8,
+                         "train_sites": 6, "test_sites": 2},
+                "model": "resnet_demo", "epochs": 1, "seed": 0,
+                "accuracy": {"site": {"all": value, "cell_type": {"RPE": value / 2}}},
+            }))  # fmt: skip
+            roles = {"A_1_B02_1": "train", "A_1_B02_2": "test", "A_1_B03_1": "test"}
+            lines = ["site_id,role", *(f"{site},{role}" for site, role in roles.items())]
+            (run / "split.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+ACCURACY = {
+    "batch-plate_control": [0.25, 0.5], "random_site-plate_control": [0.5, 0.625],
+    "random_well-plate_control": [0.25, 0.25], "batch-none": [0.125, 0.25],
+}  # fmt: skip
+
+
+def test_figures_are_means_over_folds(tmp_path):
+    demo = figures.measure(fake_runs(tmp_path, ACCURACY))
+    results = {
+        "demo": demo, "demo_minutes": 7.0, "test_minutes": 5.0,
+        "corrections": [["method"]], "diagnosis": [["embeddings"]],
+    }  # fmt: skip
+    made = figures.blocks(results)
+    batch = f"| Batch | 37.5 ± {statistics.stdev([25, 50]):.1f} | – | 18.8 ± 8.8 | – | – |"
+    assert batch in made["table1"].splitlines()
+    assert "18.8 ± 8.8" in made["gaps"]  # (25 + 12.5) / 2 of the pairs by fold
+    assert "50 %" in made["twins"]  # one of the two test sites shares its well with training
+    assert "rxrx1/tiny 1.0.0" in made["about"] and "Version 1.0" in made["about"]
+    page = "before\n<!-- figures: twins -->\nold\n<!-- end -->\nafter\n"
+    filled = figures.fill(page, made)
+    assert filled.splitlines() == [
+        "before", "<!-- figures: twins -->", made["twins"], "<!-- end -->", "after",
+    ]  # fmt: skip
+    assert figures.fill(filled, made) == filled
+
+
+def test_figures_refuse_two_versions_and_missing_runs(tmp_path):
+    fake_runs(tmp_path / "demo", ACCURACY)
+    fake_runs(tmp_path / "demo", {"batch-none-x": [0.5]}, version="2.0")  # not a run of the demo
+    figures.measure(tmp_path / "demo")
+    run = tmp_path / "demo" / "batch-none-1" / "environment.json"
+    run.write_text(run.read_text().replace('"1.0"', '"1.1"'))
+    with pytest.raises(figures.FiguresError, match="version"):
+        figures.measure(tmp_path / "demo")
+    with pytest.raises(figures.FiguresError, match="no run batch-none"):
+        figures.measure(fake_runs(tmp_path / "few", {"batch-plate_control": [0.5]} | {
+            name: [0.5] for name in list(ACCURACY)[1:3]}))  # fmt: skip
+    with pytest.raises(figures.FiguresError, match="block"):
+        figures.fill("<!-- figures: nothing -->\n<!-- end -->", {})
+
+
+def test_citation_and_package_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert [author["name"] for author in citation["authors"]] == [
+        author["name"] for author in project["authors"]
+    ]
+    paper = citation["references"][0]
+    assert (paper["year"], len(paper["authors"])) == (2019, 5)
+    for package in ("rxrx1_jax", "tfds_builder"):
+        assert (ROOT / package / "py.typed").exists()
