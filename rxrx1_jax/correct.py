@@ -10,7 +10,6 @@ compares methods within the same budget of information, paired with the uncorrec
 import argparse
 import hashlib
 import inspect
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,7 +34,7 @@ from rxrx1_jax.methods.evidence import BUDGETS, METHODS, Evidence, Method, find
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report.tables import Cell, Table, Value, gain
 from rxrx1_jax.training import evaluate, predictions, train
-from rxrx1_jax.training.run_dir import RunError
+from rxrx1_jax.training.run_dir import RunError, read_settings
 from rxrx1_jax.training.setup import Task, create_model, eval_batches
 
 BASE = "none"
@@ -51,7 +50,7 @@ def correct(
     A method that refuses these data, or lacks its library, is left out with a line on stderr, and
     noted in `refused`.
     """
-    config = ConfigDict(_settings(workdir))
+    config = read_settings(workdir)
     if config.data.protocol == "wilds":
         raise RunError(f"{workdir}: under the wilds protocol controls are classes; not corrected")
     task, state = train.restored(config, workdir)
@@ -141,20 +140,11 @@ def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
     return [*cells, gain(statistics.compare(*pairs))]
 
 
-def _settings(workdir: Path) -> dict[str, Any]:
-    path = workdir / "config.json"
-    if not path.exists():
-        raise RunError(f"{workdir}: no run here (no config.json); train with this --workdir first")
-    settings = json.loads(path.read_text())
-    settings.pop("dataset")
-    return settings
-
-
 def _check_alike(runs: Sequence[Path]) -> None:
     """Raises RunError for the first setting but fold and seed in which two runs differ."""
-    one = flat(_settings(runs[0]))
+    one = flat(read_settings(runs[0]))
     for run in runs[1:]:
-        two = flat(_settings(run))
+        two = flat(read_settings(run))
         for field in sorted((one.keys() | two.keys()) - DIFFERING):
             if one.get(field) != two.get(field):
                 raise RunError(

@@ -76,7 +76,7 @@ def read_config(options: argparse.Namespace) -> config_lib.ConfigDict:
     if options.config is not None:
         config = config_lib.read(options.config)
     elif (options.workdir / "config.json").exists():
-        config = run_dir.read_config(options.workdir)
+        config = run_dir.read_settings(options.workdir)
     else:
         raise config_lib.ConfigError(
             f"{options.workdir}: no run there (no config.json), so --config is needed, for example "

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rxrx1_jax import correct, diagnose
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.data.splits import SplitError
@@ -69,9 +67,7 @@ def assess(workdir: Path, names: Sequence[str]) -> None:
                 done[name] = {"stamp": f"{step} {stamp(name)}", "refused": why}
         run_dir.write_json(workdir / FILE, done)
     if DIAGNOSIS in missing:
-        settings = json.loads((workdir / "config.json").read_text())
-        settings.pop("dataset")
-        embed.embed_run(ConfigDict(settings), workdir)
+        embed.embed_run(run_dir.read_settings(workdir), workdir)
         found: dict[str, Any] = {"refused": ""}
         try:
             found["figures"] = diagnose.measure(*diagnose.control_embeddings(workdir))

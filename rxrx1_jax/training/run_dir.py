@@ -7,73 +7,88 @@ predictions.parquet, results.json              the evaluation of the final state
 predictions_NAME.parquet                       that of another set of the split (protocol wilds)
 """
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import socket
 import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, ConfigError, flat, upgrade
+from rxrx1_jax import config as config_lib
+from rxrx1_jax.config import flat
 from rxrx1_jax.data import splits
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
 _OPENING = {LOCK, "environment.json", ".environment.json.tmp", ".config.json.tmp"}
+# What a run of version 0.2 holds of its data: these columns in the order of the records, and rows.
+FINGERPRINTS_0_2 = ("data_fingerprint", "split_fingerprint")
+COLUMNS_0_2 = (
+    "cell_type", "column", "control_mean", "control_std", "dataset", "experiment", "plate", "row",
+    "sirna", "sirna_id", "site", "site_id", "well", "well_id", "well_type",
+)  # fmt: skip
 
 
 class RunError(ValueError):
     """A run directory, or settings for its data, that cannot be worked with; one line."""
 
 
-def read_config(workdir: Path) -> ConfigDict:
+class Locked(RunError):
+    """Another process is at work there."""
+
+
+def read_settings(workdir: Path) -> ConfigDict:
     """The settings of a run, whatever version of the program wrote them. Raises RunError."""
-    return _upgraded(workdir / "config.json")[0]
+    return read_saved(workdir)[0]
 
 
-def _upgraded(path: Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """(settings, all of config.json)."""
+def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """(settings of a run, config.json as it was written). Raises RunError."""
+    path = workdir / "config.json"
     if not path.exists():
-        raise RunError(f"{path.parent}: no run here (no config.json); train with this --workdir")
+        raise RunError(f"{workdir}: no run here (no config.json); train with this --workdir")
     try:
         saved = json.loads(path.read_text())
-        return upgrade(saved), saved
-    except ConfigError as error:
-        raise RunError(f"{path}: {error}") from error
+        return config_lib.upgrade(saved), saved
     except (ValueError, AttributeError) as error:
-        raise RunError(
-            f"{path}: not the settings of a run ({error}); choose another --workdir"
-        ) from error
+        raise RunError(f"{path}: not the settings of a run of this version: {error}") from error
 
 
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
     """Creates the run directory, or checks that it holds a run with the same settings and data.
 
-    `dataset` (see `describe_data`) is kept with the settings: another dataset is another run.
+    dataset: `describe_data`, kept with the settings. Other labels, pixels or roles are another
+    run; another version of the same data is not.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        _refuse_other_run(path, config, dataset)
+    import jax
+
+    if (workdir / "config.json").exists():
+        _refuse_other_run(workdir, config, dataset)
         return
-    settings = {**config.to_dict(), "dataset": dataset}
     check_workdir(workdir)
     if jax.process_index() == 0:
+        written = {name: value for name, value in dataset.items() if name not in FINGERPRINTS_0_2}
+        settings = {**config.to_dict(), "dataset": written, "made_with": made_with(config)}
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "environment.json", environment())
-            write_json(path, settings)  # last: it is what makes the directory a run
+            write_json(workdir / "config.json", settings)  # last: it makes the directory a run
         except OSError as error:
             raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises RunError unless `workdir` is a run, or can become one; creates nothing."""
+    """Raises RunError unless `workdir` is a run that can be trained, or can become one."""
     if not workdir.is_dir():
         parent = next(path for path in workdir.absolute().parents if path.exists())
         if workdir.exists() or not parent.is_dir():
@@ -86,6 +101,12 @@ def check_workdir(workdir: Path) -> None:
         return
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise RunError(f"{workdir}: cannot be written; choose another --workdir")
+    if (workdir / "config.json").exists() and not is_complete(workdir):
+        if "made_with" not in read_saved(workdir)[1]:
+            raise RunError(
+                f"{workdir}: an unfinished run of version 0.2, which drew the sites in another "
+                "order; finish it with rxrx1_jax 0.2, or choose another --workdir"
+            )
     names = {entry.name for entry in workdir.iterdir()} - _OPENING
     if names and "config.json" not in names:
         raise RunError(
@@ -94,40 +115,121 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def describe_data(version: str, sites: np.ndarray, split: splits.Split) -> dict[str, Any]:
-    """Version and fingerprints of the data (metadata and control statistics) and of the split."""
-    rows = [split.train.astype(np.int64), split.test.astype(np.int64), split.classes]
-    rows += [part.astype(np.int64) for part in split.other_sets.values()]
+def describe_data(
+    version: str, sites: np.ndarray, split: splits.Split, classes: np.ndarray
+) -> dict[str, Any]:
+    """Version and fingerprints of the data and of the split, as this version and as 0.2 made them.
+
+    data: labels, control statistics and pixels (`adler32`) of all sites. split: role of each site.
+    Both go by site_id, so they do not depend on the order of the records.
+    """
+    roles = splits.site_roles(split, len(sites))
+    order = np.argsort(sites["site_id"], kind="stable")
+    named, given = sites["site_id"][order].tolist(), roles[order].tolist()
+    content = ("sirna_id", "control_mean", "control_std", "adler32")
+    columns = [sites[name][order] for name in content if name in (sites.dtype.names or ())]
+    used = [f"{name},{role}" for name, role in zip(named, given, strict=True) if role != "other"]
+    parts = (np.flatnonzero(roles == name) for name in ("id_test", "val"))
+    rows = [np.flatnonzero(roles == name) for name in ("train", "test")]
+    rows += [classes, *(part for part in parts if len(part))]
+    old = [sites[name] for name in COLUMNS_0_2 if name in (sites.dtype.names or ())]
     return {
         "version": version,
-        "data_fingerprint": _fingerprint([sites[name] for name in sites.dtype.names or ()]),
-        "split_fingerprint": _fingerprint(rows),
+        "data": _fingerprint(["\n".join(named).encode(), *_as_bytes(columns)]),
+        "split": _fingerprint(["\n".join(used).encode()]),
+        "data_fingerprint": _fingerprint(_as_bytes(old)),
+        "split_fingerprint": _fingerprint(_as_bytes(rows)),
     }
 
 
-def _fingerprint(arrays: list[np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def _as_bytes(arrays: Iterable[np.ndarray]) -> Iterator[bytes]:
     for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        yield f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+
+
+def _fingerprint(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
-def _refuse_other_run(path: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
-    settings, saved = _upgraded(path)
+def _refuse_other_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    settings, saved = read_saved(workdir)
     old, new = flat(settings), flat(config)
-    old |= flat({"dataset": saved.get("dataset", {})})
-    new |= flat({"dataset": dataset})
-    for field in sorted(new.keys() - set(FREE)):
-        if old.get(field) != new[field]:
+    for name, fingerprint in saved.get("dataset", {}).items():
+        if name != "version":
+            old[f"dataset.{name}"], new[f"dataset.{name}"] = fingerprint, dataset.get(name)
+    for field in sorted(old.keys() - set(config_lib.FREE)):
+        if old[field] != new[field]:
             raise RunError(
-                f"{path.parent}: holds a run with {field}={old.get(field)!r}, this one has "
+                f"{workdir}: holds a run with {field}={old[field]!r}, this one has "
                 f"{new[field]!r}; choose another --workdir or the old setting"
             )
 
 
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Holds the only right to train in `workdir`; of several processes the first one does.
+
+    Raises RunError: another process holds it, by name; or the directory cannot be written.
+    """
+    import jax
+
+    if jax.process_index():
+        yield
+        return
+    with lock(workdir / LOCK):
+        yield
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[int]:
+    """Locks a file for this process and the children that inherit its descriptor, which it gives.
+
+    The kernel releases it when they have ended, however they ended; the file stays. Some network
+    filesystems have no locks: there a line says so. Raises Locked, or RunError.
+    """
+    try:
+        file = open(path, "a+")
+    except OSError as error:
+        raise RunError(
+            f"{path.parent}: cannot be written ({error.strerror}); choose another --workdir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Locked(
+                f"{path.parent}: another training is at work ({file.read() or 'not named yet'}); "
+                "wait for it, stop it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            print(f"{path}: {error}; nothing else may train there", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield file.fileno()
+
+
+def made_with(config: ConfigDict) -> dict[str, Any]:
+    """What made a run, in config.json. `settings` is the version of their meaning."""
+    import jax
+
+    return {
+        "rxrx1_jax": _version("rxrx1_jax") or "not installed",
+        "settings": config_lib.VERSION,
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "dtype": config.model.dtype,
+    }
+
+
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code: what a reader needs to judge a result."""
+    import jax
+
     packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
         "python": platform.python_version(),

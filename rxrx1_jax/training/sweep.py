@@ -5,7 +5,7 @@ others alone, and memory and device are free again after each, for 2 to 3 s of s
 beside each run keeps two commands that share a directory from running the same one.
 """
 
-import fcntl
+import contextlib
 import os
 import signal
 import subprocess
@@ -90,7 +90,7 @@ def make_plan(
     except splits.SplitError as error:
         obstacle = str(error)
     if not obstacle and (path / "config.json").exists():
-        data = run_dir.describe_data(dataset.path.name, dataset.sites, split)
+        data = run_dir.describe_data(dataset.path.name, dataset.sites, split, split.classes)
         run_dir.open_run(path, settings, data)
     return Plan(path, dict(overrides), size, obstacle)
 
@@ -205,18 +205,16 @@ def child(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     last = ""
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock = stack.enter_context(run_dir.lock(path.with_name(f".{path.name}.lock")))
+        except run_dir.Locked:
             return None, "another process is at it"
-        except OSError as error:  # some network filesystems have no locks
-            print(f"{lock.name}: {error}; see to it that nothing else runs it", file=sys.stderr)
         # Line by line, so that the child's two streams and this process's lines stay in order.
         with open(log or os.devnull, "a", buffering=1, errors="replace") as file:
             # The child inherits the lock, and so keeps it should this process be killed alone.
             with worker.start(
-                [sys.executable, *arguments], stderr=subprocess.PIPE, pass_fds=[lock.fileno()],
+                [sys.executable, *arguments], stderr=subprocess.PIPE, pass_fds=[lock],
                 stdout=file if log else None,
                 env=os.environ | {"JAX_NUM_PROCESSES": "1"},  # in a cluster, too, a run by itself
             ) as process:  # fmt: skip

@@ -22,7 +22,6 @@ from rxrx1_jax.training import (
     processes,
     progress,
     run_dir,
-    run_lock,
     steps,
 )
 from rxrx1_jax.training.setup import Task, eval_batches, prepare, summary, train_batches
@@ -42,7 +41,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     with preemption.Notice() as notice:
         task = prepare(config)
         _open(workdir, config, task)
-        with run_lock.hold(workdir):
+        with run_dir.hold(workdir):
             return _train_and_evaluate(config, workdir, task, notice)
 
 
@@ -230,7 +229,8 @@ def _write_results(
 
 
 def _open(workdir: Path, config: ConfigDict, task: Task) -> None:
-    data = run_dir.describe_data(task.records.path.name, task.records.sites, task.split)
+    sites, split = task.records.sites, task.split
+    data = run_dir.describe_data(task.records.path.name, sites, split, split.classes)
     run_dir.open_run(workdir, config, data)
     processes.check_shared(workdir / "config.json")
 

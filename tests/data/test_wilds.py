@@ -133,10 +133,11 @@ def test_the_other_sets_belong_to_the_fingerprint(finished):
     ).sites
     split = splits.make_split(sites, "wilds")
     changed = split._replace(other_sets={**split.other_sets, "val": split.other_sets["val"][1:]})
-    one, two = (run_dir.describe_data("1", sites, s)["split_fingerprint"] for s in (split, changed))
+    described = (run_dir.describe_data("1", sites, s, s.classes) for s in (split, changed))
+    one, two = (data["split"] for data in described)
     assert one != two
     recorded = json.loads((finished.workdir / "config.json").read_text())["dataset"]
-    assert recorded["split_fingerprint"] == one
+    assert recorded["split"] == one
 
 
 def test_table_1_refuses_the_run(finished, tmp_path, capsys):

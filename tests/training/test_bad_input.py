@@ -16,7 +16,7 @@ from test_checkpoint import CLASSES, make_state
 from test_train import ROOT, make_config
 
 from rxrx1_jax.data import record_checks, records, tfrecord
-from rxrx1_jax.training import checkpoint, run_dir, run_lock, train
+from rxrx1_jax.training import checkpoint, run_dir, train
 
 pytest_plugins = ["dataset_fixture"]
 SHARD = "rxrx1-HUVEC-02.tfrecord-00000-of-00001"
@@ -136,13 +136,15 @@ def test_descriptions_that_are_none(copy, name, content):
         assert name in refused(copy)
 
 
-def test_a_run_keeps_to_its_version_of_the_dataset(tiny, copy, tmp_path):
+def test_a_run_keeps_to_its_data(tiny, copy, tmp_path):
     config = make_config(copy)
     task = train.prepare(config)
-    data = run_dir.describe_data(task.records.path.name, task.records.sites, task.split)
-    run_dir.open_run(tmp_path / "run", config, data)
-    with pytest.raises(run_dir.RunError, match="dataset.version='1.1.0', this one has '1.2.0'"):
-        run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
+    sites, split = task.records.sites.copy(), task.split
+    run_dir.open_run(tmp_path, config, run_dir.describe_data("2.0.0", sites, split, split.classes))
+    sites["sirna_id"][split.train[0]] += 1
+    with pytest.raises(run_dir.RunError, match="dataset.data="):
+        data = run_dir.describe_data("2.0.0", sites, split, split.classes)
+        run_dir.open_run(tmp_path, config, data)
 
 
 # Run directories
@@ -150,7 +152,7 @@ def test_a_run_keeps_to_its_version_of_the_dataset(tiny, copy, tmp_path):
 
 def open_run(workdir, **changes):
     config = make_config(Path("data/rxrx1/tiny/1.1.0"))
-    run_dir.open_run(workdir, config, {"version": "1", "data_fingerprint": "a"})
+    run_dir.open_run(workdir, config, {"version": "1", "data": "a"})
     return config
 
 
@@ -158,14 +160,17 @@ def test_settings_of_another_version_of_the_program(tmp_path):
     open_run(tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     settings = json.loads(path.read_text())
-    del settings["optim"]["nesterov"]
+    del settings["optim"]["schedule"]
     path.write_text(json.dumps(settings))
-    with pytest.raises(run_dir.RunError, match="of this program, without optim.nester"):
-        open_run(tmp_path / "run")
-    settings["optim"] |= {"nesterov": False, "betas": [0.9, 0.99]}
+    open_run(tmp_path / "run")  # what it lacks means what was done before
+    settings["optim"] |= {"betas": [0.9, 0.99]}
     path.write_text(json.dumps(settings))
-    with pytest.raises(run_dir.RunError, match=r"with optim.betas=\[0.9, 0.99\]; choose"):
+    with pytest.raises(run_dir.RunError, match="newer.*optim.betas"):
         open_run(tmp_path / "run")
+    del settings["optim"]["betas"], settings["made_with"]  # as version 0.2 wrote it
+    path.write_text(json.dumps(settings))
+    with pytest.raises(run_dir.RunError, match="0.2"):
+        run_dir.check_workdir(tmp_path / "run")  # of training, which drew sites in another order
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"optim": 3}'])
@@ -203,7 +208,7 @@ def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
         open_run(tmp_path / "run")
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(run_dir.RunError, match="cannot be written .Permission denied"):
-        with run_lock.hold(tmp_path):
+        with run_dir.hold(tmp_path):
             pass
 
 

@@ -16,7 +16,7 @@ import pytest
 from test_train import ROOT, make_config
 
 from benchmarks.kill_training import assert_same_run
-from rxrx1_jax.training import checkpoint, preemption, run_dir, run_lock, train
+from rxrx1_jax.training import checkpoint, preemption, run_dir, train
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -166,15 +166,9 @@ def test_a_second_interrupt_ends_at_once():
 
 def test_one_training_at_a_time(once, tmp_path):
     config, _ = once
-    with run_lock.hold(tmp_path):
-        with pytest.raises(run_dir.RunError, match=f"another training .*process {os.getpid()} on"):
-            with run_lock.hold(tmp_path):
-                pass
-    with run_lock.hold(tmp_path):  # released
-        pass
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with run_lock.hold(workdir):
+    with run_dir.hold(workdir):
         process = start(config, workdir)
         _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1 and not (workdir / "checkpoints").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.training import run_dir, steps, train
 
-DATA = {"version": "1.0.0", "data_fingerprint": "a1", "split_fingerprint": "b2"}
+DATA = {"version": "2.0.0", "data": "a1", "split": "b2"}
 
 
 def make_config(**changes) -> ConfigDict:
@@ -77,6 +78,8 @@ def test_same_settings_open_a_run_again(tmp_path):
     run_dir.open_run(workdir, make_config(), DATA)
     settings = json.loads((workdir / "config.json").read_text())
     assert settings["optim"]["epochs"] == 90 and settings["dataset"] == DATA
+    assert settings["made_with"]["settings"] == config_lib.VERSION
+    assert settings["made_with"]["devices"] == f"{jax.device_count()} x cpu"
     before = (workdir / "environment.json").read_bytes()
     assert json.loads(before)["packages"]["jax"] == jax.__version__
     run_dir.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1), DATA)
@@ -89,8 +92,9 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     run_dir.open_run(tmp_path / "run", make_config(), DATA)
     with pytest.raises(run_dir.RunError, match=r"data.fold=0, this one has 1; choose another"):
         run_dir.open_run(tmp_path / "run", make_config(data__fold=1), DATA)
-    with pytest.raises(run_dir.RunError, match=r"dataset.data_fingerprint='a1', this one has 'c3'"):
-        run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "data_fingerprint": "c3"})
+    with pytest.raises(run_dir.RunError, match=r"dataset.data='a1', .*'c3'"):
+        run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "data": "c3"})
+    run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "version": "2.1.0"})
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["fold"] == 0
 
 
@@ -101,19 +105,57 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
             run_dir.open_run(workdir, make_config(), DATA)
 
 
-def test_fingerprints_tell_data_and_splits_apart():
-    sites = np.zeros(4, [("site_id", "U4"), ("control_mean", "f4", (6,))])
-    split = splits.Split(np.arange(3), np.array([3]), np.array([0, 1], np.int32))
-    data = run_dir.describe_data("1.0.0", sites, split)
-    assert data == run_dir.describe_data("1.0.0", sites.copy(), split)
+CLASSES = np.array([0, 1], np.int32)
+
+
+@pytest.fixture
+def described():
+    """(sites, split): three training sites and a test site."""
+    kinds = [("site_id", "U4"), ("sirna_id", "i4"), ("adler32", "u4")]
+    sites = np.zeros(4, [*kinds, *((f"control_{name}", "f4", (6,)) for name in ("mean", "std"))])
+    sites["site_id"], sites["sirna_id"] = ["a", "b", "c", "d"], [0, 1, 0, 1]
+    return sites, splits.Split(np.arange(3), np.array([3]), CLASSES)
+
+
+def fingerprints(sites, split):
+    found = run_dir.describe_data("2.0.0", sites, split, CLASSES)
+    return found["data"], found["split"]
+
+
+def test_fingerprints_go_by_content_not_by_order(described):
+    sites, split = described
+    data, roles = fingerprints(sites, split)
+    turned = splits.Split(np.array([1, 2, 3]), np.array([0]), CLASSES)
+    assert fingerprints(sites[::-1].copy(), turned) == (data, roles)
+
+
+@pytest.mark.parametrize("field", ["sirna_id", "adler32", "control_mean", "control_std", "site_id"])
+def test_fingerprints_tell_data_apart(described, field):
+    sites, split = described
+    data, roles = fingerprints(sites, split)
     other = sites.copy()
-    other["control_mean"][2, 3] = 1
-    changed = run_dir.describe_data("1.0.0", other, split)
-    assert changed["data_fingerprint"] != data["data_fingerprint"]
-    assert changed["split_fingerprint"] == data["split_fingerprint"]
+    other[field][2] = "e" if field == "site_id" else 7
+    changed, changed_roles = fingerprints(other, split)
+    assert changed != data and (changed_roles == roles) == (field != "site_id")
+
+
+def test_fingerprints_tell_splits_apart(described):
+    sites, split = described
     swapped = split._replace(train=np.array([0, 1, 3]), test=np.array([2]))
-    changed = run_dir.describe_data("1.0.0", sites, swapped)
-    assert changed["split_fingerprint"] != data["split_fingerprint"]
+    less = split._replace(train=np.arange(2))
+    data, roles = fingerprints(sites, split)
+    for other in (swapped, less):
+        changed, changed_roles = fingerprints(sites, other)
+        assert changed == data and changed_roles != roles
+
+
+def test_one_training_at_a_time(tmp_path):
+    with run_dir.hold(tmp_path):
+        with pytest.raises(run_dir.Locked, match=f"process {os.getpid()} on"):
+            with run_dir.hold(tmp_path):
+                pass
+    with run_dir.hold(tmp_path):  # released
+        pass
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
