@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.model.heads import classifier_init
 from rxrx1_jax.model.resnet import he_normal_fan_out
 
@@ -40,18 +41,17 @@ class PlainBlock(nn.Module):
 
 
 class PlainResNet50(nn.Module):
-    """images [N, H, W, 6] -> logits float32 [N, num_classes]; `batch` is unused."""
+    """images [N, H, W, 6] -> logits float32 [N, K]; `batch` is unused."""
 
-    num_classes: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, batch: Any = None) -> jax.Array:
+    def __call__(self, images: jax.Array, batch: Any, info: Info) -> jax.Array:
         conv = partial(
             nn.Conv, use_bias=False, padding=0, dtype=self.dtype, kernel_init=he_normal_fan_out
         )
         norm = partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
+            nn.BatchNorm, use_running_average=not info.train, momentum=0.9, epsilon=1e-5,
             dtype=self.dtype,
         )  # fmt: skip
         x = conv(64, (7, 7), (2, 2), padding=3, name="conv1")(images)
@@ -62,5 +62,5 @@ class PlainResNet50(nn.Module):
                 stride = 2 if stage > 1 and i == 0 else 1
                 name = f"layer{stage}_{i}"
                 x = PlainBlock(64 * 2 ** (stage - 1), stride, conv, norm, name=name)(x)
-        dense = nn.Dense(self.num_classes, kernel_init=classifier_init, name="fc")
+        dense = nn.Dense(len(info.vocabulary.classes), kernel_init=classifier_init, name="fc")
         return dense(jnp.mean(x, (1, 2)).astype(jnp.float32))

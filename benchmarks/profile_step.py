@@ -23,7 +23,7 @@ def print_breakdown(compiled: Any, state: Any, batch: Any) -> None:
         with jax.profiler.trace(folder):
             for _ in range(3):
                 state, metrics = compiled(state, batch)
-                metrics["loss"].block_until_ready()
+                metrics.block_until_ready()
         (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
         with gzip.open(path) as file:
             events = json.load(file)["traceEvents"]

@@ -13,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 
 DEVICES = (1, 2, 4, 8)
 
@@ -20,26 +21,25 @@ DEVICES = (1, 2, 4, 8)
 def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> str:
     """A row of the table, on all devices that this process sees."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from configs import demo
-    from rxrx1_jax.model import resnet
-    from rxrx1_jax.training import parallel, steps
+    from rxrx1_jax.data.images import Vocabulary
+    from rxrx1_jax.model.networks import create_model
+    from rxrx1_jax.training import optimizers, parallel, steps
 
     config = demo.get_config()
     config.optim.learning_rate = 0.02
     axis = parallel.AXIS if parallelism == "pmap" else None
-    model = resnet.create_model(model_name, 32, bn_axis_name=axis)
-    tx, schedule = steps.create_optimizer(config.optim, 100)
-
-    def train(state, batch, axis_name=None):
-        return steps.train_step(
-            state, batch, model=model, tx=tx, schedule=schedule, axis_name=axis_name
-        )
-
+    spec = steps.StepSpec(
+        create_model(model_name, bn_axis_name=axis),
+        *optimizers.create_optimizer(config.optim, 100),
+        Vocabulary((), (), np.arange(32)),
+        100,
+    )
+    train = partial(steps.train_step, spec)
     wrapped = parallel.parallelise(parallelism, train, train, train)
-    state = steps.create_state(model, tx, jax.random.key(0), (size, size, 6), ema=False)
+    state = steps.create_state(spec, jax.random.key(0), (size, size, 6))
     state = jax.device_put(state, wrapped.state_sharding)
     rng = np.random.default_rng(0)
     batch = {
@@ -58,7 +58,7 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
     losses = []
     for _ in range(3):
         state, step_metrics = wrapped.train_step(state, batch)
-        losses.append(float(jnp.asarray(step_metrics["loss"])))
+        losses.append(float(np.asarray(step_metrics)[0]))
     numbers = " ".join(f"{loss:.6f}" for loss in losses)
     row = [f"{parallelism}, {jax.device_count()}", *cells]
     row += [f"{held / 1e6:.2f}", f"{share / 1e6:.2f}", numbers]

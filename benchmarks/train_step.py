@@ -77,7 +77,7 @@ def make_jax(name: str, px: int, rows: int, dtype: str, threads: int) -> Callabl
     def run() -> None:
         nonlocal state
         state, metrics = compiled(state, batch)
-        metrics["loss"].block_until_ready()
+        metrics.block_until_ready()
 
     return run
 
@@ -89,22 +89,23 @@ def jax_step(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
     import optax
 
     from benchmarks.plain_linen import PlainResNet50
-    from rxrx1_jax.model import cpu_ops, resnet
-    from rxrx1_jax.training import steps
+    from rxrx1_jax.data.images import Vocabulary
+    from rxrx1_jax.model import networks, resnet
+    from rxrx1_jax.training import parallel, steps
 
     kind = jnp.dtype(dtype)
-    model = (
-        resnet.create_model("resnet50", CLASSES, dtype=kind)
-        if name == "ours"
-        else PlainResNet50(CLASSES, dtype=kind)
-    )
-    tx = optax.sgd(0.01, momentum=0.9)
-    state = steps.create_state(model, tx, jax.random.key(0), (px, px, 6), ema=False)
+    ours = name == "ours"
+    model = networks.create_model("resnet50", dtype=kind) if ours else PlainResNet50(dtype=kind)
+    spec = steps.StepSpec(
+        model, optax.sgd(0.01, momentum=0.9), lambda step: jnp.float32(0.01),
+        Vocabulary((), (), np.arange(CLASSES)), total_steps=1,
+    )  # fmt: skip
+    state = steps.create_state(spec, jax.random.key(0), (px, px, 6))
     images, labels = batch_of(px, rows)
     batch = {"image": jnp.asarray(images, kind), "label": labels, "mask": np.ones(rows, bool)}
     batch = jax.device_put(batch)
-    step = partial(steps.train_step, model=model, tx=tx, schedule=lambda step: jnp.float32(0.01))
-    options = cpu_ops.COMPILER_OPTIONS if name == "ours" and resnet.on_cpu() else None
+    step = partial(steps.train_step, spec)
+    options = parallel.COMPILER_OPTIONS if ours and resnet.on_cpu() else None
     return jax.jit(step, donate_argnums=0, compiler_options=options), state, batch
 
 
@@ -199,7 +200,7 @@ def _run_and_tell(connection: Any, name: str, px: int, rows: int, dtype: str, th
         before = _most_resident()
         for _ in range(3):
             state, metrics = compiled(state, batch)
-            metrics["loss"].block_until_ready()
+            metrics.block_until_ready()
     else:
         task = make_torch(name, px, rows, dtype, threads)
         before = _most_resident()

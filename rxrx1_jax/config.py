@@ -32,7 +32,10 @@ POINTS = {
     "data.normalisation": "rxrx1_jax.data.normalisation",
     "data.augmentation": "rxrx1_jax.data.augmentations",
     "data.sampler": "rxrx1_jax.data.samplers",
+    "model.name": "rxrx1_jax.model.networks",
     "model.head": "rxrx1_jax.model.heads",
+    "optim.name": "rxrx1_jax.training.optimizers",
+    "optim.schedule": "rxrx1_jax.training.optimizers",
     "optim.loss": "rxrx1_jax.model.losses",
 }
 
@@ -74,15 +77,16 @@ FIELDS = {
     "model.head": Field("linear", "what makes the logits", (
         "linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")),
     "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
-    "optim.name": Field("sgd", "the optimizer", ("sgd", "adam")),
+    "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
     "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),
     "optim.epochs": Field(90, "passes over the training sites", least=1),
     "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
-    "optim.schedule": Field("cosine", "of the learning rate after the warm-up", ("cosine",)),
+    "optim.schedule": Field("cosine", "of the learning rate after the warm-up", (
+        "cosine", "linear", "step", "constant")),
     "optim.warmup_epochs": Field(5.0, "epochs of rising learning rate"),
     "optim.momentum": Field(0.9, "of sgd", below=1),
     "optim.nesterov": Field(False, "of sgd"),
-    "optim.weight_decay": Field(1e-4, "L2 on kernels; never on BatchNorm and biases"),
+    "optim.weight_decay": Field(1e-4, "of kernels; never of BatchNorm and biases"),
     "optim.clip_norm": Field(0.0, "largest norm of a gradient; 0 = any"),
     "optim.loss": Field("cross_entropy", "what is minimised", (
         "cross_entropy", "arcface", "coral", "irm", "group_dro", "dann",

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -199,7 +200,7 @@ def _adapted_log_probs(
     method: Method,
 ) -> np.ndarray:  # fmt: skip
     """The network's log-probabilities after AdaBN in each experiment or plate with test sites."""
-    model = create_model(config, len(task.split.classes))
+    spec = replace(task.spec, model=create_model(config))
     sites = evidence.sites
     batch_of = sites["experiment"]
     if method.adapt_by == "plate":
@@ -219,7 +220,7 @@ def _adapted_log_probs(
             dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
             threads=config.data.threads,
         )  # fmt: skip
-        statistics = adabn.adapted_statistics(model, params, state.batch_stats, images)
+        statistics = adabn.adapted_statistics(spec, params, state.batch_stats, images)
         statistics = jax.device_put(statistics, task.steps.state_sharding)
         adapted = state.replace(batch_stats=statistics)
         if average:

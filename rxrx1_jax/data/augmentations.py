@@ -1,9 +1,10 @@
 """Augmentations of training batches on the device, after normalisation and orientation.
 
-A factory returns `augment(keys, batch) -> batch`, a function to be traced under jit:
+A factory returns `augment(keys, batch, info) -> batch`, a function to be traced under jit:
 
-    keys: [N] PRNG keys, one a row, of (seed, epoch, site): all draws come from them
+    keys: [N] PRNG keys, one per row, of (seed, epoch, site): all draws come from them
     batch: image [N, H, W, C], normalised, float32 or bfloat16; label and more [N]
+    info: an `Info`; `info.progress` is the part of the training that is done
 
 It replaces the image. An augmentation that mixes two rows adds other_label int32 [N] and share
 float32 [N]: the target is `share` on label and 1 - `share` on other_label. The other row is the
@@ -16,17 +17,19 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from rxrx1_jax.data.info import Info
+
 AUGMENTATIONS = ("cutmix", "mixup", "gain_offset_jitter", "scale_crop")
 
 Batch = Mapping[str, jax.Array]
-Augment = Callable[[jax.Array, Batch], dict[str, jax.Array]]
+Augment = Callable[[jax.Array, Batch, Info], dict[str, jax.Array]]
 
 
 def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
     """A box of the next row's image in the same place: CutMix, Yun et al. 2019, arXiv:1905.04899.
 
     The box has the image's proportions, 1 - Beta(alpha, alpha) of its area and a uniform centre,
-    and is cut off at the edges (as in github.com/clovaai/CutMix-PyTorch, there one box a batch);
+    and is cut off at the edges (as in github.com/clovaai/CutMix-PyTorch, there one box per batch);
     `share` is the part of the pixels outside of what remains. A row is left alone with
     1 - `probability`.
     """
@@ -35,7 +38,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
             f"alpha {alpha}, probability {probability}: expected alpha above 0, probability 0 to 1"
         )
 
-    def augment(keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = batch["image"]
         size = jnp.array(image.shape[1:3])
 
@@ -69,11 +72,11 @@ def mixup(alpha: float = 0.2) -> Augment:
     if alpha <= 0:
         raise ValueError(f"alpha {alpha}: expected above 0")
 
-    def augment(keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32)
         share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
-        # One product: which of two is fused with their sum, unrounded, XLA chooses anew for each
-        # number of devices.
+        # One product: which of two is fused with their sum, unrounded, XLA chooses
+        # again for each number of devices.
         other = _next(image)
         image = other + share[:, None, None, None] * (image - other)
         return _mixed(batch, image.astype(batch["image"].dtype), share)
@@ -90,7 +93,7 @@ def gain_offset_jitter(gain: float = 0.1, offset: float = 0.1) -> Augment:
     if gain < 0 or offset < 0:
         raise ValueError(f"gain {gain}, offset {offset}: expected 0 or more")
 
-    def augment(keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32)
         shape = (2, image.shape[-1])
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)[:, :, None, None]
@@ -131,7 +134,7 @@ def scale_crop(low: float = 0.8, high: float = 1.25) -> Augment:
             )
         return image
 
-    def augment(keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = jax.vmap(zoom)(keys, batch["image"].astype(jnp.float32))
         return {**batch, "image": image.astype(batch["image"].dtype)}
 

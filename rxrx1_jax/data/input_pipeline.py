@@ -9,9 +9,10 @@ hosts. The sampler gives the sites of step k, so the state of the pipeline is th
 step. Host h of n takes the h-th part of them, so the rows of a batch do not depend on n.
 """
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -21,6 +22,8 @@ import numpy as np
 from rxrx1_jax.data import reuse, samplers
 from rxrx1_jax.data.augmentations import Augment
 from rxrx1_jax.data.host_batches import SHUFFLED, Batch, host_eval_batches, host_train_batches
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.data.normalisation import NORMALISATIONS, STD_FLOOR, pixel_statistics
 from rxrx1_jax.data.records import Records
 from rxrx1_jax.data.splits import Split
@@ -31,6 +34,8 @@ __all__ = [
 ]  # fmt: skip
 
 DeviceBatch = dict[str, jax.Array]
+# (batch, epoch, progress) -> batch, compiled, and the progress at each step; None: no augmentation.
+_Augmentations = tuple[Callable[..., DeviceBatch], Iterator[float]] | None
 ON_DEVICE = ("label", "experiment", "plate", "cell_type", "site_index", "mask")  # passed through
 
 
@@ -46,6 +51,7 @@ def train_batches(
     augment: bool = True,
     crop: int = 0,
     augmentations: Sequence[Augment] = (),
+    vocabulary: Vocabulary | None = None,
     sampler: samplers.Sampler = SHUFFLED,
     shuffled_labels: bool = False,
     dtype: jax.typing.DTypeLike = jnp.float32,
@@ -74,7 +80,8 @@ def train_batches(
       end_step: number after the last batch, beyond which nothing is read; None: no end.
       augment: one of the 8 orientations of the square at random, and the crop at random.
       crop: side of the crop, pixels; 0 takes the whole image.
-      augmentations: applied in turn to the normalised and oriented images.
+      augmentations: applied in turn to the normalised and oriented images; they are told the
+        vocabulary (None: that of the records and the split) and the part of end_step that is done.
       sampler: which sites make up a batch.
       shuffled_labels: permutes the labels within each experiment, a control.
       dtype: of the images; the arithmetic is float32.
@@ -101,7 +108,13 @@ def train_batches(
         sampler=sampler, shuffled_labels=shuffled_labels, start_step=start_step,
         end_step=end_step, threads=threads, prefetch=prefetch, host=host, hosts=hosts,
     )  # fmt: skip
-    return _to_device(batches, seed, augment, crop, dtype, sharding, tuple(augmentations))
+    methods: _Augmentations = None
+    if augmentations:
+        vocabulary = vocabulary or Vocabulary.of(records.sites, split.classes)
+        progress = (step / end_step if end_step else 0.0 for step in itertools.count(start_step))
+        augmented = partial(_augmented, augmentations, vocabulary, seed, sharding)
+        methods = jax.jit(augmented, donate_argnums=0), progress
+    return _to_device(batches, seed, augment, crop, dtype, sharding, methods)
 
 
 def eval_batches(
@@ -132,7 +145,7 @@ def eval_batches(
         records, rows, split, batch_size=batch_size, normalisation=normalisation,
         threads=threads, prefetch=prefetch, host=host, hosts=hosts,
     )  # fmt: skip
-    return _to_device(batches, 0, False, crop, dtype, sharding, ())
+    return _to_device(batches, 0, False, crop, dtype, sharding, None)
 
 
 def memory_bytes(image_shape: tuple[int, int, int], batch_size: int, prefetch: int) -> int:
@@ -205,7 +218,7 @@ def _to_device(
     crop: int,
     dtype: jax.typing.DTypeLike,
     sharding: jax.sharding.NamedSharding | None,
-    augmentations: tuple[Augment, ...],
+    methods: _Augmentations,
 ) -> Iterator[DeviceBatch]:
     """One batch ahead of the consumer, so that transfer and preparation overlap its computation.
 
@@ -220,8 +233,9 @@ def _to_device(
         memory = images.memory(on_device["image"], crop, jnp.dtype(dtype), sharding)
         image = _prepare_seeded(on_device, seed, augment, crop, jnp.dtype(dtype), sharding, memory)
         ready = {"image": image, **{name: on_device[name] for name in ON_DEVICE}}
-        if augmentations:
-            ready = _augmented(ready, on_device["epoch"], seed, augmentations, sharding)
+        if methods:
+            augmented, progress = methods
+            ready = augmented(ready, on_device["epoch"], np.float32(next(progress)))
         return ready
 
     ahead: deque[DeviceBatch] = deque()
@@ -250,18 +264,20 @@ def _prepare_seeded(
     return images if sharding is None else jax.lax.with_sharding_constraint(images, sharding)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
 def _augmented(
+    augmentations: Sequence[Augment],
+    vocabulary: Vocabulary,
+    seed: int,
+    sharding: jax.sharding.NamedSharding | None,
     batch: DeviceBatch,
     epoch: jax.Array,
-    seed: int,
-    augmentations: tuple[Augment, ...],
-    sharding: jax.sharding.NamedSharding | None,
+    progress: jax.Array,
 ) -> DeviceBatch:
+    info = Info(vocabulary, True, progress)
     keys = _row_keys(jax.random.key(seed), epoch, batch["site_index"])
     for number, augment in enumerate(augmentations):
         # 0 and 1 would be the keys that `_augment` splits off.
-        batch = augment(jax.vmap(jax.random.fold_in, (0, None))(keys, 2 + number), batch)
+        batch = augment(jax.vmap(jax.random.fold_in, (0, None))(keys, 2 + number), batch, info)
     return batch if sharding is None else jax.lax.with_sharding_constraint(batch, sharding)
 
 

@@ -1,28 +1,28 @@
-"""AdaBN: BatchNorm statistics of a trained network, estimated anew on images of one batch.
+"""AdaBN: BatchNorm statistics of a trained network, estimated again on images of one batch.
 
 Li, Wang, Shi, Liu and Hou 2016, "Revisiting batch normalization for practical domain adaptation"
 (arXiv:1603.04779). No label and no weight is touched: of each BatchNorm layer the running mean and
 variance are replaced by those of the given images, as they come through the adapted layers below.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rxrx1_jax.model.resnet import BATCH_NORM_MOMENTUM
+from rxrx1_jax.training import steps
 
 
 def adapted_statistics(
-    model: nn.Module, params: Any, batch_stats: Any, batches: Iterable[Mapping[str, jax.Array]]
+    spec: steps.StepSpec, params: Any, batch_stats: Any, batches: Iterable[steps.Batch]
 ) -> Any:
     """Running statistics from the images of `batches`, which are of equal size and not padded.
 
     Args:
-      model: called as `model.apply(variables, images, train=True, batch=batch)`.
+      spec: of the network, without an axis over which BatchNorm averages.
       params, batch_stats: of the network; of `batch_stats` the structure alone is used.
       batches: dicts with image [N, H, W, C] and what the network's head reads.
 
@@ -32,12 +32,14 @@ def adapted_statistics(
       above it each batch was normalised by its own statistics, so larger batches are closer.
 
     Raises:
-      ValueError: no batch.
+      ValueError: no batch, or a network without BatchNorm.
     """
+    if not batch_stats:
+        raise ValueError("AdaBN needs a network with BatchNorm; model.name names one without")
     count, total = 0, None
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
     for batch in batches:
-        moments = _moments(model, params, zeros, dict(batch))
+        moments = _moments(spec, params, zeros, dict(batch))
         total = moments if total is None else jax.tree.map(jnp.add, total, moments)
         count += 1
     if total is None:
@@ -46,14 +48,11 @@ def adapted_statistics(
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(model: nn.Module, params: Any, zeros: Any, batch: dict[str, jax.Array]) -> Any:
+def _moments(spec: steps.StepSpec, params: Any, zeros: Any, batch: dict[str, jax.Array]) -> Any:
     """First and second moments of every layer's input, in place of mean and variance."""
-    _, updated = model.apply(
-        {"params": params, "batch_stats": zeros}, batch["image"], train=True, batch=batch,
-        mutable=["batch_stats"],
-    )  # fmt: skip
+    updated = steps.batch_statistics(spec, params, zeros, batch)
     # From running values of zero the update leaves (1 - momentum) times those of the batch.
-    batch = jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), updated["batch_stats"])
+    batch = jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), updated)
     return _map_layers(lambda mean, var: (mean, var + mean**2), batch)
 
 

@@ -1,12 +1,12 @@
 """Heads: what stands between the pooled features of a network and its logits.
 
-Each factory below returns a head, a function (network, features, batch, num_classes) -> logits:
+Each factory below returns a head, a function (network, features, batch, info) -> logits:
 
   network: the module whose @nn.compact method calls the head; layers made in the head are its own.
   features: float [N, d], the embedding.
   batch: cell_type and experiment, int32 [N], in training and in evaluation.
-  num_classes: K.
-  logits: [N, K], float32 (float64 for float64 features).
+  info: an `Info`; the codes of the batch are positions in its vocabulary.
+  logits: [N, K] with K = len(info.vocabulary.classes), float32 (float64 for float64 features).
 
 A head hands further outputs to the loss with `network.sow("intermediates", name, value)`.
 """
@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rxrx1_jax.data.info import Info
+
 HEADS = ("linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")
 
-CELL_TYPES = 4  # codes of batch["cell_type"]: HepG2, HUVEC, RPE, U2OS in RxRx1
-EXPERIMENTS = 51  # codes of batch["experiment"]: all experiments of RxRx1
-
 Batch = Mapping[str, jax.Array]
-Head = Callable[[nn.Module, jax.Array, Batch, int], jax.Array]
+Head = Callable[[nn.Module, jax.Array, Batch, Info], jax.Array]
 
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -34,8 +33,8 @@ classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def linear() -> Head:
     """The classifier of torchvision: W x + b, parameters fc/kernel [d, K] and fc/bias [K]."""
 
-    def head(network: nn.Module, features: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
-        return _classify(wide(features), num_classes)
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        return _classify(wide(features), info)
 
     return head
 
@@ -50,8 +49,8 @@ def cosine(scale: float = 30.0) -> Head:
     if scale <= 0:
         raise ValueError(f"cosine: scale is {scale}; expected more than 0")
 
-    def head(network: nn.Module, features: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
-        cosines = CosineClassifier(num_classes, name="fc")(wide(features))
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        cosines = CosineClassifier(len(info.vocabulary.classes), name="fc")(wide(features))
         network.sow("intermediates", "cosine", cosines)
         return scale * cosines
 
@@ -59,59 +58,68 @@ def cosine(scale: float = 30.0) -> Head:
 
 
 def cell_type_one_hot() -> Head:
-    """A linear classifier of the features and the cell type as one-hot columns: [N, d + 4].
+    """A linear classifier of the features and the cell type, one column for each of the T types.
 
-    That is one bias for each pair of cell type and class.
+    It reads [N, d + T], which gives each pair of cell type and class a bias of its own.
     """
 
-    def head(network: nn.Module, features: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
-        x = wide(features)
-        cell_type = jax.nn.one_hot(batch["cell_type"], CELL_TYPES, dtype=x.dtype)
-        return _classify(jnp.concatenate([x, cell_type], axis=1), num_classes)
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        x, cell_types = wide(features), len(info.vocabulary.cell_types)
+        cell_type = jax.nn.one_hot(batch["cell_type"], cell_types, dtype=x.dtype)
+        return _classify(jnp.concatenate([x, cell_type], axis=1), info)
 
     return head
 
 
 def cell_type_film() -> Head:
-    """A linear classifier of (1 + scale_c) * x + shift_c, with a scale and a shift a cell type c.
+    """A linear classifier of (1 + scale_c) * x + shift_c, with a scale and a shift per cell type c.
 
     FiLM (Perez et al. 2018, arXiv:1709.07871) of the pooled features. Parameters film_scale and
-    film_shift, [4, d]: zero at the start, which is the identity.
+    film_shift have one row per cell type. They start at zero, which is the identity.
     """
 
-    def head(network: nn.Module, features: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
         x = wide(features)
-        shape = (CELL_TYPES, x.shape[1])
+        shape = (len(info.vocabulary.cell_types), x.shape[1])
         scale = network.param("film_scale", nn.initializers.zeros, shape, jnp.float32)
         shift = network.param("film_shift", nn.initializers.zeros, shape, jnp.float32)
         x, scale, shift = nn.dtypes.promote_dtype(x, scale, shift, dtype=x.dtype)
         cell_type = batch["cell_type"]
-        return _classify((1 + scale[cell_type]) * x + shift[cell_type], num_classes)
+        return _classify((1 + scale[cell_type]) * x + shift[cell_type], info)
 
     return head
 
 
-def domain_adversary(hidden: int = 256, reversal: float = 1.0) -> Head:
+def domain_adversary(hidden: int = 256, reversal: float = 1.0, ramp: float = 0.0) -> Head:
     """The linear classifier, and a classifier of the experiment behind a gradient reversal.
 
     Domain-adversarial training (Ganin et al. 2016, arXiv:1505.07818), with `losses.dann`. The
     experiment classifier has one hidden layer (domain_hidden, ReLU, domain_fc). It learns to find
-    the experiment, the features receive its gradient times -reversal (lambda in the paper, which
-    raises it from 0 during training; here it is constant). Its logits, [N, 51], are sown as
-    "domain_logits". Raises ValueError unless hidden >= 1 and reversal >= 0.
+    the experiment; the features receive its gradient times -strength. The strength is `reversal`,
+    or with ramp > 0 reversal * (2 / (1 + exp(-ramp * progress)) - 1), which rises from 0 (the
+    paper's lambda, with ramp 10). Its logits [N, experiments] are sown as "domain_logits".
+    Raises ValueError unless hidden >= 1, reversal >= 0 and ramp >= 0.
     """
-    if hidden < 1 or reversal < 0:
+    if hidden < 1 or reversal < 0 or ramp < 0:
         raise ValueError(
-            f"domain_adversary: hidden is {hidden} and reversal {reversal}; expected at least 1 "
-            "and at least 0"
+            f"domain_adversary: hidden is {hidden}, reversal {reversal} and ramp {ramp}; expected "
+            "at least 1, 0 and 0"
         )
 
-    def head(network: nn.Module, features: jax.Array, batch: Batch, num_classes: int) -> jax.Array:
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
         x = wide(features)
+        strength: jax.Array | float = reversal
+        if ramp:
+            progress = jnp.asarray(info.progress).astype(x.dtype)
+            strength = reversal * (2 / (1 + jnp.exp(-ramp * progress)) - 1)
         dense = nn.Dense(hidden, dtype=x.dtype, name="domain_hidden")
-        y = nn.relu(dense(reverse_gradient(x, reversal)))
-        network.sow("intermediates", "domain_logits", _classify(y, EXPERIMENTS, "domain_fc"))
-        return _classify(x, num_classes)
+        y = nn.relu(dense(reverse_gradient(x, strength)))
+        domains = nn.Dense(
+            len(info.vocabulary.experiments), dtype=x.dtype, kernel_init=classifier_init,
+            name="domain_fc",
+        )  # fmt: skip
+        network.sow("intermediates", "domain_logits", domains(y))
+        return _classify(x, info)
 
     return head
 
@@ -133,7 +141,7 @@ def normalise(x: jax.Array, axis: int) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis, keepdims=True), 1e-12))
 
 
-def reverse_gradient(x: jax.Array, strength: float) -> jax.Array:
+def reverse_gradient(x: jax.Array, strength: jax.Array | float) -> jax.Array:
     """x, whose gradient is multiplied by -strength on the way back (Ganin et al. 2016, eq. 12)."""
     constant = jax.lax.stop_gradient(x)
     return constant - strength * (x - constant)
@@ -144,5 +152,6 @@ def wide(features: jax.Array) -> jax.Array:
     return features.astype(np.promote_types(features.dtype, np.float32))
 
 
-def _classify(x: jax.Array, num_classes: int, name: str = "fc") -> jax.Array:
-    return nn.Dense(num_classes, dtype=x.dtype, kernel_init=classifier_init, name=name)(x)
+def _classify(x: jax.Array, info: Info) -> jax.Array:
+    classes = len(info.vocabulary.classes)
+    return nn.Dense(classes, dtype=x.dtype, kernel_init=classifier_init, name="fc")(x)

@@ -1,19 +1,21 @@
 """Losses: what training minimises.
 
-Each factory below returns a `Loss`: a function (outputs, batch, state) -> (losses [N], state) and
-the state it starts with. The mean of the losses over the rows is minimised.
+Each factory below returns a `Loss`: a function (outputs, batch, state, info) -> (losses [N], state)
+and init(vocabulary) -> state, the state it starts with. The mean of the losses over the rows is
+minimised.
 
   outputs: logits [N, K]; embedding [N, d], the input of the head; cross_entropy [N], with label
     smoothing, and of the mixed target where images were mixed; and whatever the head has sown.
   batch: label, experiment, cell_type int32 [N] and mask bool [N]; other_label int32 [N] and share
     float [N] where an augmentation mixes images. Masked rows have no influence on the other rows.
-  state: arrays, saved in checkpoints. Factories of losses without one leave it empty.
+  state: arrays, saved in checkpoints. A loss without a state leaves `init` out.
+  info: an `Info`; the codes of the batch are positions in its vocabulary.
 
 A domain is an experiment, which has one cell type; a row of mixed images belongs to the experiment
 of its own image. A penalty of the whole batch is added to every row. "The batch" is what the
 function is given: under pmap a device's share, with accumulation a part. The penalties compare
-rows of one experiment with each other, so they need several rows an experiment: use a sampler that
-draws few experiments a batch. A batch with nothing to compare has penalty 0.
+rows of one experiment with each other, so they need several rows per experiment: use a sampler that
+draws few experiments per batch. A batch with nothing to compare has penalty 0.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.model.domains import domains, gram, mean_where, squared_distances
-from rxrx1_jax.model.heads import CELL_TYPES, EXPERIMENTS, normalise, wide
+from rxrx1_jax.model.heads import normalise, wide
 
 LOSSES = (
     *("cross_entropy", "arcface", "coral", "irm", "group_dro", "dann"),
@@ -39,10 +43,10 @@ Arrays = Mapping[str, jax.Array]
 
 
 class Loss(NamedTuple):
-    """A loss of rows, and the state that it starts with (arrays, or nothing)."""
+    """A loss of rows, and how its state starts (arrays, or nothing)."""
 
-    function: Callable[[Arrays, Arrays, Any], tuple[jax.Array, Any]]
-    state: Any = ()
+    function: Callable[[Arrays, Arrays, Any, Info], tuple[jax.Array, Any]]
+    init: Callable[[Vocabulary], Any] = lambda vocabulary: ()
 
 
 def cross_entropy_rows(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
@@ -72,7 +76,7 @@ def of_target(rows: Callable[[jax.Array], jax.Array], batch: Arrays) -> jax.Arra
 
 def cross_entropy() -> Loss:
     """The cross-entropy of the logits, with label smoothing and mixing as configured."""
-    return Loss(lambda outputs, batch, state: (outputs["cross_entropy"], state))
+    return Loss(lambda outputs, batch, state, info: (outputs["cross_entropy"], state))
 
 
 def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
@@ -89,7 +93,9 @@ def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
             f"arcface: margin is {margin} and scale {scale}; expected 0 to pi and more than 0"
         )
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         if "cosine" not in outputs:
             raise ValueError("loss arcface needs cosines: set model.head to 'cosine'")
         cosines = outputs["cosine"]
@@ -120,7 +126,9 @@ def coral(weight: float = 1.0) -> Loss:
     """
     _check("coral: weight", weight)
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         x, valid = wide(outputs["embedding"]), batch["mask"].astype(bool)[:, None]
         rows, features = x.shape
         domain, count = domains(batch, x.dtype)
@@ -156,7 +164,9 @@ def irm(weight: float = 1.0) -> Loss:
     """
     _check("irm: weight", weight)
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         z = outputs["logits"]
 
         def label_logit(labels: jax.Array) -> jax.Array:
@@ -179,15 +189,18 @@ def group_dro(step_size: float = 0.01) -> Loss:
     sum_g q_g * mean loss of g over them, times (experiments seen so far) / (experiments in the
     batch), so that its expectation does not depend on how many experiments share a batch.
 
-    State: q float32 [51], which sums to 1; 0 is an experiment not seen yet, and a new one enters
-    with the mean of the others. Raises ValueError if step_size < 0.
+    State: q float32 [experiments], which sums to 1; 0 is an experiment not seen yet, and a new one
+    enters with the mean of the others. Raises ValueError if step_size < 0.
     """
     _check("group_dro: step_size", step_size)
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         valid, experiment = batch["mask"].astype(bool), batch["experiment"]
         losses = jnp.where(valid, outputs["cross_entropy"], 0)
-        total = partial(jax.ops.segment_sum, segment_ids=experiment, num_segments=EXPERIMENTS)
+        experiments = len(info.vocabulary.experiments)
+        total = partial(jax.ops.segment_sum, segment_ids=experiment, num_segments=experiments)
         count = total(valid.astype(losses.dtype))
         mean = jax.lax.stop_gradient(total(losses)) / jnp.maximum(count, 1)
 
@@ -204,7 +217,7 @@ def group_dro(step_size: float = 0.01) -> Loss:
         by_group = q * share.astype(q.dtype) * jnp.sum(count) / jnp.maximum(count, 1)
         return by_group[experiment] * losses, q.astype(jnp.float32)
 
-    return Loss(function, np.zeros(EXPERIMENTS, np.float32))
+    return Loss(function, lambda names: np.zeros(len(names.experiments), np.float32))
 
 
 def dann(weight: float = 1.0) -> Loss:
@@ -214,24 +227,29 @@ def dann(weight: float = 1.0) -> Loss:
     reversed gradient. To tell cell types is biology, so a row's experiment is sought among the
     experiments of its cell type only: those seen up to and with this batch.
 
-    State: float32 [4, 51], more than 0 where an experiment was seen in a cell type. Raises
-    ValueError if weight < 0, or when the head has no domain_logits.
+    State: float32 [cell types, experiments], above 0 where an experiment was seen in a cell type.
+    Raises ValueError if weight < 0, or when the head has no domain_logits.
     """
     _check("dann: weight", weight)
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         if "domain_logits" not in outputs:
             raise ValueError("loss dann needs domain_logits: set model.head to 'domain_adversary'")
         logits, valid = outputs["domain_logits"], batch["mask"].astype(bool)
         experiment, cell_type = batch["experiment"], batch["cell_type"]
         seen = jnp.asarray(state).at[cell_type, experiment].max(valid.astype(jnp.float32))
         # A masked row of an experiment not seen yet would have no candidate at all.
-        own = experiment[:, None] == jnp.arange(EXPERIMENTS, dtype=experiment.dtype)[None, :]
+        own = experiment[:, None] == jnp.arange(logits.shape[1], dtype=experiment.dtype)[None, :]
         candidates = jnp.where((seen[cell_type] > 0) | own, logits, -jnp.inf)
         penalty = cross_entropy_rows(candidates, experiment, 0.0)
         return outputs["cross_entropy"] + weight * penalty, seen
 
-    return Loss(function, np.zeros((CELL_TYPES, EXPERIMENTS), np.float32))
+    def init(vocabulary: Vocabulary) -> np.ndarray:
+        return np.zeros((len(vocabulary.cell_types), len(vocabulary.experiments)), np.float32)
+
+    return Loss(function, init)
 
 
 def cross_experiment_contrastive(weight: float = 1.0, temperature: float = 0.1) -> Loss:
@@ -249,7 +267,9 @@ def cross_experiment_contrastive(weight: float = 1.0, temperature: float = 0.1) 
             "expected 0 or more and more than 0"
         )
 
-    def function(outputs: Arrays, batch: Arrays, state: Any) -> tuple[jax.Array, Any]:
+    def function(
+        outputs: Arrays, batch: Arrays, state: Any, info: Info
+    ) -> tuple[jax.Array, Any]:
         if "share" in batch:
             raise ValueError(
                 "loss cross_experiment_contrastive needs one siRNA a row: take the augmentations "

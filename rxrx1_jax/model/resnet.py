@@ -21,21 +21,24 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rxrx1_jax.model import cpu_ops, heads
+from rxrx1_jax.data.info import Info
+from rxrx1_jax.model import heads
 
 Batch = Mapping[str, jax.Array]
 LINEAR = heads.linear()
 
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm2d
 BATCH_NORM_MOMENTUM = 0.9  # weight of the old running value; PyTorch writes 0.1 for the new one
+SMALL_MAP = 4  # pixels; up to this size one product over neighbourhoods beats a convolution
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def on_cpu() -> bool:
-    """Whether networks are traced for XLA's CPU back-end: the one switch between `cpu_ops` and the
-    plain operations, which GPUs and TPUs get."""
+    """Whether programs are traced for XLA's CPU back-end, which gets other forms of some of them:
+    the one switch."""
     return jax.default_backend() == "cpu"
 
 
@@ -43,22 +46,74 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """2-D convolution with odd kernel k and k // 2 zeros on every side.
 
     x: [N, H, W, C] and kernel: [k, k, C, D] of the same dtype -> [N, H', W', D] with
-    H' = ceil(H / stride), W' = ceil(W / stride).
+    H' = ceil(H / stride), W' = ceil(W / stride). On a CPU those of one pixel and those of small
+    maps are matrix products: XLA's convolutions, and above all their gradients, are slow there.
     """
-    if on_cpu():
-        return cpu_ops.convolve(x, kernel, stride)
-    pad = kernel.shape[0] // 2
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    if on_cpu() and size == 1:
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    if on_cpu() and min(x.shape[1:3]) <= SMALL_MAP * stride:
+        height, width = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        x = jnp.concatenate([x[:, :, j : j + width : stride] for j in range(size)], -1)
+        x = jnp.concatenate([x[:, i : i + height : stride] for i in range(size)], -1)
+        return x @ kernel.reshape(-1, kernel.shape[-1])
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 maximum, stride 2, padding 1: [N, H, W, C] -> [N, ceil(H/2), ceil(W/2), C]."""
-    if on_cpu():
-        return cpu_ops.max_pool(x)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    """3x3 maximum, stride 2, padding 1: [N, H, W, C] -> [N, ceil(H/2), ceil(W/2), C].
+
+    The gradient goes through the place of each maximum, kept as one byte per window: on a GPU it is
+    the same in every run, where that of XLA's pooling adds in the order of arrival.
+    """
+    return _max_pool_forward(x)[0]
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, Any]:
+    _, height, width, _ = x.shape
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    padded = jax.lax.pad(x, lowest, ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
+    y = padded[:, :height:2, :width:2]
+    place = jnp.zeros(y.shape, jnp.int8)
+    for tap in range(1, 9):
+        i, j = divmod(tap, 3)
+        value = padded[:, i : i + height : 2, j : j + width : 2]
+        # The first of equal values keeps the gradient, as in XLA's and PyTorch's pooling.
+        place = jnp.where(value > y, jnp.int8(tap), place)
+        y = jnp.maximum(y, value)
+    return y, (place, np.empty((0, height, width)))
+
+
+def _max_pool_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array]:
+    place, like = saved
+    _, height, width = like.shape
+    # Pixel 2a + p of a row lies in window a (as tap 1 if p is 0, as tap 2 if p is 1) and, if p is
+    # 1, in window a + 1 as tap 0.
+    windows = {0: [(0, 1)], 1: [(0, 2), (1, 0)]}
+    more = ((0, 0), (0, 1), (0, 1), (0, 0))
+    place, dy = jnp.pad(place, more, constant_values=-1), jnp.pad(dy, more)
+    rows, columns = place.shape[1] - 1, place.shape[2] - 1
+
+    def phase(p: int, q: int) -> jax.Array:
+        parts = []
+        for a, i in windows[p]:
+            for b, j in windows[q]:
+                hit = place[:, a : a + rows, b : b + columns] == 3 * i + j
+                part = dy[:, a : a + rows, b : b + columns]
+                parts.append(jnp.where(hit, part, jnp.zeros_like(part)))
+        return sum(parts[1:], parts[0])
+
+    dx = jnp.stack([jnp.stack([phase(p, q) for q in (0, 1)], 3) for p in (0, 1)], 2)
+    dx = dx.reshape(dx.shape[0], 2 * rows, 2 * columns, dx.shape[-1])
+    return (dx[:, :height, :width],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Conv(nn.Module):
@@ -77,34 +132,6 @@ class Conv(nn.Module):
         return convolve(x, kernel, self.stride)
 
 
-class BatchNorm(nn.BatchNorm):
-    """Flax's BatchNorm, then the shortcut is added and the ReLU taken where asked: [N, H, W, C]."""
-
-    @nn.compact
-    def __call__(  # type: ignore[override]  # Flax's own further arguments are not needed here
-        self, x: jax.Array, shortcut: jax.Array | None = None, relu: bool = True
-    ) -> jax.Array:
-        if self.use_running_average or not on_cpu():
-            y = super().__call__(x)
-            y = y if shortcut is None else y + shortcut
-            return nn.relu(y) if relu else y
-        shape = (x.shape[-1],)
-        # The names and the initial values are those of Flax.
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
-        y, mean, var = cpu_ops.batch_norm(
-            x, scale, bias, shortcut, relu, self.epsilon,
-            None if self.is_initializing() else self.axis_name,
-        )  # fmt: skip
-        if not self.is_initializing():
-            for running, value in ((running_mean, mean), (running_var, var)):
-                old = self.momentum * running.value
-                running.value = old + (1 - self.momentum) * jax.lax.stop_gradient(value)
-        return y
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18, ResNet-34 and the demo network)."""
 
@@ -117,12 +144,13 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.features, 3, self.stride, name="conv1")(x)
-        y = self.norm(name="bn1")(y)
+        y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, 3, name="conv2")(y)
+        y = self.norm(name="bn2", scale_init=nn.initializers.zeros)(y)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = self.conv(self.features, 1, self.stride, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x, relu=False)
-        return self.norm(name="bn2", scale_init=nn.initializers.zeros)(y, shortcut=x)
+            x = self.norm(name="downsample_bn")(x)
+        return nn.relu(y + x)
 
 
 class BottleneckBlock(nn.Module):
@@ -137,66 +165,66 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         out = self.features * self.expansion
-        y = self.norm(name="bn1")(self.conv(self.features, 1, name="conv1")(x))
+        y = nn.relu(self.norm(name="bn1")(self.conv(self.features, 1, name="conv1")(x)))
         y = self.conv(self.features, 3, self.stride, name="conv2")(y)
-        y = self.norm(name="bn2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(out, 1, name="conv3")(y)
+        y = self.norm(name="bn3", scale_init=nn.initializers.zeros)(y)
         if self.stride != 1 or x.shape[-1] != out:
             x = self.conv(out, 1, self.stride, name="downsample_conv")(x)
-            x = self.norm(name="downsample_bn")(x, relu=False)
-        return self.norm(name="bn3", scale_init=nn.initializers.zeros)(y, shortcut=x)
+            x = self.norm(name="downsample_bn")(x)
+        return nn.relu(y + x)
 
 
 class ResNet(nn.Module):
-    """A residual network: images [N, H, W, 6] -> logits float32 [N, num_classes].
+    """A residual network: images [N, H, W, 6] -> logits float32 [N, K], K classes of `info`.
 
     Parameters and BatchNorm statistics are float32; `dtype` is the type of the computation between
-    (bfloat16 for accelerators). With `train=True` BatchNorm uses the batch and updates its running
-    values: pass `mutable=["batch_stats"]`. "The batch" is the global one under `jit`; under `pmap`
-    it is the device's own unless `bn_axis_name` names the mapped axis. `head` makes the logits from
-    the pooled features; some read codes int32 [N] of `batch`: cell_type, experiment.
+    (bfloat16 for accelerators). Where `info.train` is true BatchNorm uses the batch and updates its
+    running values: pass `mutable=["batch_stats"]`. "The batch" is the global one under `jit`; under
+    `pmap` it is the device's own unless `bn_axis_name` names the mapped axis. `head` makes the
+    logits from the pooled features; some heads read codes int32 [N] of `batch`: cell_type,
+    experiment.
     """
 
     stage_sizes: tuple[int, ...]  # residual blocks in each stage
     block: type[BasicBlock] | type[BottleneckBlock]
-    num_classes: int
     width: int = 64  # features of the stem and the first stage; they double from stage to stage
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
     head: heads.Head = LINEAR
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, batch: Batch | None = None) -> jax.Array:
-        conv, norm = _layers(self.dtype, self.bn_axis_name, train)
+    def __call__(self, images: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        conv, norm = _layers(self.dtype, self.bn_axis_name, info.train)
         x = conv(self.width, 7, 2, name="conv1")(images)
-        x = max_pool(norm(name="bn1")(x))
+        x = max_pool(nn.relu(norm(name="bn1")(x)))
         for stage, blocks in enumerate(self.stage_sizes, 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 features = self.width * 2 ** (stage - 1)
                 name = f"layer{stage}_{i}"
                 x = self.block(features, stride, conv, norm, name=name)(x)
-        return _classify(self, jnp.mean(x, (1, 2)), batch)
+        return _classify(self, jnp.mean(x, (1, 2)), batch, info)
 
 
 class DemoResNet(nn.Module):
-    """About 100,000 parameters for 64-pixel sites: images [N, H, W, 6] -> logits [N, num_classes].
+    """About 100,000 parameters for 64-pixel sites: images [N, H, W, 6] -> logits [N, K].
 
     A 3x3 stem with stride 2, three basic blocks (32 /2, 32, 64 /2 at the default width), and both
     the mean and the standard deviation of each feature over the site: in a field of many cells, how
     much a feature varies says as much as its mean. The rest is as in `ResNet`.
     """
 
-    num_classes: int
     width: int = 64  # features of the last block
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
     head: heads.Head = LINEAR
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, batch: Batch | None = None) -> jax.Array:
-        conv, norm = _layers(self.dtype, self.bn_axis_name, train)
-        x = norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images))
+    def __call__(self, images: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        conv, norm = _layers(self.dtype, self.bn_axis_name, info.train)
+        x = nn.relu(norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images)))
         for i, (features, stride) in enumerate(
             [(self.width // 2, 2), (self.width // 2, 1), (self.width, 2)], 1
         ):
@@ -205,54 +233,20 @@ class DemoResNet(nn.Module):
         # The small constant keeps the gradient of the root finite where a feature is constant.
         deviation = jnp.sqrt(jnp.var(x, (1, 2)) + 1e-6)
         pooled = jnp.concatenate([jnp.mean(x, (1, 2)), deviation], -1)
-        return _classify(self, pooled, batch)
+        return _classify(self, pooled, batch, info)
 
 
 def _layers(dtype: Any, bn_axis_name: str | None, train: bool) -> tuple[Callable, Callable]:
     norm = partial(
-        BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM,
+        nn.BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM,
         epsilon=BATCH_NORM_EPSILON, dtype=dtype, axis_name=bn_axis_name,
     )  # fmt: skip
     return partial(Conv, dtype=dtype), norm
 
 
 def _classify(
-    network: ResNet | DemoResNet, features: jax.Array, batch: Batch | None
+    network: ResNet | DemoResNet, features: jax.Array, batch: Batch, info: Info
 ) -> jax.Array:
     # The embedding, which `mutable=["intermediates"]` gets.
     network.sow("intermediates", "embedding", features)
-    return network.head(network, features, batch or {}, network.num_classes)
-
-
-RESNETS: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[BottleneckBlock]]] = {
-    "resnet18": ((2, 2, 2, 2), BasicBlock),
-    "resnet34": ((3, 4, 6, 3), BasicBlock),
-    "resnet50": ((3, 4, 6, 3), BottleneckBlock),
-    "resnet101": ((3, 4, 23, 3), BottleneckBlock),
-}
-MODELS = (*RESNETS, "resnet_demo")
-
-
-def create_model(
-    name: str,
-    num_classes: int,
-    *,
-    width: int = 64,
-    dtype: Any = jnp.float32,
-    bn_axis_name: str | None = None,
-    head: heads.Head = LINEAR,
-) -> ResNet | DemoResNet:
-    """A network by name (`MODELS`); raises ValueError for an unknown name.
-
-    dtype: float32 or bfloat16 (or their names); logits and parameters are float32 in both.
-    """
-    options = dict(
-        num_classes=num_classes, width=width, dtype=jnp.dtype(dtype), bn_axis_name=bn_axis_name,
-        head=head,
-    )  # fmt: skip
-    if name == "resnet_demo":
-        return DemoResNet(**options)
-    if name not in RESNETS:
-        raise ValueError(f"model.name is {name!r}; choose one of {', '.join(MODELS)}")
-    stage_sizes, block = RESNETS[name]
-    return ResNet(stage_sizes, block, **options)
+    return network.head(network, features, batch, info)

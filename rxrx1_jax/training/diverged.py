@@ -9,12 +9,12 @@ from jax.experimental import multihost_utils
 
 from rxrx1_jax.data.records import Records
 from rxrx1_jax.training import run_dir
-from rxrx1_jax.training.progress import STEPS_AHEAD, Diverged, Log, Metrics
+from rxrx1_jax.training.progress import STEPS_AHEAD, Diverged, Log
 
 SHOWN = 4  # site ids in the message; the file has all
 
 
-def log_step(log: Log, step: int, metrics: Metrics, asked: float, got: float) -> None:
+def log_step(log: Log, step: int, metrics: jax.Array, asked: float, got: float) -> None:
     """`log.train`. Of several processes all raise Diverged at the same step.
 
     Each finds it one to three steps after the one at fault. A step that only some of them had begun

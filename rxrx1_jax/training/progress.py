@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-Metrics = dict[str, Any]
+from rxrx1_jax.training.steps import METRICS
 
 # Steps dispatched and not yet complete, beyond which the loop is held back: enough for the device
 # never to wait for the loop, few enough for only as many batches to lie in its memory.
@@ -26,7 +26,7 @@ STEPS_AHEAD = 2
 class Log:
     """Follows the training steps from a thread of its own and writes their mean once an interval.
 
-    The loop hands over device scalars and goes on; the thread waits for them. It so sees when each
+    The loop hands over the metrics and goes on; the thread waits for them. It so sees when each
     step is complete, which is what the times are made of:
 
     - step time: seconds from the completion of the step before to that of the step. The first step
@@ -58,7 +58,7 @@ class Log:
         self._board: Any = None
         self._again = _drop_after(self._path, step) if self._main else []
         self._ahead = threading.Semaphore(STEPS_AHEAD)
-        self._queue: queue.Queue[tuple[int, Metrics, float, float] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[int, jax.Array, float, float] | None] = queue.Queue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
         self._thread.start()
@@ -76,8 +76,8 @@ class Log:
         if self._board is not None:
             self._board.close()
 
-    def train(self, step: int, metrics: Metrics, asked: float, got: float) -> None:
-        """Metrics (device scalars) of step `step`, counted from 1, which was just dispatched.
+    def train(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
+        """Metrics f32 [4], on the device, of step `step`, counted from 1 and just dispatched.
 
         asked, got: time.monotonic() before and after the loop drew its batch.
         """
@@ -125,8 +125,8 @@ class Log:
             finally:
                 self._queue.task_done()
 
-    def _add(self, step: int, metrics: Metrics, asked: float, got: float) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def _add(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
+        values = dict(zip(METRICS, np.asarray(metrics).tolist(), strict=True))
         now = time.monotonic()
         self._ahead.release()
         _check_finite(step, values)
@@ -209,7 +209,7 @@ class Log:
 class Diverged(FloatingPointError):
     """A step whose loss or gradient is not finite; `batch` says what it was computed of."""
 
-    def __init__(self, step: int, values: Metrics, batch: str = ""):
+    def __init__(self, step: int, values: dict[str, float], batch: str = ""):
         super().__init__(
             f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}, "
             f"{batch}the last checkpoint is from before it. In a new --workdir lower "
@@ -218,7 +218,7 @@ class Diverged(FloatingPointError):
         self.step, self.values = step, values
 
 
-def _check_finite(step: int, values: Metrics) -> None:
+def _check_finite(step: int, values: dict[str, float]) -> None:
     if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
         raise Diverged(step, values)
 

@@ -1,9 +1,10 @@
 """What a run works on, made from its settings and the dataset: network, steps, state, batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,10 @@ from ml_collections import ConfigDict
 from rxrx1_jax.config import check, load, load_all
 from rxrx1_jax.data import input_pipeline, records
 from rxrx1_jax.data import splits as splits_lib
-from rxrx1_jax.model import resnet
-from rxrx1_jax.training import parallel, progress, run_dir, steps
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
+from rxrx1_jax.model.networks import NetworkSpec
+from rxrx1_jax.training import optimizers, parallel, progress, run_dir, steps
 
 
 class Task(NamedTuple):
@@ -21,6 +24,7 @@ class Task(NamedTuple):
 
     records: records.Records
     split: splits_lib.Split
+    spec: steps.StepSpec
     steps: parallel.ParallelSteps
     state: steps.TrainState  # initial; on the devices
     total_steps: int
@@ -49,74 +53,71 @@ def prepare(config: ConfigDict) -> Task:
     total_steps = max(1, round(steps_per_epoch * config.optim.epochs))
 
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
-    model = create_model(config, len(split.classes), axis)
-    loss = load("optim.loss", config.optim.loss)
     sampler = load("data.sampler", config.data.sampler)
     try:
         sampler(dataset.sites[split.train], config.optim.batch_size, config.train.seed)
     except ValueError as error:
         raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {error}") from error
     try:
-        tx, schedule = steps.create_optimizer(config.optim, total_steps)
+        tx, schedule = optimizers.create_optimizer(config.optim, total_steps)
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
-    train_step = partial(
-        steps.train_step, model=model, tx=tx, schedule=schedule, loss=loss,
+    spec = steps.StepSpec(
+        model=create_model(config, axis), tx=tx, schedule=schedule,
+        vocabulary=Vocabulary.of(dataset.sites, split.classes), total_steps=total_steps,
+        loss=load("optim.loss", config.optim.loss),
         label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
-        accumulation=config.optim.accumulation,
+        accumulation=config.optim.accumulation, seed=config.train.seed,
     )  # fmt: skip
     on_devices = parallel.parallelise(
-        config.train.parallelism, train_step, partial(steps.eval_step, model=model),
-        partial(steps.embed_step, model=model),
+        config.train.parallelism, partial(steps.train_step, spec), partial(steps.eval_step, spec),
+        partial(steps.embed_step, spec),
     )  # fmt: skip
     side = config.data.crop or size
     shape = (side, side, dataset.image_shape[0])
     key = jax.random.key(config.train.seed)
-    state = steps.create_state(model, tx, key, shape, config.optim.ema_decay > 0, loss)
-    _try_plug_ins(config, train_step, state, shape)
-    state = jax.device_put(state, on_devices.state_sharding)
-    return Task(dataset, split, on_devices, state, total_steps, steps_per_epoch)
+    _try_plug_ins(config, spec, shape)
+    state = jax.device_put(steps.create_state(spec, key, shape), on_devices.state_sharding)
+    return Task(dataset, split, spec, on_devices, state, total_steps, steps_per_epoch)
 
 
-def _try_plug_ins(
-    config: ConfigDict, train_step: Callable[..., Any], state: steps.TrainState, shape: tuple
-) -> None:
-    """Raises RunError if augmentation, head and loss do not fit each other; computes nothing."""
+def _try_plug_ins(config: ConfigDict, spec: steps.StepSpec, shape: tuple) -> None:
+    """Raises RunError if network, optimizer, augmentation, head and loss do not fit each other;
+    computes nothing."""
     chosen = {
         "data.augmentation": (config.data.augmentation, ""),
         "model.head": (config.model.head, "linear"),
         "optim.loss": (config.optim.loss, "cross_entropy"),
     }
     other = {field: value for field, (value, default) in chosen.items() if value != default}
+    free = {"model.name": config.model.name, "optim.name": config.optim.name,
+            "optim.schedule": config.optim.schedule}  # fmt: skip
+    other |= {field: value for field, value in free.items() if "." in value.partition("(")[0]}
     if not other or config.train.parallelism == "pmap":  # of pmap the mapped axis would be missing
         return
     rows = config.optim.batch_size
 
-    def trial(state: steps.TrainState, keys: jax.Array, batch: dict[str, jax.Array]) -> Any:
+    def trial(keys: jax.Array, batch: dict[str, jax.Array]) -> Any:
         for augment in load_all("data.augmentation", config.data.augmentation):
-            batch = augment(keys, batch)
-        return train_step(state, batch)
+            batch = augment(keys, batch, Info(spec.vocabulary, True, jnp.zeros(())))
+        return steps.train_step(spec, steps.initial_state(spec, jax.random.key(0), shape), batch)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     batch = {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in input_pipeline.ON_DEVICE}
     batch["mask"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
     batch["image"] = jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(config.model.dtype))
     try:
-        jax.eval_shape(trial, state, keys, batch)
+        jax.eval_shape(trial, keys, batch)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         named = ", ".join(f"{field}={value!r}" for field, value in other.items())
         raise run_dir.RunError(f"{named}: {str(error).splitlines()[0]}") from error
 
 
-def create_model(
-    config: ConfigDict, num_classes: int, bn_axis_name: str | None = None
-) -> resnet.ResNet | resnet.DemoResNet:
+def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Module:
     """The network of the settings."""
-    return resnet.create_model(
-        config.model.name, num_classes, width=config.model.width,
-        dtype=jnp.dtype(config.model.dtype), bn_axis_name=bn_axis_name,
-        head=load("model.head", config.model.head),
-    )  # fmt: skip
+    head = load("model.head", config.model.head)
+    spec = NetworkSpec(head, config.model.width, jnp.dtype(config.model.dtype), bn_axis_name)
+    return load("model.name", config.model.name)(spec)
 
 
 def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
@@ -126,8 +127,9 @@ def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[s
         augment=config.data.augment, crop=config.data.crop,
         augmentations=load_all("data.augmentation", config.data.augmentation),
         sampler=load("data.sampler", config.data.sampler),
-        shuffled_labels=config.data.shuffled_labels, dtype=jnp.dtype(config.model.dtype),
-        sharding=task.steps.batch_sharding, threads=config.data.threads,
+        vocabulary=task.spec.vocabulary, shuffled_labels=config.data.shuffled_labels,
+        dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
+        threads=config.data.threads,
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Augmentations against NumPy and SciPy, with the numbers that each key draws."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from scipy import ndimage, stats
 
 from rxrx1_jax.data import augmentations
 from rxrx1_jax.data.augmentations import cutmix, gain_offset_jitter, mixup, scale_crop
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
 
 N, HEIGHT, WIDTH, CHANNELS = 32, 24, 20, 6
 METHODS = {  # so that each draw matters
@@ -17,6 +21,7 @@ METHODS = {  # so that each draw matters
     "gain_offset_jitter": gain_offset_jitter(gain=0.3, offset=0.2),
     "scale_crop": scale_crop(low=0.4, high=2.5),
 }
+INFO = Info(Vocabulary((), (), np.arange(3)), train=True)
 MIXING = ("cutmix", "mixup")
 
 
@@ -35,7 +40,9 @@ def batch_of(image):
 
 
 def everything(keys, *batches):
-    return [{name: method(keys, batch) for name, method in METHODS.items()} for batch in batches]
+    return [
+        {name: method(keys, batch, INFO) for name, method in METHODS.items()} for batch in batches
+    ]
 
 
 all_methods = jax.jit(everything)
@@ -105,7 +112,7 @@ def test_cutmix_boxes(results):
 def test_cutmix_is_distributed_as_the_authors_is():
     """rand_bbox of github.com/clovaai/CutMix-PyTorch, with NumPy's generator."""
     n, side = 4096, 64
-    augment = jax.jit(cutmix())
+    augment = jax.jit(partial(cutmix(), info=INFO))
     rows = jnp.arange(n, dtype=jnp.float32)[:, None, None, None]
     result = augment(row_keys(n), batch_of(jnp.broadcast_to(rows, (n, side, side, 1))))
     rng = np.random.default_rng(0)
@@ -137,7 +144,7 @@ def test_mixup(results):
 
 
 def test_shares_of_mixup_are_beta():
-    augment = jax.jit(mixup(alpha=0.2))
+    augment = jax.jit(partial(mixup(alpha=0.2), info=INFO))
     share = augment(row_keys(4096), batch_of(jnp.zeros((4096, 1, 1, 1))))["share"]
     assert np.isfinite(share).all() and stats.kstest(share, stats.beta(0.2, 0.2).cdf).pvalue > 0.01
 
@@ -154,7 +161,7 @@ def test_gain_and_offset(results):
 def test_distribution_of_gain_and_offset():
     """From images of zeros and ones alone: the offset, and gain + offset."""
     n = 2048
-    augment = jax.jit(gain_offset_jitter(gain=0.3, offset=0.2))
+    augment = jax.jit(partial(gain_offset_jitter(gain=0.3, offset=0.2), info=INFO))
     zero, one = (
         np.asarray(augment(row_keys(n), batch_of(jnp.full((n, 1, 1, CHANNELS), value)))["image"])
         for value in (0.0, 1.0)
@@ -192,7 +199,7 @@ def test_scale_crop_against_scipy(results):
 
 
 def test_scale_crop_of_one_is_the_identity():
-    augment = jax.jit(scale_crop(low=1, high=1))
+    augment = jax.jit(partial(scale_crop(low=1, high=1), info=INFO))
     np.testing.assert_array_equal(augment(row_keys(N), batch_of(images()))["image"], images())
 
 
@@ -201,7 +208,7 @@ def test_distribution_of_zoom():
     n, side = 1024, 33
     ramp = jnp.broadcast_to(jnp.arange(side, dtype=jnp.float32)[None, None, :, None],
                             (n, side, side, 1))  # fmt: skip
-    augment = jax.jit(scale_crop(low=1.1, high=3))
+    augment = jax.jit(partial(scale_crop(low=1.1, high=3), info=INFO))
     result = np.asarray(augment(row_keys(n), batch_of(ramp))["image"], np.float64)[:, 0, :, 0]
     slope = (result[:, 20] - result[:, 12]) / 8
     place = (result[:, 16] - 16 * slope) / (1 - slope)
@@ -236,10 +243,10 @@ def test_a_row_depends_on_its_key_and_the_next_row_alone(results):
 
 def test_two_that_mix_are_refused():
     for first in MIXING:
-        batch = jax.eval_shape(METHODS[first], row_keys(N), batch_of(images()))
+        batch = jax.eval_shape(partial(METHODS[first], info=INFO), row_keys(N), batch_of(images()))
         for second in MIXING:
             with pytest.raises(ValueError, match="two augmentations that mix rows"):
-                jax.eval_shape(METHODS[second], row_keys(N), batch)
+                jax.eval_shape(partial(METHODS[second], info=INFO), row_keys(N), batch)
 
 
 @pytest.mark.parametrize(

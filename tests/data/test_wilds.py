@@ -20,7 +20,7 @@ from configs import wilds
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.report import __main__ as report
-from rxrx1_jax.training import run_dir, steps, train
+from rxrx1_jax.training import optimizers, run_dir, train
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
@@ -151,7 +151,7 @@ def test_the_shipped_config_has_the_settings_of_wilds():
     config = wilds.get_config()
     config_lib.check(config, 8)
     total = round(40_612 / config.optim.batch_size * config.optim.epochs)
-    _, schedule = steps.create_optimizer(config.optim, total)
+    _, schedule = optimizers.create_optimizer(config.optim, total)
     rates = [float(schedule(step)) for step in (5_413, 5_414, 5_415, 6_000)]
     assert rates[0] < rates[1] == pytest.approx(1e-3) and rates[3] < rates[1]
     assert (config.optim.batch_size, config.optim.epochs) == (72, 90)

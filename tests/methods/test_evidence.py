@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_info import make_info
 
 from rxrx1_jax import correct
 from rxrx1_jax.methods import adabn
 from rxrx1_jax.methods import evidence as corrections
 from rxrx1_jax.methods.evidence import METHODS, Evidence, Method, evidence_for
-from rxrx1_jax.model.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, BatchNorm, create_model
+from rxrx1_jax.model.networks import create_model
+from rxrx1_jax.model.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
 from rxrx1_jax.training import steps
 
 EXPERIMENTS = {"HUVEC-01": "train", "HUVEC-02": "train", "HUVEC-03": "test", "RPE-01": "test",
@@ -134,26 +136,30 @@ class TwoLayers(nn.Module):
     """BatchNorm on the input, and again behind a product."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, batch=None) -> jax.Array:
-        norm = dict(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)
-        x = BatchNorm(**norm, epsilon=BATCH_NORM_EPSILON, name="bn1")(x, relu=False)
+    def __call__(self, x, batch, info):
+        norm = dict(
+            use_running_average=not info.train, momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
+        )  # fmt: skip
+        x = nn.BatchNorm(**norm, name="bn1")(x)
         x = nn.Dense(4, name="fc")(x)
-        return BatchNorm(**norm, epsilon=BATCH_NORM_EPSILON, name="bn2")(x, relu=False)
+        return nn.BatchNorm(**norm, name="bn2")(x)
 
 
 @pytest.fixture(scope="module")
 def network():
-    model = TwoLayers()
+    info = make_info(4)
+    spec = steps.StepSpec(TwoLayers(), None, None, info.vocabulary, 1)
     images = np.random.default_rng(0).normal(3, 2, size=(3, 8, 5, 5, 2)).astype(np.float32)
     images *= np.array([1.0, 2.0, 0.5], np.float32)[:, None, None, None, None]  # batches differ
-    variables = model.init(jax.random.key(0), jnp.asarray(images[0]), train=False)
+    variables = spec.model.init(jax.random.key(0), jnp.asarray(images[0]), {}, info)
     batches = [{"image": jnp.asarray(batch)} for batch in images]
-    return model, variables, images, batches
+    return spec, variables, images, batches
 
 
 def test_first_layer_has_the_moments_of_all_images(network):
-    model, variables, images, batches = network
-    found = adabn.adapted_statistics(model, variables["params"], variables["batch_stats"], batches)
+    spec, variables, images, batches = network
+    found = adabn.adapted_statistics(spec, variables["params"], variables["batch_stats"], batches)
     pixels = images.reshape(-1, 2).astype(np.float64)
     np.testing.assert_allclose(found["bn1"]["mean"], pixels.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found["bn1"]["var"], pixels.var(0), rtol=1e-5)
@@ -173,32 +179,37 @@ def test_first_layer_has_the_moments_of_all_images(network):
 
 
 def test_adapted_to_one_batch_the_network_treats_it_as_in_training(network):
-    model, variables, _, batches = network
+    spec, variables, _, batches = network
     statistics = adabn.adapted_statistics(
-        model, variables["params"], variables["batch_stats"], batches[:1]
+        spec, variables["params"], variables["batch_stats"], batches[:1]
     )
     adapted = {"params": variables["params"], "batch_stats": statistics}
-    evaluated = model.apply(adapted, batches[0]["image"], train=False)
-    trained, _ = model.apply(variables, batches[0]["image"], train=True, mutable=["batch_stats"])
+    evaluated = spec.model.apply(adapted, batches[0]["image"], {}, make_info(4))
+    trained, _ = spec.model.apply(
+        variables, batches[0]["image"], {}, make_info(4, train=True), mutable=["batch_stats"]
+    )
     np.testing.assert_allclose(evaluated, trained, atol=1e-5)
     with pytest.raises(ValueError, match="no images"):
-        adabn.adapted_statistics(model, variables["params"], variables["batch_stats"], [])
+        adabn.adapted_statistics(spec, variables["params"], variables["batch_stats"], [])
+    with pytest.raises(ValueError, match="BatchNorm.*model.name"):
+        adabn.adapted_statistics(spec, variables["params"], {}, batches)
 
 
 def test_embedding_is_what_the_last_layer_reads():
-    model = create_model("resnet_demo", 5, width=8, dtype=jnp.float32, bn_axis_name=None)
     images = jax.random.normal(jax.random.key(1), (3, 16, 16, 6))
-    variables = model.init(jax.random.key(0), images, train=False)
+    model, info = create_model("resnet_demo", width=8), make_info(5)
+    variables = model.init(jax.random.key(0), images, {}, info)
     batch = {"image": images, "label": jnp.zeros(3, jnp.int32), "mask": jnp.ones(3, bool)}
     state = steps.TrainState(
         jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], None
     )
-    found = steps.embed_step(state, batch, model=model)
+    spec = steps.StepSpec(model, None, None, info.vocabulary, 1)
+    found = steps.embed_step(spec, state, batch)
     fc = variables["params"]["fc"]
     logits = np.asarray(found["embedding"]) @ np.asarray(fc["kernel"]) + np.asarray(fc["bias"])
     expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(found["log_probs"], expected, atol=1e-5)
-    plain = steps.eval_step(state, batch, model=model)
+    plain = steps.eval_step(spec, state, batch)
     np.testing.assert_array_equal(plain["log_probs"], found["log_probs"])
     assert set(plain) == {"log_probs", "loss"}
 

@@ -1,14 +1,20 @@
 """heads.py inside a small parent module, against NumPy and finite differences."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.model import heads, losses
 
-ROWS, FEATURES, CLASSES = 6, 4, 5
+ROWS, FEATURES, CLASSES, CELL_TYPES, EXPERIMENTS = 6, 4, 5, 4, 46
+VOCABULARY = Vocabulary(tuple("abcd"), tuple(map(str, range(EXPERIMENTS))), np.arange(CLASSES))
+INFO = Info(VOCABULARY)
 BATCH = {
     "cell_type": np.int32([0, 1, 0, 2, 3, 1]),
     "experiment": np.int32([2, 10, 3, 30, 45, 11]),
@@ -24,10 +30,10 @@ class Parent(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, x, batch):
+    def __call__(self, x, batch, info=INFO):
         features = nn.Dense(FEATURES, dtype=self.dtype, name="below")(x.astype(self.dtype))
         self.sow("intermediates", "embedding", features)
-        return self.head(self, features, batch, CLASSES)
+        return self.head(self, features, batch, info)
 
 
 def inputs(seed=0, dtype=np.float32):
@@ -105,7 +111,7 @@ def test_cosine_of_zero_features_has_a_finite_gradient():
 
 def test_one_hot_adds_a_bias_for_each_cell_type_and_class():
     module, params = start(heads.cell_type_one_hot())
-    assert params["fc"]["kernel"].shape == (FEATURES + 4, CLASSES)
+    assert params["fc"]["kernel"].shape == (FEATURES + CELL_TYPES, CLASSES)
     params = drawn(params)
     logits, x, _ = apply(module, params)
     kernel, bias = params["fc"]["kernel"], params["fc"]["bias"]
@@ -139,33 +145,36 @@ def test_adversary_classifies_as_linear_and_sows_logits_of_experiments():
     fc, hidden, out = params["fc"], params["domain_hidden"], params["domain_fc"]
     np.testing.assert_allclose(logits, x @ fc["kernel"] + fc["bias"], rtol=1e-5, atol=1e-5)
     y = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0)
-    assert sown["domain_logits"].shape == (ROWS, 51) and y.shape == (ROWS, 7)
+    assert sown["domain_logits"].shape == (ROWS, EXPERIMENTS) and y.shape == (ROWS, 7)
     expected = y @ out["kernel"] + out["bias"]
     np.testing.assert_allclose(sown["domain_logits"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_dann_descends_for_the_adversary_and_climbs_for_the_features():
+@pytest.mark.parametrize("ramp, progress, strength", [(0, 0.2, 1), (5, 0.2, math.tanh(0.5))])
+def test_dann_descends_for_the_adversary_and_climbs_for_the_features(ramp, progress, strength):
     """Finite differences of the adversary's loss: above the reversal the gradient has their sign,
-    below it their value times -reversal * weight."""
-    reversal, weight = 0.3, 2.0
+    below it their value times -reversal * weight; 2 / (1 + exp(-x)) - 1 is tanh(x / 2)."""
+    reversal, weight, info = 0.3, 2.0, INFO._replace(progress=progress)
     with jax.enable_x64(True):
-        module = Parent(heads.domain_adversary(8, reversal), dtype=jnp.dtype("float64"))
+        module = Parent(heads.domain_adversary(8, reversal, ramp), dtype=jnp.dtype("float64"))
         params = module.init(jax.random.key(0), inputs(), BATCH)["params"]
         params = jax.tree.map(np.float64, drawn(params))
         loss = losses.dann(weight)
 
         def penalty(params):
             logits, kept = module.apply(
-                {"params": params}, inputs(dtype=np.float64), BATCH, mutable=["intermediates"]
-            )
+                {"params": params}, inputs(dtype=np.float64), BATCH, info,
+                mutable=["intermediates"],
+            )  # fmt: skip
             outputs = {
                 "domain_logits": kept["intermediates"]["domain_logits"][0],
                 "cross_entropy": jnp.zeros(ROWS),
             }
-            return jnp.mean(loss.function(outputs, BATCH, loss.state)[0])
+            return jnp.mean(loss.function(outputs, BATCH, loss.init(VOCABULARY), info)[0])
 
         penalty, gradient = jax.jit(penalty), jax.jit(jax.grad(penalty))(params)
-        for layer, factor in (("domain_fc", 1), ("domain_hidden", 1), ("below", -reversal)):
+        below = -reversal * strength
+        for layer, factor in (("domain_fc", 1), ("domain_hidden", 1), ("below", below)):
             kernel = params[layer]["kernel"]
             direction = np.random.default_rng(3).normal(size=kernel.shape)
 
@@ -183,5 +192,5 @@ def test_dann_descends_for_the_adversary_and_climbs_for_the_features():
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="cosine: scale is 0; expected more than 0"):
         heads.cosine(0)
-    with pytest.raises(ValueError, match="domain_adversary: hidden is 0 and reversal 1.0"):
+    with pytest.raises(ValueError, match="hidden is 0"):
         heads.domain_adversary(0)

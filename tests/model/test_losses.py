@@ -1,7 +1,7 @@
 """losses.py against NumPy loops over pairs, PyTorch's automatic gradients, and by hand."""
 
-import functools
 import itertools
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.model import losses
 
-ROWS, FEATURES, CLASSES = 12, 5, 7
+ROWS, FEATURES, CLASSES, EXPERIMENTS = 12, 5, 7, 45
+VOCABULARY = Vocabulary(tuple("abc"), tuple(map(str, range(EXPERIMENTS))), np.arange(CLASSES))
+INFO = Info(VOCABULARY)
 CELL_TYPE_OF = {3: 0, 9: 0, 10: 0, 20: 1, 21: 1, 40: 2}  # of experiments
 MIXED = (3, 9, 9, 20, 10, 3, 9, 21, 20, 10, 3, 40)  # 40 has a single row
 
@@ -40,7 +44,7 @@ def make_outputs(rows=ROWS, seed=0):
         "logits": rng.normal(0, 2, (rows, CLASSES)),
         "embedding": rng.normal(1, 1, (rows, FEATURES)),
         "cosine": rng.uniform(-1, 1, (rows, CLASSES)),
-        "domain_logits": rng.normal(0, 2, (rows, 51)),
+        "domain_logits": rng.normal(0, 2, (rows, EXPERIMENTS)),
         "cross_entropy": rng.uniform(1, 3, rows),
     }
 
@@ -51,12 +55,12 @@ def rows_of(batch):
     return {e: valid[batch["experiment"][valid] == e] for e in set(batch["experiment"][valid])}
 
 
-@functools.cache  # compiled once a shape
+@cache  # compiled once a shape
 def compiled(loss_function):
     """Compiled function (outputs, batch, state) -> losses, state, gradients of their sum."""
 
     def total(outputs, batch, state):
-        found, state = loss_function(outputs, batch, state)
+        found, state = loss_function(outputs, batch, state, INFO)
         return jnp.sum(found), (found, state)
 
     def function(outputs, batch, state):
@@ -68,7 +72,7 @@ def compiled(loss_function):
 
 def added(loss, outputs, batch):
     """What a loss adds to the cross-entropy of the rows: one number for all of them."""
-    found, _, _ = compiled(loss.function)(outputs, batch, loss.state)
+    found, _, _ = compiled(loss.function)(outputs, batch, loss.init(VOCABULARY))
     difference = np.asarray(found) - outputs["cross_entropy"]
     np.testing.assert_allclose(difference, difference[0], rtol=0, atol=1e-12)
     return difference[0]
@@ -87,7 +91,7 @@ def test_cross_entropy_rows_is_torch(label_smoothing):
 
 def test_cross_entropy_hands_its_rows_on():
     outputs, loss = make_outputs(), losses.cross_entropy()
-    found, state = loss.function(outputs, make_batch(), loss.state)
+    found, state = loss.function(outputs, make_batch(), loss.init(VOCABULARY), INFO)
     assert found is outputs["cross_entropy"] and state == ()
 
 
@@ -126,7 +130,7 @@ def test_arcface_and_its_gradient_are_torchs(mixed):
 
 def test_arcface_without_margin_is_the_cross_entropy_of_scaled_cosines():
     batch, outputs = make_batch(), make_outputs()
-    found, _ = jax.jit(losses.arcface(margin=0.0, scale=8.0).function)(outputs, batch, ())
+    found, _, _ = compiled(losses.arcface(margin=0.0, scale=8.0).function)(outputs, batch, ())
     expected = losses.cross_entropy_rows(8.0 * outputs["cosine"], batch["label"], 0.0)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -137,7 +141,7 @@ def test_arcface_grows_with_the_angle_and_has_finite_gradients_at_its_ends():
     angles = np.linspace(0, np.pi, 60)
     cosines = np.stack([np.cos(angles), np.full(60, 0.9)], 1)
     batch = {"label": np.zeros(60, np.int32)}
-    values = np.asarray(loss.function({"cosine": cosines}, batch, ())[0])
+    values = np.asarray(loss.function({"cosine": cosines}, batch, (), INFO)[0])
     assert values[0] > 1e-3 and np.all(np.diff(values) > 0)
 
     cosines = np.float32([[-1, 0.9], [1, 0.9], [1 + 1e-6, 0.9]])  # rounding can pass 1
@@ -256,7 +260,7 @@ def group_dro_step(q, outputs, batch, step_size):
 
 def test_group_dro_follows_the_algorithm_step_by_step():
     loss, q = losses.group_dro(step_size=0.3), {}
-    function, state = jax.jit(loss.function), loss.state
+    function, state = jax.jit(partial(loss.function, info=INFO)), loss.init(VOCABULARY)
     for step, experiments in enumerate([(3, 9, 3), (9, 20, 20), (3, 3, 3), (40, 9, 3), (9, 3, 20)]):
         batch, outputs = make_batch(experiments), make_outputs(3, seed=step)
         batch = masked(batch, (2,) if step == 2 else ())
@@ -265,7 +269,7 @@ def test_group_dro_follows_the_algorithm_step_by_step():
         found, state = function(outputs, batch, state)
         mean = np.asarray(found).sum() / batch["mask"].sum()
         np.testing.assert_allclose(mean, objective, rtol=1e-6)
-        np.testing.assert_allclose(state, [q.get(e, 0) for e in range(51)], rtol=1e-5)
+        np.testing.assert_allclose(state, [q.get(e, 0) for e in range(EXPERIMENTS)], rtol=1e-5)
     assert state.dtype == np.float32 and max(q, key=q.get) == 9
 
 
@@ -273,16 +277,16 @@ def test_group_dro_forgets_no_experiment_however_small_its_weight():
     loss = losses.group_dro(step_size=50.0)
     batch, outputs = make_batch((3, 9)), make_outputs(2)
     outputs["cross_entropy"] = np.float32([100.0, 0.1])
-    state = loss.state
+    state = loss.init(VOCABULARY)
     for _ in range(3):
-        found, state = jax.jit(loss.function)(outputs, batch, state)
+        found, state = jax.jit(partial(loss.function, info=INFO))(outputs, batch, state)
         assert np.isfinite(found).all() and np.isfinite(state).all()
     assert 0 < state[9] < 1e-20 and state[3] == 1
 
 
 def test_dann_asks_for_the_experiment_among_those_of_the_cell_type():
     loss, seen = losses.dann(0.5), set()
-    function, state = jax.jit(loss.function), loss.state
+    function, state = jax.jit(partial(loss.function, info=INFO)), loss.init(VOCABULARY)
     for step, experiments in enumerate([(3, 20, 9, 3), (10, 21, 40, 3)]):
         batch, outputs = make_batch(experiments), make_outputs(4, seed=step)
         seen |= set(experiments)
@@ -298,7 +302,7 @@ def test_dann_asks_for_the_experiment_among_those_of_the_cell_type():
 
 def test_dann_learns_no_experiment_from_masked_rows():
     loss, batch = losses.dann(), masked(make_batch((3, 9)), (1,))
-    found, state = jax.jit(loss.function)(make_outputs(2), batch, loss.state)
+    found, state, _ = compiled(loss.function)(make_outputs(2), batch, loss.init(VOCABULARY))
     assert np.isfinite(found).all()
     assert np.argwhere(state).tolist() == [[0, 3]]
 
@@ -350,11 +354,11 @@ def test_any_batch_has_finite_losses_and_gradients(name):
             outputs["embedding"][:] = constant
             outputs["cosine"][:] = constant
         outputs = {key: np.float32(x) for key, x in outputs.items()}
-        found, state, gradients = compiled(loss.function)(outputs, batch, loss.state)
+        found, state, gradients = compiled(loss.function)(outputs, batch, loss.init(VOCABULARY))
         assert found.shape == (6,) and found.dtype == np.float32
         for x in jax.tree.leaves((found, state, gradients)):
             assert np.isfinite(x).all()
-        assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, loss.state)
+        assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, loss.init(VOCABULARY))
 
 
 def test_a_batch_may_have_one_row():
@@ -383,8 +387,8 @@ def test_masked_rows_change_nothing_for_the_others(name):
     keep = batch["mask"]
     other = {key: np.where(keep[:, None] if x.ndim > 1 else keep, x, -x)
              for key, x in outputs.items()}  # fmt: skip
-    found, state, _ = compiled(loss.function)(outputs, batch, loss.state)
-    changed, other_state, _ = compiled(loss.function)(other, batch, loss.state)
+    found, state, _ = compiled(loss.function)(outputs, batch, loss.init(VOCABULARY))
+    changed, other_state, _ = compiled(loss.function)(other, batch, loss.init(VOCABULARY))
     np.testing.assert_allclose(changed[keep], found[keep], rtol=1e-12)
     np.testing.assert_array_equal(state, other_state)
 
@@ -417,4 +421,4 @@ def test_a_loss_that_lacks_its_input_says_what_to_set(loss, more, message):
     outputs = make_outputs()
     outputs = {name: outputs[name] for name in ("logits", "embedding", "cross_entropy")}
     with pytest.raises(ValueError, match=message):
-        loss.function(outputs, make_batch(**more), loss.state)
+        loss.function(outputs, make_batch(**more), loss.init(VOCABULARY), INFO)

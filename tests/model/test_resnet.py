@@ -1,4 +1,4 @@
-"""models.py against an independent PyTorch definition of the same networks, in float64."""
+"""The networks against an independent PyTorch definition of the same networks, in float64."""
 
 import re
 import sys
@@ -6,19 +6,21 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from example_info import make_info
 from flax import traverse_util
 from torch import nn
 
-from rxrx1_jax.model import resnet
+from rxrx1_jax.model import networks, resnet
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no installed package
-from benchmarks.plain_linen import PlainResNet50  # noqa: E402
+from benchmarks import plain_linen  # noqa: E402
 
 
 class Basic(nn.Module):
@@ -147,14 +149,14 @@ def test_logits_gradients_and_statistics_are_those_of_pytorch(name, block, sizes
 
     # Standard promotion: Flax's BatchNorm relies on it for any dtype but float32.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        model = resnet.create_model(name, classes, dtype=jnp.float64)
+        model = networks.create_model(name, dtype=jnp.float64)
         variables = jax.tree.map(jnp.asarray, start)
         images = jnp.asarray(x.numpy().transpose(0, 2, 3, 1))
 
         def loss_fn(params, train):
             logits, updated = model.apply(
                 {"params": params, "batch_stats": variables["batch_stats"]},
-                images, train=train, mutable=["batch_stats"],
+                images, {}, make_info(classes, train), mutable=["batch_stats"],
             )  # fmt: skip
             log_probs = jax.nn.log_softmax(logits)
             loss = -jnp.mean(log_probs[jnp.arange(rows), jnp.asarray(labels.numpy())])
@@ -212,10 +214,35 @@ def test_convolve_is_pytorchs_on_every_path(monkeypatch, backend, kernel, stride
     np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
 
 
+def plain_max_pool(x):
+    return flax.linen.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (8, 8), (9, 12), (7, 5)])
+def test_max_pool_and_its_gradient_are_the_plain_ones_also_at_ties(size):
+    # Few values, so that most windows have several largest ones.
+    x = np.random.default_rng(0).integers(-1, 3, (3, *size, 4)).astype(np.float64)
+    with jax.enable_x64(True):
+        expected, backward = jax.vjp(plain_max_pool, jnp.asarray(x))
+        found, ours = jax.vjp(resnet.max_pool, jnp.asarray(x))
+        cotangent = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape))
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(ours(cotangent), backward(cotangent), rtol=0, atol=1e-14)
+
+
+def test_not_a_number_is_not_pooled_away():
+    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    assert np.all(np.isnan(resnet.max_pool(x)))
+
+
 def shapes_of(name, classes, size=64):
-    model = resnet.create_model(name, classes)
     images = jax.ShapeDtypeStruct((1, size, size, 6), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return shapes(networks.create_model(name), images, classes)
+
+
+def shapes(model, images, classes):
+    info = make_info(classes)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, {}, info), images)
 
 
 @pytest.mark.parametrize(
@@ -235,15 +262,16 @@ def test_parameter_count(name, classes, expected):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def initialised(model, images):
+def initialised(model, images, classes=10):
+    info = make_info(classes)
     with jax.numpy_dtype_promotion("standard"):
-        return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+        return jax.jit(lambda key: model.init(key, images, {}, info))(jax.random.key(0))
 
 
 def test_initialisation():
-    model = resnet.ResNet((1, 1), resnet.BasicBlock, 1000, width=32)
+    model = resnet.ResNet((1, 1), resnet.BasicBlock, width=32)
     images = jnp.zeros((1, 32, 32, 6))
-    variables = initialised(model, images)
+    variables = initialised(model, images, 1000)
     for path, value in traverse_util.flatten_dict(variables["params"]).items():
         if path[-1] == "scale":
             assert np.all(value == (0 if path[-2] == "bn2" else 1)), path
@@ -261,8 +289,8 @@ def test_initialisation():
 @pytest.mark.parametrize(
     "create",
     [
-        partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 10, 8),
-        partial(resnet.DemoResNet, 10, 16),
+        partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 8),
+        partial(resnet.DemoResNet, 16),
     ],
 )
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_state(create):
@@ -274,7 +302,9 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_state(create):
         # Standard promotion: Flax's BatchNorm relies on it for any dtype but float32.
         with jax.numpy_dtype_promotion("standard"):
             logits[dtype], updated = jax.jit(
-                lambda v, m=model: m.apply(v, images, train=True, mutable=["batch_stats"])
+                lambda v, m=model: m.apply(
+                    v, images, {}, make_info(10, train=True), mutable=["batch_stats"]
+                )
             )(variables)
         assert logits[dtype].dtype == jnp.float32
         for leaf in jax.tree.leaves((variables, updated)):
@@ -286,13 +316,13 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_state(create):
 
 
 def test_demo_network_has_finite_gradients_on_constant_images():
-    model = resnet.create_model("resnet_demo", 3, width=16)
+    model = networks.create_model("resnet_demo", width=16)
     images = jnp.zeros((2, 16, 16, 6))
     variables = initialised(model, images)
 
     def total(params):
         variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
-        return jnp.sum(model.apply(variables_, images, train=False))
+        return jnp.sum(model.apply(variables_, images, {}, make_info(10)))
 
     for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(variables["params"])):
         assert np.all(np.isfinite(leaf))
@@ -300,17 +330,17 @@ def test_demo_network_has_finite_gradients_on_constant_images():
 
 def test_unknown_model_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'resnet52'.*resnet18.*resnet_demo"):
-        resnet.create_model("resnet52", 10)
+        networks.create_model("resnet52")
 
 
 def operations(model, platform):
     """How often each operation, with its types and attributes, is in a lowered gradient."""
     images = jax.ShapeDtypeStruct((2, 64, 64, 6), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    variables = shapes(model, images, 11)
 
     def loss(params, batch_stats, images):
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True,
+            {"params": params, "batch_stats": batch_stats}, images, {}, make_info(11, train=True),
             mutable=["batch_stats"],
         )  # fmt: skip
         return jnp.sum(logits), updated
@@ -325,8 +355,10 @@ def operations(model, platform):
 
 @pytest.mark.parametrize("platform, backend", [("cuda", "gpu"), ("tpu", "tpu")])
 def test_other_platforms_get_the_plain_network(monkeypatch, platform, backend):
-    """What is lowered for them is what flax.linen's own layers give, operation by operation."""
-    ours, plain = resnet.create_model("resnet50", 11), PlainResNet50(11)
+    """What is lowered for them is what flax.linen's own layers give, operation by operation, but
+    for the pooling."""
+    ours, plain = networks.create_model("resnet50"), plain_linen.PlainResNet50()
+    monkeypatch.setattr(flax.linen, "max_pool", lambda x, *_: resnet.max_pool(x))
     on_cpu = operations(ours, platform)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found, expected = operations(ours, platform), operations(plain, platform)
@@ -338,24 +370,22 @@ def test_other_platforms_get_the_plain_network(monkeypatch, platform, backend):
     # 53 forward, 53 gradients of kernels and 52 of inputs: the images need none.
     assert convolutions["found"] == 158
     assert convolutions["on_cpu"] < 50 and on_cpu != found
-    # Products are left to the classifier; nothing holds the compiler back.
+    # Products are left to the classifier.
     assert sum(count for line, count in found.items() if "stablehlo.dot_general" in line) == 3
-    assert not any("optimization_barrier" in line for line in found)
 
 
 def test_training_on_the_cpu_is_the_plain_network(monkeypatch):
-    """Logits, gradients and running statistics through `cpu_ops` and without it, in float64."""
+    """Logits, gradients and running statistics with products for convolutions and without."""
     images = np.random.default_rng(0).normal(size=(4, 40, 40, 6))
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        model = resnet.ResNet((1, 1), resnet.BottleneckBlock, 5, 8, dtype=jnp.float64)
-        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+        model = resnet.ResNet((1, 1), resnet.BottleneckBlock, 8, dtype=jnp.float64)
         rng = np.random.default_rng(1)
-        variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+        variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes(model, images, 5))
 
         def loss(params):
             logits, updated = model.apply(
-                {"params": params, "batch_stats": variables["batch_stats"]}, images, train=True,
-                mutable=["batch_stats"],
+                {"params": params, "batch_stats": variables["batch_stats"]}, images, {},
+                make_info(5, train=True), mutable=["batch_stats"],
             )  # fmt: skip
             return jnp.sum(jnp.sin(logits)), (logits, updated["batch_stats"])
 

@@ -4,22 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_info import make_info
 from ml_collections import ConfigDict
 
-from rxrx1_jax.model import resnet
-from rxrx1_jax.training import checkpoint, steps
+from rxrx1_jax.model import networks
+from rxrx1_jax.training import checkpoint, optimizers, steps
 
 CLASSES = np.array([3, 5, 8], np.int32)
 
 
 def make_state(ema=False, seed=0):
-    model = resnet.create_model("resnet_demo", len(CLASSES), width=8)
+    model = networks.create_model("resnet_demo", width=8)
     optim = ConfigDict(
         {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": False,
-         "weight_decay": 1e-4, "warmup_epochs": 0.0, "epochs": 1}
+         "weight_decay": 1e-4, "warmup_epochs": 0.0, "epochs": 1, "schedule": "cosine",
+         "clip_norm": 0.0}
     )  # fmt: skip
-    tx, _ = steps.create_optimizer(optim, 10)
-    state = steps.create_state(model, tx, jax.random.key(seed), (16, 16, 6), ema)
+    spec = steps.StepSpec(
+        model, *optimizers.create_optimizer(optim, 10), make_info(len(CLASSES)).vocabulary, 10,
+        ema_decay=0.9 * ema,
+    )  # fmt: skip
+    state = steps.create_state(spec, jax.random.key(seed), (16, 16, 6))
     return model, state.replace(step=jnp.int32(7))
 
 
@@ -79,7 +84,7 @@ def test_load_params_gives_the_evaluated_network(tmp_path, ema):
     assert_equal(variables["batch_stats"], state.ema_batch_stats if ema else state.batch_stats)
     np.testing.assert_array_equal(classes, CLASSES)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 6))
-    assert model.apply(variables, images, train=False).shape == (2, 3)
+    assert model.apply(variables, images, {}, make_info(3)).shape == (2, 3)
 
 
 def test_load_params_without_checkpoint(tmp_path):

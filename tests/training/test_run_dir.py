@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
-from rxrx1_jax.training import run_dir, steps, train
+from rxrx1_jax.training import optimizers, run_dir, train
 
 DATA = {"version": "2.0.0", "data": "a1", "split": "b2"}
 
@@ -58,7 +58,7 @@ def test_what_is_accepted_can_be_run(changes, sites):
             raise run_dir.RunError("as train.prepare says")
         per_epoch = sites / config.optim.batch_size
         total = max(1, round(per_epoch * config.optim.epochs))
-        _, schedule = steps.create_optimizer(config.optim, total)
+        _, schedule = optimizers.create_optimizer(config.optim, total)
     except ValueError:  # RunError is one
         return
     rates = np.array([schedule(step) for step in {0, total // 2, total - 1}])

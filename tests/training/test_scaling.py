@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from example_info import make_info
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import demo
 from rxrx1_jax.data import input_pipeline, records, splits
-from rxrx1_jax.training import parallel, steps
+from rxrx1_jax.training import optimizers, parallel, steps
 
 pytest_plugins = ["dataset_fixture"]
 
@@ -28,10 +29,15 @@ class Small(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, images, train, batch=None):
+    def __call__(self, images, batch, info):
         x = nn.Conv(8, (3, 3), 2, use_bias=False)(images)
-        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=self.axis_name)(x))
+        x = nn.relu(nn.BatchNorm(not info.train, momentum=0.9, axis_name=self.axis_name)(x))
         return nn.Dense(CLASSES)(x.mean((1, 2)))
+
+
+def make_spec(model, config):
+    optimizer = optimizers.create_optimizer(config.optim, 100)
+    return steps.StepSpec(model, *optimizer, make_info(CLASSES).vocabulary, 100)
 
 
 def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], steps.TrainState]:
@@ -44,17 +50,13 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
     config = demo.get_config()
     config.optim.learning_rate = 0.05
     axis = parallel.AXIS if parallelism == "pmap" else None
-    model = Small(axis)
-    tx, schedule = steps.create_optimizer(config.optim, 100)
+    spec = make_spec(Small(axis), config)
+    evaluate = partial(steps.eval_step, spec)
     wrapped = parallel.parallelise(
-        parallelism,
-        partial(steps.train_step, model=model, tx=tx, schedule=schedule),
-        partial(steps.eval_step, model=model),
-        partial(steps.eval_step, model=model),
+        parallelism, partial(steps.train_step, spec), evaluate, evaluate
     )
     assert wrapped.batch_sharding.num_devices == devices
-    key = jax.random.key(0)
-    state = steps.create_state(model, tx, key, (SIDE, SIDE, 6), ema=False)
+    state = steps.create_state(spec, jax.random.key(0), (SIDE, SIDE, 6))
     state = jax.device_put(state, wrapped.state_sharding)
     rng = np.random.default_rng(0)
     losses = []
@@ -68,7 +70,7 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
         shards = batch["image"].addressable_shards
         assert [shard.data.shape[0] for shard in shards] == [ROWS // devices] * devices
         state, step_metrics = wrapped.train_step(state, batch)
-        losses.append(float(step_metrics["loss"]))
+        losses.append(float(step_metrics[0]))
     monkeypatch.undo()
     return losses, jax.device_get(state)
 
@@ -97,9 +99,9 @@ def test_the_work_of_a_device_is_its_share_of_the_batch():
     """XLA's own count of the floating-point operations of one device's program."""
     config = demo.get_config()
     model = Small()
-    tx, schedule = steps.create_optimizer(config.optim, 100)
-    train = partial(steps.train_step, model=model, tx=tx, schedule=schedule)
-    state = steps.create_state(model, tx, jax.random.key(0), (SIDE, SIDE, 6), ema=False)
+    spec = make_spec(model, config)
+    train = partial(steps.train_step, spec)
+    state = steps.create_state(spec, jax.random.key(0), (SIDE, SIDE, 6))
     flops = {}
     for devices in (1, 8):
         mesh = jax.make_mesh(

@@ -1,0 +1,114 @@
+"""optimizers.py against PyTorch, its schedulers, and closed forms."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from rxrx1_jax.training import optimizers
+
+
+def optim(**changes):
+    fields = dict(
+        name="sgd", learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.1,
+        schedule="cosine", clip_norm=0.0, warmup_epochs=2, epochs=10,
+    )  # fmt: skip
+    return SimpleNamespace(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    "changes, reference",
+    [
+        ({}, lambda groups: torch.optim.SGD(groups, momentum=0.9)),
+        ({"nesterov": True}, lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True)),
+        ({"name": "adam", "learning_rate": 1e-3}, torch.optim.Adam),
+        ({"name": "adam(b1=0.8, b2=0.9)", "learning_rate": 1e-3},
+         lambda groups: torch.optim.Adam(groups, betas=(0.8, 0.9))),
+        ({"name": "adamw", "learning_rate": 1e-2}, torch.optim.AdamW),
+        ({"clip_norm": 4.6}, lambda groups: torch.optim.SGD(groups, momentum=0.9)),
+    ],
+)  # fmt: skip
+def test_optimizer_is_torchs_with_decay_on_kernels_only(changes, reference):
+    rng = np.random.default_rng(0)
+    start = {"fc": {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)},
+             "bn": {"scale": rng.normal(size=3), "bias": rng.normal(size=3)}}  # fmt: skip
+    start = jax.tree.map(np.float32, start)
+    settings = optim(**changes)
+    tx, schedule = optimizers.create_optimizer(settings, 10)
+    params = jax.tree.map(jnp.asarray, start)
+    opt_state = tx.init(params)
+
+    tensors = jax.tree.map(lambda x: torch.tensor(x, requires_grad=True), start)
+    kernel = tensors["fc"]["kernel"]
+    rest = [tensors["fc"]["bias"], tensors["bn"]["scale"], tensors["bn"]["bias"]]
+    torchs = reference(
+        [{"params": [kernel], "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    )
+    norms = []
+    for step in range(10):
+        grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam relies on it
+            updates, opt_state = tx.update(jax.tree.map(jnp.asarray, grads), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        for group in torchs.param_groups:
+            group["lr"] = float(schedule(step))
+        jax.tree.map(lambda t, g: setattr(t, "grad", torch.from_numpy(g)), tensors, grads)
+        if settings.clip_norm:
+            norms.append(torch.nn.utils.clip_grad_norm_([kernel, *rest], settings.clip_norm))
+        torchs.step()
+    for found, expected in zip(*map(jax.tree.leaves, (params, tensors)), strict=True):
+        np.testing.assert_allclose(found, expected.detach().numpy(), rtol=0, atol=2e-6)
+    assert not norms or min(norms) < 4.6 < max(norms)  # some are clipped, some are not
+
+
+def multi_step(t):
+    """torch.optim.lr_scheduler.MultiStepLR at 40 and 60 of the 80 steps after the warm-up."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [40, 60], gamma=0.5)
+    for _ in range(t):
+        optimizer.step()
+        scheduler.step()
+    return scheduler.get_last_lr()[0]
+
+
+@pytest.mark.parametrize(
+    "schedule, after",
+    [
+        ("cosine", lambda t: 0.2 * math.cos(math.pi / 2 * t / 80) ** 2),
+        ("linear", lambda t: 0.2 * (80 - t) / 80),
+        ("constant", lambda t: 0.2),
+        ("step(at=[0.5, 0.75], factor=0.5)", multi_step),
+        ("step", lambda t: 0.2 * 0.1 ** ((t >= 27) + (t >= 53))),
+    ],
+)
+def test_learning_rate_warms_up_and_follows_the_schedule(schedule, after):
+    found = optimizers.create_schedule(optim(schedule=schedule), 100)  # 20 steps are warm-up
+    for step in range(100):
+        expected = 0.2 * (step + 1) / 20 if step < 20 else after(step - 20)
+        assert float(found(step)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    no_warmup = optim(schedule=schedule, warmup_epochs=0)
+    assert float(optimizers.create_schedule(no_warmup, 100)(0)) == pytest.approx(0.2)
+    short = optim(schedule=schedule, warmup_epochs=9)
+    assert float(optimizers.create_schedule(short, 1)(0)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "changes, steps, field",
+    [
+        ({"warmup_epochs": 10}, 10, "warmup_epochs"),
+        ({"momentum": 1.0}, 10, "momentum"),
+        ({"learning_rate": 0.0}, 10, "learning_rate"),
+        ({"schedule": "step(at=[1.5])"}, 10, "optim.schedule.*1.5"),
+        ({"schedule": "cosin"}, 10, "optim.schedule.*cosine"),
+        ({"name": "sdg"}, 10, "optim.name.*sgd"),
+        ({}, 0, "at least one step"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, steps, field):
+    with pytest.raises(ValueError, match=field):
+        optimizers.create_optimizer(optim(**changes), steps)
