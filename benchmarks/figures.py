@@ -92,13 +92,13 @@ def blocks(results: Mapping[str, Any]) -> dict[str, str]:
     data, settings = demo["data"], demo["settings"]
     folds = len(demo["accuracy"][BATCH])
     about = (
-        f"Version {demo['version']}, {cores} cores ({machine}, {device.partition(':')[0]}), Python"
-        f" {demo['python']}, JAX {demo['jax']}. Data: {data['name']} {data['version']},"
-        f" {data['classes']} siRNAs (chance {100 / data['classes']:.1f} %),"
-        f" {demo['image_size']} px, {demo['sites'][0]:,} training and {demo['sites'][1]:,} test"
-        f" sites a run. {settings['model']}, {settings['epochs']} epochs, {folds} folds, seed"
-        f" {settings['seed']}."
-    ).replace(" sites a run", " sites per run")
+        f"Measured with version {demo['version']} on {cores} cores of an {machine} machine"
+        f" ({device.partition(':')[0]}), Python {demo['python']}, JAX {demo['jax']}. Data:"
+        f" {data['name']} {data['version']}, {data['classes']} siRNAs (chance"
+        f" {100 / data['classes']:.1f} %), {demo['image_size']} px, {demo['sites'][0]:,} training"
+        f" and {demo['sites'][1]:,} test sites per run. {settings['model']}, {settings['epochs']}"
+        f" epochs, {folds} folds, seed {settings['seed']}."
+    )
     table = [["", *COLUMNS.values()]]
     for name, label in ROWS.items():
         table.append([label, *(spread(_column(demo, name, key)) for key in COLUMNS)])

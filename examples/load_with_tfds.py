@@ -2,7 +2,7 @@
 
 python examples/load_with_tfds.py DATA_DIR rxrx1/synthetic
 
-Needs this repository installed, or its folder tfds_builder on the path.
+Needs this repository installed, or the root of its clone on PYTHONPATH.
 """
 
 # /// script

@@ -178,7 +178,7 @@ def test_figures_are_means_over_folds(tmp_path):
     assert batch in made["table1"].splitlines()
     assert "18.8 ± 8.8" in made["gaps"]  # (25 + 12.5) / 2 of the pairs by fold
     assert "50 %" in made["twins"]  # one of the two test sites shares its well with training
-    assert "rxrx1/tiny 1.0.0" in made["about"] and "Version 1.0" in made["about"]
+    assert "rxrx1/tiny 1.0.0" in made["about"] and "version 1.0 " in made["about"]
     page = "before\n<!-- figures: twins -->\nold\n<!-- end -->\nafter\n"
     filled = figures.fill(page, made)
     assert filled.splitlines() == [
