@@ -26,7 +26,6 @@ from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
 SIZE = 16
-VERSION = str(Builder.VERSION)
 
 
 def build(release: Path, data_dir: Path, file_format: str = "tfrecord", **config) -> Builder:
@@ -293,7 +292,7 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_tiny_release(tmp_path / "release", SIZE)
     builder = build("~/release", "~/data")
-    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / VERSION
+    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0"
     assert not list(Path.cwd().iterdir())
 
 

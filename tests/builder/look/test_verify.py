@@ -21,14 +21,13 @@ from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 from tfds_builder.rxrx1.look import stored, verify  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
-VERSION = str(Builder.VERSION)
 REAL = Path(__file__).parents[4] / "shared/realdata/metadata_reconstructed.csv.gz"
 
 
 @pytest.fixture
 def copy(tiny, tmp_path) -> Path:
     """A copy of the dataset that a test may break."""
-    return Path(shutil.copytree(tiny.dataset, tmp_path / VERSION))
+    return Path(shutil.copytree(tiny.dataset, tmp_path / "1.1.0"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def test_damaged_byte_is_found_by_the_checksum(copy):
 
 
 def test_damaged_array_record(array_record, tmp_path):
-    copy = Path(shutil.copytree(array_record, tmp_path / VERSION))
+    copy = Path(shutil.copytree(array_record, tmp_path / "1.1.0"))
     file = record_file(copy)
     data = bytearray(file.read_bytes())
     data[2000] ^= 1
