@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import flat
 from rxrx1_jax.data import splits
+from rxrx1_jax.data.files import write_text
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
-_OPENING = {LOCK, "environment.json", ".environment.json.tmp", ".config.json.tmp"}
+_OPENING = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json(\.\w+)?\.tmp")
 # What a run of version 0.2 holds of its data: these columns in the order of the records, and rows.
 FINGERPRINTS_0_2 = ("data_fingerprint", "split_fingerprint")
 COLUMNS_0_2 = (
@@ -107,7 +109,7 @@ def check_workdir(workdir: Path) -> None:
                 f"{workdir}: an unfinished run of version 0.2, which drew the sites in another "
                 "order; finish it with rxrx1_jax 0.2, or choose another --workdir"
             )
-    names = {entry.name for entry in workdir.iterdir()} - _OPENING
+    names = {e.name for e in workdir.iterdir() if not _OPENING.fullmatch(e.name)}
     if names and "config.json" not in names:
         raise RunError(
             f"{workdir}: not empty and without config.json, so it is not a run; choose another "
@@ -244,9 +246,7 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def is_complete(workdir: Path) -> bool:

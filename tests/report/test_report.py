@@ -1,6 +1,7 @@
 """Reports of made-up runs whose every accuracy is chosen, against figures worked out by hand."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from finished_runs import EXPERIMENTS, all_right, edited, make_run
 
+from rxrx1_jax.config import VERSION, upgrade
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.report import figures, page, table1
@@ -221,6 +223,25 @@ def test_settings_that_a_table_compares_or_that_change_no_result_may_differ(demo
         config["train"] |= {"keep": 9, "parallelism": "pmap"}
         config["dataset"]["version"] = "1.0.1"
     assert len(one_screen([*demo, other])[1]) == len(demo) + 1
+
+
+def test_a_run_of_version_0_2_shares_a_table_with_one_of_today(tmp_path):
+    """Today's says more of the settings, and describes the data by another fingerprint."""
+    old = Path(__file__).parents[1] / "data_0_2" / "run"
+    new = shutil.copytree(old, tmp_path / "new")
+    with edited(new / "config.json") as config:
+        settings = upgrade(config).to_dict()
+        config |= settings | {"dataset": {"data": "0ff"}, "made_with": {"settings": VERSION}}
+    with edited(new / "results.json") as results:
+        results["fold"] = 1
+    _, runs = one_screen([old, new])
+    assert [run.unit.fold for run in runs] == [0, 1]
+    stated = json.loads((old / "results.json").read_text())["accuracy"]
+    assert all(run.accuracy == stated for run in runs)
+    with edited(new / "config.json") as config:
+        config["optim"]["schedule"] = "constant"
+    with pytest.raises(ReportError, match="optim.schedule='constant'"):
+        load_runs([old, new])
 
 
 class Parsed(HTMLParser):

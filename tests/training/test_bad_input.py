@@ -181,7 +181,7 @@ def test_settings_that_are_none(tmp_path, content):
 
 
 def test_a_run_that_was_killed_while_it_opened_goes_on(tmp_path):
-    for name in (".lock", "environment.json", ".config.json.tmp"):
+    for name in (".lock", "environment.json", ".config.json.0a1b.tmp"):
         (tmp_path / name).write_text("")
     open_run(tmp_path)
     assert (tmp_path / "config.json").exists()
