@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# One run on several processes of this machine: a rehearsal of several hosts, or a process a GPU.
-#   launch/local.sh N --config=configs/demo.py:fold=0 --workdir=runs/mine [--config.FIELD=VALUE]
+# One run on several processes of this machine: a rehearsal of several hosts, or one per GPU.
+#   launch/local.sh N --config=demo:fold=0 --workdir=runs/mine [--config.FIELD=VALUE]
 # From the folder of this project. What follows N is for rxrx1_jax.main.
-# The GPUs of CUDA_VISIBLE_DEVICES (all of them unless set) are dealt out evenly. Without a GPU, or
-# with JAX_PLATFORMS=cpu, JAX_NUM_CPU_DEVICES simulated ones are (N unless set).
+# The processes share the GPUs of CUDA_VISIBLE_DEVICES evenly (all of them unless set). Without a
+# GPU, or with JAX_PLATFORMS=cpu, they share JAX_NUM_CPU_DEVICES simulated ones (N unless set).
 # RESTARTS: how often a run that was preempted (exit status 75) is started again; 10 unless set.
 # PYTHON: .venv/bin/python unless set.
 # SIGTERM and Ctrl-C reach all processes as SIGTERM: they save the step and the script exits with
-# 75; the same command goes on. When one process fails, the others have GRACE seconds (30 unless
-# set) to end too before they are killed; the exit status is that of the first that failed.
+# 75; the same command resumes. When one process fails, the others have GRACE seconds (30 unless
+# set) to end before they are killed; the exit status is that of the first that failed.
 # Process 0 writes to stdout, the others to stderr alone, each line behind their number.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
 usage="usage: launch/local.sh N --config=CONFIG --workdir=RUN"
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || { echo "$usage: expected the number of processes" >&2; exit 2; }
 count=$1

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# One run on several nodes of a Slurm cluster, a process a node with all the GPUs it is given.
+# One run on several nodes of a Slurm cluster, one process per node with all its GPUs.
 #   OPTIONS="--nodes=2 --gpus-per-node=8 --cpus-per-task=64 --mem=0 --time=1-0" launch/slurm.sh \
-#     --config=configs/batch_split.py --workdir=/shared/runs/mine --config.data.dir=/shared/data
+#     --config=batch_split --workdir=/shared/runs/mine --config.data.dir=/shared/data
 # From the folder of this project, on the login node. This folder, the workdir and the dataset lie
 # on the shared filesystem. The arguments are those of rxrx1_jax.main, OPTIONS those of sbatch.
 # LOG: file of the output, WORKDIR.log unless set. PYTHON: .venv/bin/python unless set.
 # Two minutes before the time is up, or when Slurm takes the nodes for another job, the run saves
 # its step and the job queues again, RESTARTS times at most (100 unless set). A cancelled job does
-# not; the same command goes on with what it saved.
+# not; the same command resumes it.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
 export PYTHON="${PYTHON:-.venv/bin/python}" RESTARTS="${RESTARTS:-100}"
 PREEMPTED=75
 
@@ -38,7 +39,11 @@ for argument in "$@"; do
   esac
 done
 : "${config:?give --config=CONFIG}" "${workdir:?give --workdir=RUN}"
-test -f "${config%%:*}" || { echo "--config=$config: no such file in $PWD" >&2; exit 1; }
+file=${config%%:*}
+test -f "$file" || test -f "configs/$file.py" || {
+  echo "--config=$config: no such file in $PWD" >&2
+  exit 1
+}
 log=${LOG:-${workdir%/}.log}
 mkdir -p "$(dirname "$log")"
 read -ra options <<< "$OPTIONS"

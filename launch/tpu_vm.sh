@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # One run on all hosts of a Cloud TPU slice (TPU VMs), driven from a machine with gcloud.
 #   TPU=mine ZONE=us-central2-b FOLDER=/mnt/shared/rxrx1_jax launch/tpu_vm.sh \
-#     --config=configs/batch_split.py --workdir=/mnt/shared/runs/mine
+#     --config=batch_split --workdir=/mnt/shared/runs/mine
 # TPU, ZONE: of the slice; gcloud's default project. FOLDER: this project on every host, with its
 # .venv (pip install -e '.[tpu]'). The workdir and the dataset lie on a filesystem that all hosts
 # mount. The arguments are those of rxrx1_jax.main. PYTHON: .venv/bin/python unless set.
 # A run that was preempted on a slice that is still there (maintenance) is started again. For a
 # slice that is taken away (spot), give CREATE, the options of `gcloud compute tpus tpu-vm create`,
 # such as "--accelerator-type=v4-32 --version=tpu-ubuntu2204-base --spot", and SETUP, a command that
-# mounts and installs what a new host needs: it is deleted, created anew, and the run goes on.
+# mounts and installs what a new host needs: it is deleted, created again, and the run resumes.
 # RESTARTS: how often at most, 100 unless set. PAUSE: seconds before each, 60 unless set.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
 : "${TPU:?the name of the slice}" "${ZONE:?its zone}" "${FOLDER:?the folder of this project there}"
 PREEMPTED=75
 tpus=(gcloud compute tpus tpu-vm)
@@ -21,7 +22,7 @@ on_all() { # a command on every host
 state() {
   "${tpus[@]}" describe "$TPU" --zone="$ZONE" --format='value(state)' 2> /dev/null || echo GONE
 }
-make() { # the slice anew
+make() { # the slice again
   read -ra options <<< "$CREATE"
   [[ $(state) == GONE ]] || "${tpus[@]}" delete "$TPU" --zone="$ZONE" --quiet
   "${tpus[@]}" create "$TPU" --zone="$ZONE" "${options[@]}" && on_all "${SETUP:-true}"

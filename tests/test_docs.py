@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def test_commands_parse(page):
                 assert flag.removeprefix("--config.") in config.FIELDS, words
             else:
                 assert re.search(rf'"(--)?{flag.removeprefix("--")}"', source), words
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda s: s.name)
+def test_scripts_print_their_help(script):
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert f"launch/{script.name}" in done.stdout and "PYTHON" in done.stdout
+    assert not done.stdout.startswith(("#", "!"))
 
 
 def test_tests_named_by_trust_exist():
