@@ -115,6 +115,14 @@ def test_commands_parse(page):
                 assert re.search(rf'"(--)?{flag.removeprefix("--")}"', source), words
 
 
+def test_the_config_of_the_training_page_is_one(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/train.md").read_text(), re.DOTALL)
+    (program,) = (block for block in blocks if "def get_config" in block)
+    (tmp_path / "mine.py").write_text(program)
+    read = config.read(f"{tmp_path}/mine.py:fold=2")
+    assert (read.data.name, read.data.fold, read.model.name) == ("rxrx1/px128", 2, "resnet18")
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda s: s.name)
 def test_scripts_print_their_help(script):
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
