@@ -8,7 +8,7 @@ runs are new. A changed line needs a new name, since its runs hold what the old 
 the synthetic screen: about 40 s on one core for each training.
 """
 
-from rxrx1_jax.methods.evidence import METHODS
+from rxrx1_jax.methods.catalogue import METHODS
 
 # Name -> field of the config -> value. The first is the baseline, with which all are paired.
 TRAINED = {

@@ -191,9 +191,8 @@ def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -
         name: pa.array(values, pa.int32() if name in ("plate", "site", "sirna_id") else None)
         for name, values in columns.items()
     }
-    table = pa.table(arrays).replace_schema_metadata(about)
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(pa.table(arrays).replace_schema_metadata(about), partial, compression="zstd")
 
 
 def _load(path: Path) -> tuple[pa.Table, dict[str, str]]:

@@ -19,7 +19,9 @@ from rxrx1_jax.report.figures import (
 )
 from rxrx1_jax.report.runs import PROTOCOLS
 
-BUDGET_COLOURS = dict(zip(BUDGETS, ("#0072B2", "#009E73", "#E69F00", "#999999"), strict=True))
+BUDGET_COLOURS = dict(
+    zip(BUDGETS, ("#0072B2", "#009E73", "#E69F00", "#999999", "#CC79A7"), strict=True)
+)
 DOT_COLOURS = ("#222222", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")
 
 

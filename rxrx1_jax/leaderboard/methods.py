@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from rxrx1_jax.config import find_file, flat
-from rxrx1_jax.methods.evidence import BUDGETS, METHODS, find
+from rxrx1_jax.methods.catalogue import METHODS, find
+from rxrx1_jax.methods.evidence import BUDGETS
 
 SET_BY_COMMAND = ("data.protocol", "data.fold", "train.seed")
 EXPECTED = ("no gap", "gap", "chance")
@@ -28,7 +29,7 @@ class Methods(NamedTuple):
     """The content of a methods file; the first trained method is the baseline."""
 
     trained: dict[str, dict[str, Any]]  # name -> field of the config -> value
-    corrections: dict[str, tuple[str, ...]]  # name -> names for corrections.find, without "none"
+    corrections: dict[str, tuple[str, ...]]  # name -> names for catalogue.find, without "none"
     gap: tuple[str, ...]  # names that are also trained on the random splits
     budgets: dict[str, str]  # name -> one of BUDGETS
     controls: dict[str, Control]

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rxrx1_jax import diagnose
+from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.files import write_text
-from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.leaderboard import embedding_map, figures, tables
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, make_rows, select
@@ -16,6 +15,7 @@ from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import DOTS, experiment_dots
 from rxrx1_jax.report.page import Page
 from rxrx1_jax.report.tables import Table
+from rxrx1_jax.training import embed
 
 TITLE = "RxRx1: does a correction help on unseen experiments?"
 MAP_CELL_TYPE = "HUVEC"  # the one with the most experiments
@@ -106,15 +106,13 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
     if not chosen:
         return
     try:
-        embeddings, records = diagnose.all_embeddings(chosen[0].path)
-    except (DatasetError, OSError) as error:
+        found = embeddings.read(chosen[0].path / embed.FILE)
+    except (OSError, ValueError) as error:
         remarks.append(f"No maps of embeddings: {error}")
         return
-    sites = records.sites
+    sites = found.sites
     try:
-        after = transforms.centre_scale(
-            embeddings, sites, sites["well_type"] != "treatment", "plate"
-        )
+        after = transforms.centre_scale(found.x, sites, sites["well_type"] != "treatment", "plate")
     except ValueError as error:
         remarks.append(f"No maps of embeddings: {error}")
         return
@@ -126,7 +124,7 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
     page.picture(
         "maps",
         embedding_map.figure(
-            [("before", embeddings[wells]), ("after", after[wells])],
+            [("before", found.x[wells]), ("after", after[wells])],
             sites[wells],
             cell_type,
             unseen,

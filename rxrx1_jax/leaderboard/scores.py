@@ -8,7 +8,8 @@ import numpy as np
 
 from rxrx1_jax.leaderboard import assess
 from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
-from rxrx1_jax.methods.evidence import BUDGETS, find
+from rxrx1_jax.methods.catalogue import find
+from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Score, Unit, compare, worst_experiment
 from rxrx1_jax.report.files import read_predictions
 from rxrx1_jax.report.runs import FinishedRun

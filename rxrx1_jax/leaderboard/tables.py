@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rxrx1_jax import diagnose
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, diagnoses, select, verdict
+from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Comparison, Score, by_fold, compare, ratio, summarise
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value, gain, percent
@@ -16,6 +16,7 @@ BUDGET_NOTES = {
     "test controls": "also images of the control wells of the test experiments",
     "unlabelled test images": "also all images of the test experiments, without labels",
     "design": "also that a siRNA occurs once in an experiment, plate by plate",
+    "external data": "also weights or embeddings that were trained on other data",
 }
 MUST = {
     "no gap": "no gap: the interval of random by site - batch includes 0",
@@ -97,8 +98,8 @@ def diagnosis_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | No
     chance: dict[str, float] = {}
 
     def cells(figures: Mapping[str, float]) -> list[Cell]:
-        places = {column: diagnose.digits(chance.get(column, 0)) for column in diagnose.COLUMNS}
-        return [Value(figures.get(c, math.nan), places[c]) for c in diagnose.COLUMNS]
+        places = {column: diagnosis.digits(chance.get(column, 0)) for column in diagnosis.COLUMNS}
+        return [Value(figures.get(c, math.nan), places[c]) for c in diagnosis.COLUMNS]
 
     for name in methods.trained:
         chosen = select(outcomes, name)
@@ -119,7 +120,7 @@ def diagnosis_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | No
         "A method that lowers the first must be read with the others: mixing batches is easy if "
         "biology may go.",
     ]
-    head = ["trained", *diagnose.COLUMNS, "accuracy by site, %"]
+    head = ["trained", *diagnosis.COLUMNS, "accuracy by site, %"]
     return Table("Batch and biology in the embeddings, uncorrected", head, rows, notes)
 
 

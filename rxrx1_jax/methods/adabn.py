@@ -1,19 +1,40 @@
-"""AdaBN: BatchNorm statistics of a trained network, estimated again on images of one batch.
+"""The stage `adapt`: a trained network run differently at test time, its weights untouched.
 
-Li, Wang, Shi, Liu and Hou 2016, "Revisiting batch normalization for practical domain adaptation"
-(arXiv:1603.04779). No label and no weight is touched: of each BatchNorm layer the running mean and
-variance are replaced by those of the given images, as they come through the adapted layers below.
+AdaBN: Li, Wang, Shi, Liu and Hou 2016, "Revisiting batch normalization for practical domain
+adaptation" (arXiv:1603.04779). The running mean and variance of each BatchNorm layer are replaced
+by those of images of one experiment or plate, as they come through the adapted layers below it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rxrx1_jax.model.resnet import BATCH_NORM_MOMENTUM
+from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
 from rxrx1_jax.training import steps
+from rxrx1_jax.training.embed import Trained
+from rxrx1_jax.training.setup import create_model
+
+BATCH = 64  # images whose statistics are averaged; a plate has 62 control sites
+ORIENTATIONS = 8
+MOMENTUM_DIGITS = 4  # momenta that networks use are exact to these decimals
+
+
+def adapted(trained: Trained, method: Method, evidence: Evidence) -> Evidence:
+    """The evidence as the adapted network sees it: test sites, or all if they are classified.
+
+    Raises ValueError: AdaBN of a network without BatchNorm.
+    """
+    wanted = np.full(len(evidence.role), method.classify is not None)
+    wanted |= np.isin(evidence.role, ("test", "val"))
+    if isinstance(method.adapt, AdaBN):
+        return _batch_norm(trained, method.adapt, evidence, wanted)
+    assert isinstance(method.adapt, Orientations)
+    return _updated(trained, evidence, wanted, _over_orientations(trained), trained.state)
 
 
 def adapted_statistics(
@@ -23,7 +44,7 @@ def adapted_statistics(
 
     Args:
       spec: of the network, without an axis over which BatchNorm averages.
-      params, batch_stats: of the network; of `batch_stats` the structure alone is used.
+      params, batch_stats: of the network; of `batch_stats` only the structure is used.
       batches: dicts with image [N, H, W, C] and what the network's head reads.
 
     Returns:
@@ -32,14 +53,19 @@ def adapted_statistics(
       above it each batch was normalised by its own statistics, so larger batches are closer.
 
     Raises:
-      ValueError: no batch, or a network without BatchNorm.
+      ValueError: no batch; a network without BatchNorm.
     """
-    if not batch_stats:
+    if not jax.tree.leaves(batch_stats):
         raise ValueError("AdaBN needs a network with BatchNorm; model.name names one without")
-    count, total = 0, None
-    zeros = jax.tree.map(jnp.zeros_like, batch_stats)
+    count, total, kept = 0, None, None
+    zeros, ones = (jax.tree.map(fill, batch_stats) for fill in (jnp.zeros_like, jnp.ones_like))
     for batch in batches:
-        moments = _moments(spec, params, zeros, dict(batch))
+        batch = dict(batch)
+        new = _after(spec, params, zeros, batch)
+        if kept is None:
+            # An update is momentum * old + (1 - momentum) * new, so the two differ by the momentum.
+            kept = jax.tree.map(_momentum, _after(spec, params, ones, batch), new)
+        moments = _moments(jax.tree.map(lambda x, m: x / (1 - m), new, kept))
         total = moments if total is None else jax.tree.map(jnp.add, total, moments)
         count += 1
     if total is None:
@@ -47,13 +73,89 @@ def adapted_statistics(
     return _statistics(jax.tree.map(lambda x: x / count, total))
 
 
+def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) -> Evidence:
+    """AdaBN in each experiment or plate with wanted sites; it needs images there to learn from."""
+    task, state = trained.task, trained.state
+    spec = task.spec  # the same object for each method, so that it is compiled once
+    if trained.config.train.parallelism == "pmap":  # its BatchNorm may average over devices
+        spec = replace(spec, model=create_model(trained.config))
+    average = state.ema_params is not None
+    params = state.ema_params if average else state.params
+    group = evidence.sites["experiment"]
+    if adapt.by == "plate":
+        group = np.char.add(np.char.add(group, "_"), evidence.sites["plate"].astype(str))
+    rows = _rows(trained, evidence)
+    for name in np.unique(group[wanted]):
+        learn = rows[(group == name) & evidence.part(adapt.on)]
+        if not len(learn):
+            continue  # a part of the release without controls: the network stays as it is
+        batches = trained.batches(_whole_batches(learn), BATCH)
+        statistics = adapted_statistics(spec, params, state.batch_stats, batches)
+        statistics = jax.device_put(statistics, task.steps.state_sharding)
+        changed = state.replace(batch_stats=statistics)
+        if average:
+            changed = changed.replace(ema_batch_stats=statistics)
+        step = task.steps.embed_step
+        evidence = _updated(trained, evidence, wanted & (group == name), step, changed)
+    return evidence
+
+
+def _updated(
+    trained: Trained, evidence: Evidence, where: np.ndarray, step: Callable[..., Any], state: Any
+) -> Evidence:
+    """The evidence with what a step gives the sites of `where`."""
+    outputs = trained.outputs(_rows(trained, evidence)[where], step, state)
+    x, log_probs = evidence.x.copy(), evidence.log_probs.copy()  # type: ignore[union-attr]
+    x[where], log_probs[where] = outputs["embedding"], outputs["log_probs"]
+    return evidence._replace(x=x, log_probs=log_probs)
+
+
+def _rows(trained: Trained, evidence: Evidence) -> np.ndarray:
+    """Rows of the dataset [n] that the evidence is of."""
+    row_of = {name: row for row, name in enumerate(trained.sites["site_id"].tolist())}
+    return np.array([row_of[name] for name in evidence.sites["site_id"].tolist()], np.int64)
+
+
+def _over_orientations(trained: Trained) -> Callable[..., dict[str, jax.Array]]:
+    """A step that gives means over the orientations of each image."""
+
+    def step(state: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        turned = [{**batch, "image": turn(batch["image"], k)} for k in range(ORIENTATIONS)]
+        found = [trained.task.steps.embed_step(state, one) for one in turned]
+        return {
+            name: sum((one[name] for one in found[1:]), found[0][name]) / ORIENTATIONS
+            for name in ("embedding", "log_probs")
+        }
+
+    return step
+
+
+@partial(jax.jit, static_argnums=1)
+def turn(images: jax.Array, orientation: int) -> jax.Array:
+    """[N, H, W, C]: quarter turns, and for orientations 4 to 7 the mirror image first."""
+    images = images[:, :, ::-1] if orientation >= 4 else images
+    return jnp.rot90(images, orientation % 4, axes=(1, 2))
+
+
+def _whole_batches(rows: np.ndarray) -> np.ndarray:
+    """`rows`, and the first of them again until the last batch is full."""
+    return np.resize(rows, -(-len(rows) // BATCH) * BATCH)
+
+
 @partial(jax.jit, static_argnums=0)
-def _moments(spec: steps.StepSpec, params: Any, zeros: Any, batch: dict[str, jax.Array]) -> Any:
+def _after(spec: steps.StepSpec, params: Any, before: Any, batch: steps.Batch) -> Any:
+    """Running statistics after one batch."""
+    return steps.batch_statistics(spec, params, before, batch)
+
+
+def _momentum(from_ones: jax.Array, from_zeros: jax.Array) -> float:
+    difference = np.asarray(from_ones, np.float64) - np.asarray(from_zeros, np.float64)
+    return round(float(np.median(difference)), MOMENTUM_DIGITS)
+
+
+def _moments(statistics: Any) -> Any:
     """First and second moments of every layer's input, in place of mean and variance."""
-    updated = steps.batch_statistics(spec, params, zeros, batch)
-    # From running values of zero the update leaves (1 - momentum) times those of the batch.
-    batch = jax.tree.map(lambda x: x / (1 - BATCH_NORM_MOMENTUM), updated)
-    return _map_layers(lambda mean, var: (mean, var + mean**2), batch)
+    return _map_layers(lambda mean, var: (mean, var + mean**2), statistics)
 
 
 def _statistics(moments: Any) -> Any:

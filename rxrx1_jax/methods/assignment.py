@@ -5,14 +5,16 @@ treatment siRNA occurs at most once in an experiment, and a plate holds one of a
 of siRNAs as there are plates, in a cyclic order. Compare its results only with others that use the
 design.
 
-`role` [n] is "train", "test" or "other". Labels (`sirna_id`) are read where it is "train" and
-nowhere else. `sites` are rows of `Records.sites`, in any order.
+`role` [n] is as in `Evidence`. Labels (`sirna_id`) are read where it is "train" and nowhere else.
+`sites` is a structured array [n], rows in any order.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+
+from rxrx1_jax.methods.evidence import ROLES
 
 UNKNOWN = -1  # group of a siRNA without training wells: it may be on any plate
 AGREEMENT = 0.9  # least share of training wells that must fit the rotated groups
@@ -44,13 +46,13 @@ def assign_once(
 ) -> np.ndarray:
     """Predictions under the rule that no treatment siRNA occurs twice in an experiment.
 
-    Of each experiment the assignment of wells to siRNAs with the largest sum of mean
+    Each experiment gets the assignment of wells to siRNAs with the largest sum of mean
     log-probabilities: linear assignment (Crouse 2016, IEEE Trans. Aerospace and Electronic Systems
     52, 1679, in SciPy). siRNAs of the experiment's training wells are taken, unless a site of the
     well is to be predicted (a split by site). Wells beyond the number of free siRNAs get their best
     one. Training and control sites get the best class of their well: nothing is assigned there.
-    Means are taken over the training sites of a well and over its others apart: what a network says
-    of a site that it was trained on is the label.
+    Training sites of a well and its other sites have separate means: what a network says of a site
+    that it was trained on is the label.
 
     Args:
       log_probs: float [n, K] or [o, n, K]. sites: structured array [n].
@@ -262,10 +264,10 @@ def _checked(
             " sirna_ids, one a column of log_probs"
         )
     roles = set(np.unique(role).tolist())
-    if np.shape(role) != (len(sites),) or not roles <= {"train", "test", "other"}:
+    if np.shape(role) != (len(sites),) or not roles <= set(ROLES):
         raise ValueError(
             f"role has shape {list(np.shape(role))} and values {sorted(roles)}; expected"
-            f" [{len(sites)}] of train, test, other"
+            f" [{len(sites)}] of {', '.join(ROLES)}"
         )
     rows = sites[_training_wells(sites, role)]
     counts = np.unique(rows[["experiment", "sirna_id"]], return_counts=True)[1]

@@ -1,6 +1,6 @@
-"""Batch corrections of embeddings by the libraries of the extra `analysis`: ComBat and Harmony.
+"""Corrections of embeddings by libraries: ComBat (extra `analysis`), Harmony (extra `harmony`).
 
-Transforms as in `embedding_transforms`, which learn from every row that they correct.
+Transforms as in `transforms`. They learn from every row that they correct.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def combat(
     experiment do) lose part of that difference, so the default is the experiment.
 
     Args:
-      embeddings, sites: as in `embedding_transforms.centre_scale`.
+      embeddings, sites: as in `transforms.centre_scale`.
       fit: bool [n], all true: the estimates come from all rows given.
       by: "plate" or "experiment".
 
@@ -38,8 +38,8 @@ def combat(
         features that vary in each batch.
       ModuleNotFoundError: neuroCombat is not installed; names the extra.
     """
-    library = _library("neuroCombat", "combat")
-    pandas = _library("pandas", "combat")
+    library = _library("neuroCombat", "combat", "analysis")
+    pandas = _library("pandas", "combat", "analysis")
     x = _checked_whole("combat", embeddings, sites, fit, by)
     out = x.copy()
     for rows, batch in _cell_types(sites, by):
@@ -77,7 +77,7 @@ def harmony(
     beside the differences between clusters: correct large ones first (`centre_scale`).
 
     Args:
-      embeddings, sites: as in `embedding_transforms.centre_scale`.
+      embeddings, sites: as in `transforms.centre_scale`.
       fit: bool [n], all true: Harmony corrects only the rows that it learns from.
       by: "plate" or "experiment".
 
@@ -88,7 +88,7 @@ def harmony(
       ValueError: as there; a row outside `fit`.
       ModuleNotFoundError: harmonypy is not installed; names the extra.
     """
-    library = _library("harmonypy", "harmony")
+    library = _library("harmonypy", "harmony", "harmony")
     x = _checked_whole("harmony", embeddings, sites, fit, by)
     out = x.copy()
     for rows, batch in _cell_types(sites, by):
@@ -126,10 +126,10 @@ def _checked_whole(
     return x
 
 
-def _library(name: str, method: str) -> ModuleType:
+def _library(name: str, method: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{method} needs {name}: install the extra with `pip install 'rxrx1_jax[analysis]'`"
+            f"{method} needs {name}: install the extra with `pip install 'rxrx1_jax[{extra}]'`"
         ) from error

@@ -1,7 +1,7 @@
-"""Metrics of embeddings: how well one can tell the batches apart, and how well the biology.
+"""Metrics of embeddings: how well one can tell experiments apart, and how well the biology.
 
-Batches: `batch_predictability`. Biology: `retrieval_map`, `replicate_consistency` and, on a
-synthetic screen, `planted_recovery`. A correction that erases everything mixes the batches
+Experiments: `experiment_predictability`. Biology: `retrieval_map`, `replicate_consistency` and, on
+a synthetic screen, `planted_recovery`. A correction that erases everything mixes the experiments
 perfectly, so the first means nothing without one of the others beside it.
 
 NumPy on arrays of rows, in any order; ids are arrays of strings or integers. Similarities are
@@ -13,17 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import linalg, stats
+from scipy import stats
 from scipy.spatial.distance import pdist
 
 FOLDS = 5  # of the siRNAs, in the probe
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # ridge penalty a training row, of standardised features
 BLOCK = 2**24  # similarities held at once: 64 MiB
 
 
 class Predictability(NamedTuple):
-    accuracy: float  # mean over the batches of the share of their rows that is recognised
-    chance: float  # 1 / number of batches
+    accuracy: float  # mean over the experiments of the share of their rows that is recognised
+    chance: float  # 1 / number of experiments
 
 
 class Retrieval(NamedTuple):
@@ -62,50 +61,53 @@ def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndar
     return sums / np.bincount(group)[:, None], *(ids[first] for ids in columns)
 
 
-def batch_predictability(
-    embeddings: np.ndarray,
-    batch: np.ndarray,
-    cell_type: np.ndarray,
-    sirna: np.ndarray,
-    seed: int = 0,
-) -> dict[str, Predictability]:
-    """How well a linear classifier names the batch of a site, within each cell type.
+def experiment_predictability(
+    x: np.ndarray, experiment: np.ndarray, sirna: np.ndarray, seed: int = 0
+) -> Predictability:
+    """How well a linear classifier names the experiment of a site of one cell type.
 
-    Ridge regression on the indicators of the batches, on features standardised within the cell
-    type; the largest output wins. Five-fold over siRNAs: each site is recognised once, by a
-    classifier that saw no well of its siRNA. The penalty is the one of PENALTIES that does best on
-    the siRNAs of a further fold. Holding out wells alone would be wrong: every siRNA is in every
-    experiment, so a classifier trained on its other wells learns from the siRNA which experiments
-    the well is *not* of, and falls far below chance where there is no batch effect.
+    scikit-learn's logistic regression on standardised features, with its own settings. Five-fold
+    over siRNAs: each site is recognised once, by a classifier that saw no well of its siRNA.
+    Holding out wells alone would be wrong: every siRNA is in every experiment, so a classifier
+    trained on its other wells learns from the siRNA which experiments the well is *not* of, and
+    falls far below chance where there is no batch effect.
 
     Args:
-      embeddings: [n, D]. batch (experiment or plate), cell_type, sirna: [n].
+      x: [n, D]. experiment (or plate), sirna: [n].
       seed: of the folds.
 
-    Returns:
-      {cell type: Predictability}, without cell types of a single batch.
-
-    Raises ValueError for a batch of fewer than FOLDS siRNAs.
+    Raises:
+      ValueError: a single experiment, or one of fewer than FOLDS siRNAs.
+      ModuleNotFoundError: scikit-learn is not installed; names the extra.
     """
-    _check(embeddings, batch, cell_type, sirna)
-    found = {}
-    for name in np.unique(cell_type):
-        rows = cell_type == name
-        batches, target = np.unique(batch[rows], return_inverse=True)
-        if len(batches) > 1:
-            sirnas, group = np.unique(sirna[rows], return_inverse=True)
-            for k, label in enumerate(batches):
-                if (count := len(np.unique(group[target == k]))) < FOLDS:
-                    raise ValueError(
-                        f"batch {label} has {count} siRNAs; expected {FOLDS} or more, to hold out "
-                        "one fold of them after the other"
-                    )
-            fold = np.random.default_rng(seed).permutation(len(sirnas))[group] % FOLDS
-            predicted = _probe(embeddings[rows], target, fold)
-            right = np.bincount(target[predicted == target], minlength=len(batches))
-            recall = right / np.bincount(target)
-            found[str(name)] = Predictability(float(recall.mean()), 1 / len(batches))
-    return found
+    try:
+        from sklearn import linear_model, model_selection, pipeline, preprocessing
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the probe needs scikit-learn: install the extra with `pip install"
+            " 'rxrx1_jax[analysis]'`"
+        ) from error
+    _check(x, experiment, sirna)
+    names, target = np.unique(experiment, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"experiment {names[0]} is the only one; expected two or more")
+    for k, name in enumerate(names):
+        if (count := len(np.unique(sirna[target == k]))) < FOLDS:
+            raise ValueError(
+                f"experiment {name} has {count} siRNAs; expected {FOLDS} or more, to hold out one"
+                " fold of them after the other"
+            )
+    probe = pipeline.make_pipeline(
+        preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
+    )
+    folds = model_selection.GroupKFold(FOLDS, shuffle=True, random_state=seed)
+    with threadpool_limits(1):  # threads that wait for each other cost more than these products
+        predicted = model_selection.cross_val_predict(
+            probe, x.astype(np.float64), target, groups=sirna, cv=folds
+        )
+    right = np.bincount(target[predicted == target], minlength=len(names))
+    return Predictability(float((right / np.bincount(target)).mean()), 1 / len(names))
 
 
 def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.ndarray) -> Retrieval:
@@ -132,7 +134,7 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
         raise ValueError("retrieval needs negatives: expected two labels or more")
     n = len(labels)
     order = np.argsort(code, kind="stable")
-    unit, code_of, batch = _unit(embeddings)[order], code[order], experiment[order]
+    unit, code_of, made_in = _unit(embeddings)[order], code[order], experiment[order]
     ends = np.cumsum(np.bincount(code))
     own = [slice(end - size, end) for end, size in zip(ends, np.bincount(code), strict=True)]
     harmonic = np.cumsum(1 / np.arange(1, n + 1))
@@ -143,7 +145,7 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
         positives = []
         for i, row in enumerate(similarity, first):
             same = own[code_of[i]]
-            positives.append(np.sort(row[same][batch[same] != batch[i]])[::-1])
+            positives.append(np.sort(row[same][made_in[same] != made_in[i]])[::-1])
             row[same] = -np.inf
         similarity.sort(axis=1)
         for i, (row, positive) in enumerate(zip(similarity, positives, strict=True), first):
@@ -187,10 +189,10 @@ def replicate_consistency(
     """
     _check(profiles, labels, experiment)
     names, code = np.unique(labels, return_inverse=True)
-    _, batch = np.unique(experiment, return_inverse=True)
-    order = np.lexsort((batch, code))
-    code, batch = code[order], batch[order]
-    again = np.flatnonzero((np.diff(code) == 0) & (np.diff(batch) == 0))
+    _, made_in = np.unique(experiment, return_inverse=True)
+    order = np.lexsort((made_in, code))
+    code, made_in = code[order], made_in[order]
+    again = np.flatnonzero((np.diff(code) == 0) & (np.diff(made_in) == 0))
     if len(again):
         row = order[again[0]]
         raise ValueError(
@@ -203,7 +205,7 @@ def replicate_consistency(
     unit, size = _unit(profiles)[order], np.bincount(code)[several]
     # For each experiment its rows, where each label's profile is among them (-1: nowhere), and
     # which of them each label gets: [draws + 1, its rows], first its own.
-    rows = [np.flatnonzero(batch == b) for b in range(batch.max() + 1)]
+    rows = [np.flatnonzero(made_in == b) for b in range(made_in.max() + 1)]
     place = np.full((len(rows), len(names)), -1)
     given = []
     rng = np.random.default_rng(seed)
@@ -297,38 +299,3 @@ def _mean_over(code: np.ndarray, values: np.ndarray) -> float:
     count = np.bincount(code[kept])
     sums = np.bincount(code[kept], weights=values[kept])
     return float((sums[count > 0] / count[count > 0]).mean())
-
-
-def _probe(embeddings: np.ndarray, target: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """[n] class of each row by ridge regression on the rows of other folds."""
-    mean = embeddings.mean(axis=0, dtype=np.float64)
-    scale = embeddings.std(axis=0, dtype=np.float64)
-    scale[scale == 0] = 1
-    inputs = []
-    for k in range(FOLDS):
-        rows = (embeddings[fold == k] - mean) / scale
-        inputs.append(np.hstack([rows, np.ones((len(rows), 1))]))
-    outputs = [np.eye(target.max() + 1)[target[fold == k]] for k in range(FOLDS)]
-    # Sums of products of each fold: those of a training set are differences.
-    square = np.stack([x.T @ x for x in inputs])
-    cross = np.stack([x.T @ y for x, y in zip(inputs, outputs, strict=True)])
-    square_of_all, cross_of_all = square.sum(axis=0), cross.sum(axis=0)
-    predicted = np.empty(len(target), np.intp)
-    for test in range(FOLDS):
-        check = (test + 1) % FOLDS
-        rest = square_of_all - square[test], cross_of_all - cross[test]
-        inner = rest[0] - square[check], rest[1] - cross[check]
-        truth = target[fold == check]
-        right = [((inputs[check] @ _ridge(*inner, p)).argmax(1) == truth).mean() for p in PENALTIES]
-        weights = _ridge(*rest, PENALTIES[int(np.argmax(right))])
-        predicted[fold == test] = (inputs[test] @ weights).argmax(axis=1)
-    return predicted
-
-
-def _ridge(square: np.ndarray, cross: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights [D + 1, K]; the last input is 1, its weight the intercept, not penalised."""
-    matrix = square.copy()
-    diagonal = np.arange(len(matrix) - 1)
-    matrix[diagonal, diagonal] += penalty * square[-1, -1]  # [-1, -1]: number of rows
-    factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
-    return linalg.cho_solve(factor, cross, check_finite=False)

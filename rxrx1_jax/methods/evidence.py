@@ -1,182 +1,228 @@
-"""Corrections of batch effects after training: each takes what it may see and gives predictions.
+"""What a method may see, and what a method is: a chain from evidence to scores of the test sites.
 
-A correction is a function of `Evidence`; what it may see beyond the image is declared in `uses`,
-and `evidence_for` withholds the rest: labels of test sites always, controls of unseen experiments
-unless "test_controls" is declared. Results are compared within a budget of information:
+    adapt -> transforms -> classify -> decide
+
+Each stage is given `Evidence` that the stages before it have changed. What a method may see beyond
+the image is declared in `uses`, and `evidence_for` withholds the rest: labels of test and
+validation sites always, controls of experiments without training sites unless "test_controls" is
+declared. A method that does not declare "test_images" is fitted without test sites, and is refused
+if half of them change what another site gets. Results are compared within a budget of information:
 
     inductive               the image, and its plate's control statistics (the normalisation)
     test controls           images of the control wells of test experiments
     unlabelled test images  all images of the test experiments
     design                  also that a siRNA occurs once in an experiment, plate by plate
+    external data           also weights or embeddings that were trained on other data
 
-To add one, write the function and an entry of `METHODS`, or make a `Method` in a module of your own
-and name it as module.name: `python -m rxrx1_jax.correct` does the rest.
+`catalogue.METHODS` has ours. A method of your own is a `Method` in any module that Python can
+import, named as module.name; docs/methods.md adds one.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from rxrx1_jax.methods import assignment, transforms
-from rxrx1_jax.methods.combat_harmony import combat, harmony
+from rxrx1_jax.data.embeddings import Embeddings
 
-BUDGETS = ("inductive", "test controls", "unlabelled test images", "design")
-_SURE = -50.0  # log-probability of what an assignment rules out; any large number would do
+BUDGETS = ("inductive", "test controls", "unlabelled test images", "design", "external data")
+USES = ("test_controls", "test_images", "design", "external")  # each has the budget one further
+ROLES = ("train", "val", "test", "context")
+HELD_OUT = ("val", "test")
+PARTS = ("treatment", "control", "all")
+CLOSE = 1e-3  # what rounding may change: share of a value, and of a feature's spread
 
 
 class Evidence(NamedTuple):
-    """What a correction sees: training sites, test sites and control wells, without test labels."""
+    """Sites with what a network says of them."""
 
-    sites: np.ndarray  # [n] rows of Records.sites; sirna_id -1 where the role is not train
-    role: np.ndarray  # [n] str: train, test, or control
-    embeddings: np.ndarray  # [n, d] float32, of the network's last layer but one
-    log_probs: np.ndarray  # [n, K] float32, of the network
-    classes: np.ndarray  # [K] int32 sirna_ids
+    sites: np.ndarray  # structured [n], columns of `embeddings.METADATA`; sirna_id -1: hidden
+    role: np.ndarray  # str [n]: train, val, test, or context (control wells of their experiments)
+    x: np.ndarray  # f32 [n, d] embeddings
+    log_probs: np.ndarray | None  # f32 [n, K] of the network; None where there is none
+    classes: np.ndarray  # i32 [K] sirna_ids
 
     def only(self, keep: np.ndarray) -> "Evidence":
         """The sites where keep, bool [n], is true."""
-        sites, role, embeddings, log_probs, classes = self
-        return Evidence(sites[keep], role[keep], embeddings[keep], log_probs[keep], classes)
+        sites, role, x, log_probs, classes = self
+        kept = None if log_probs is None else log_probs[keep]
+        return Evidence(sites[keep], role[keep], x[keep], kept, classes)
+
+    def part(self, on: str) -> np.ndarray:
+        """bool [n]: the sites of "treatment" wells, of "control" wells, or of "all"."""
+        control = self.role == "context"
+        return {"treatment": ~control, "control": control, "all": np.full(len(control), True)}[on]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaBN:
+    """BatchNorm statistics of the network estimated again, per experiment or plate (`adabn`)."""
+
+    by: str = "experiment"
+    on: str = "treatment"  # one of PARTS: the images that they are estimated from
+
+    def __post_init__(self) -> None:
+        if self.by not in ("experiment", "plate") or self.on not in PARTS:
+            raise ValueError(
+                f"AdaBN({self.by!r}, {self.on!r}): expected experiment or plate, and one of"
+                f" {', '.join(PARTS)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Orientations:
+    """The mean of the network's log-probabilities over the eight orientations of an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A transform of embeddings as a stage: function(x, sites, fit, by) -> f32 [n, d'].
+
+    Attributes:
+      function: `transforms.tvn`, `combat_harmony.combat`, or one like them.
+      by: the batch that is corrected: "plate", "experiment" or "cell_type".
+      on: one of PARTS, the wells that it is fitted on.
+    """
+
+    function: Callable[..., np.ndarray]
+    by: str = "experiment"
+    on: str = "control"
+
+    def __call__(self, evidence: Evidence) -> np.ndarray:
+        return self.function(evidence.x, evidence.sites, evidence.part(self.on), self.by)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A correction, and what it uses: "test_controls", "test_images", "design".
+    """A chain of stages. What a stage of None stands for is said below.
 
     Attributes:
-      function: Evidence [n] -> scores [n, K], log-probabilities or alike; read at the test sites.
-      adapt_by: re-estimates BatchNorm statistics before, per "experiment" or "plate" (AdaBN, Li et
-        al. 2016, arXiv:1603.04779); None: the network's own.
-      adapt_on: the images that they are estimated from: "treatment" or "control" wells.
-      orientations: the network's log-probabilities are the mean over the eight orientations of each
-        image.
+      adapt: how the network is run at test time; None: as it was trained.
+      transforms: `Transform`s, or other functions Evidence -> f32 [n, d'].
+      classify: fits on the evidence it is given (without test sites, unless "test_images" is
+        declared), and returns a function Evidence -> f32 [n, K], log-probabilities or the like;
+        None: the network's own.
+      decide: Evidence -> f32 [n, K], from log-probabilities to better ones; None: those.
+      uses: what it may see, of USES.
+      version: of its results; raise it when they change, and stored ones are computed again.
+      about: one line that says what it does.
     """
 
-    function: Callable[[Evidence], np.ndarray]
+    adapt: AdaBN | Orientations | None = None
+    transforms: tuple[Callable[[Evidence], np.ndarray], ...] = ()
+    classify: Callable[[Evidence], Callable[[Evidence], np.ndarray]] | None = None
+    decide: Callable[[Evidence], np.ndarray] | None = None
     uses: frozenset[str] = frozenset()
-    adapt_by: str | None = None
-    adapt_on: str = "treatment"
-    orientations: bool = False
+    version: int = 1
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.uses) - set(USES))
+        if unknown:
+            raise ValueError(f"uses has {unknown[0]!r}; expected some of {', '.join(USES)}")
+        if self.transforms and self.classify is None:
+            raise ValueError("transforms without classify change nothing; expected a classifier")
+        if isinstance(self.adapt, AdaBN):
+            needed = "test_controls" if self.adapt.on == "control" else "test_images"
+            if not self.uses & {needed, "test_images"}:
+                raise ValueError(f"{self.adapt} sees test images: declare {needed!r} in uses")
 
     @property
     def budget(self) -> str:
         """The one of BUDGETS that covers `uses`."""
-        kinds = ("test_controls", "test_images", "design")
-        return BUDGETS[max((kinds.index(use) + 1 for use in self.uses), default=0)]
+        return BUDGETS[max((USES.index(use) + 1 for use in self.uses), default=0)]
 
 
-def find(name: str) -> Method:
-    """An entry of METHODS, or the Method of a user's own at module.name; ValueError if neither."""
-    if name in METHODS:
-        return METHODS[name]
-    module, _, attribute = name.rpartition(".")
-    found = None
-    if module:
-        try:
-            found = getattr(importlib.import_module(module), attribute, None)
-        except ImportError as error:
-            raise ValueError(f"method {name!r}: {error}") from error
-    if not isinstance(found, Method):
-        raise ValueError(
-            f"method {name!r}: expected one of {', '.join(METHODS)}, or a corrections.Method of"
-            " your own as module.name"
-        )
-    return found
+def from_embeddings(embeddings: Embeddings) -> Evidence:
+    """The sites of a known role. Raises ValueError without roles or without training sites."""
+    role = embeddings.role
+    if role is None or not (role == "train").any():
+        raise ValueError("no row has the role train; expected a column role with some of it")
+    classes = embeddings.classes
+    if classes is None:
+        classes = np.unique(embeddings.sites["sirna_id"][role == "train"])
+    whole = Evidence(
+        embeddings.sites, role, embeddings.x, embeddings.log_probs, classes.astype(np.int32)
+    )
+    return whole.only(np.isin(role, ROLES))
 
 
 def evidence_for(method: Method, evidence: Evidence) -> Evidence:
     """The part of the evidence that the method declared."""
     sites = evidence.sites.copy()
-    hidden = evidence.role == "test"
+    hidden = np.isin(evidence.role, HELD_OUT)
     sites["sirna_id"][hidden], sites["sirna"][hidden] = -1, ""
     keep = np.ones(len(sites), bool)
     if not method.uses & {"test_controls", "test_images"}:
         seen = np.unique(sites["experiment"][evidence.role == "train"])
-        keep = (evidence.role != "control") | np.isin(sites["experiment"], seen)
+        keep = (evidence.role != "context") | np.isin(sites["experiment"], seen)
     return evidence._replace(sites=sites).only(keep)
 
 
-def scores(method: Method, evidence: Evidence) -> np.ndarray:
-    """What the method gives the test sites, from the evidence it declared: float [test sites, K].
+def scores(
+    method: Method,
+    evidence: Evidence,
+    adapted: Callable[[Method, Evidence], Evidence] | None = None,
+) -> np.ndarray:
+    """What the method gives the test sites, from the evidence it declared: f32 [test sites, K].
 
-    Raises ValueError if the scores of a site depend on which other test sites there are, and the
-    method does not declare "test_images".
+    adapted: runs the stage `adapt` of a method on the network (`adabn.adapted`).
+
+    Raises ValueError: a method that needs a network without one, or that uses more than it
+    declares; whatever its stages raise.
     """
-    given = evidence_for(method, evidence)
-    found = method.function(given)[given.role == "test"]
-    if "test_images" not in method.uses:
-        keep = np.full(len(given.role), True)
-        keep[np.flatnonzero(given.role == "test")[1::2]] = False
-        fewer = given.only(keep)
-        again = method.function(fewer)[fewer.role == "test"]
-        if not np.allclose(found[::2], again, rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                'its scores change when half of the test sites are left out; declare "test_images"'
-                " in uses, or let each site's scores depend on that site alone"
-            )
-    return found
-
-
-def network(evidence: Evidence) -> np.ndarray:
-    """The network's own log-probabilities."""
-    return evidence.log_probs
-
-
-def centroids(evidence: Evidence) -> np.ndarray:
-    """Cosine to the mean training embedding of each siRNA, within the cell type."""
-    return transforms.nearest_centroid(
-        evidence.embeddings,
-        evidence.sites["sirna_id"],
-        evidence.role == "train",
-        evidence.classes,
-        evidence.sites["cell_type"],
-    )
+    given = transformed(method, evidence, adapted)
+    if method.classify is not None:
+        held_out = np.isin(given.role, HELD_OUT)
+        seen = given if "test_images" in method.uses else given.only(~held_out)
+        given = given._replace(log_probs=_stage(method, method.classify(seen), given))
+    if given.log_probs is None:
+        raise ValueError(
+            "there are no log-probabilities of a network; expected embeddings of a run, or a"
+            " method with a classifier"
+        )
+    found = given.log_probs if method.decide is None else _stage(method, method.decide, given)
+    return found[given.role == "test"]
 
 
 def transformed(
-    transform: Callable[..., np.ndarray], by: str, on: str = "control"
-) -> Callable[[Evidence], np.ndarray]:
-    """`centroids` after a transform of the embeddings, fitted on control wells or ("all") all."""
-
-    def scores(evidence: Evidence) -> np.ndarray:
-        fit = np.full(len(evidence.role), True) if on == "all" else evidence.role == "control"
-        embeddings = transform(evidence.embeddings, evidence.sites, fit, by)
-        return centroids(evidence._replace(embeddings=embeddings))
-
-    return scores
-
-
-def assigned(assign: Callable[..., np.ndarray]) -> Callable[[Evidence], np.ndarray]:
-    """The siRNA that an assignment over the experiment gives to each site."""
-
-    def scores(evidence: Evidence) -> np.ndarray:
-        role = np.where(evidence.role == "control", "other", evidence.role)
-        ids = assign(evidence.log_probs, evidence.sites, evidence.classes, role)
-        return np.where(ids[:, None] == evidence.classes, 0.0, _SURE).astype(np.float32)
-
-    return scores
+    method: Method,
+    evidence: Evidence,
+    adapted: Callable[[Method, Evidence], Evidence] | None = None,
+) -> Evidence:
+    """What the method declared, after its stages `adapt` and `transforms`."""
+    given = evidence_for(method, evidence)
+    if method.adapt is not None:
+        if adapted is None:
+            raise ValueError(f"{method.adapt} needs the network; expected a run, not a table")
+        given = adapted(method, given)
+    for transform in method.transforms:
+        given = given._replace(x=_stage(method, transform, given, spread=True))
+    return given
 
 
-_CONTROLS, _IMAGES = frozenset({"test_controls"}), frozenset({"test_images", "test_controls"})
-_DESIGN = _IMAGES | {"design"}
-METHODS = {
-    "none": Method(network),
-    "orientations": Method(network, orientations=True),
-    "centroids": Method(centroids),
-    "sphering_train_controls": Method(transformed(transforms.sphering, "cell_type")),
-    "adabn_experiment_controls": Method(network, _CONTROLS, "experiment", "control"),
-    "adabn_plate_controls": Method(network, _CONTROLS, "plate", "control"),
-    "centre_scale_plate": Method(transformed(transforms.centre_scale, "plate"), _CONTROLS),
-    "sphering_experiment": Method(transformed(transforms.sphering, "experiment"), _CONTROLS),
-    "tvn_plate": Method(transformed(transforms.tvn, "plate"), _CONTROLS),
-    "adabn_experiment": Method(network, _IMAGES, "experiment"),
-    "adabn_plate": Method(network, _IMAGES, "plate"),
-    "combat_experiment": Method(transformed(combat, "experiment", "all"), _IMAGES),
-    "harmony_experiment": Method(transformed(harmony, "experiment", "all"), _IMAGES),
-    "assign_once": Method(assigned(assignment.assign_once), _DESIGN),
-    "assign_plate_groups": Method(assigned(assignment.assign_plate_groups), _DESIGN),
-    "adabn_experiment_assign": Method(assigned(assignment.assign_once), _DESIGN, "experiment"),
-}
+def _stage(
+    method: Method,
+    function: Callable[[Evidence], np.ndarray],
+    evidence: Evidence,
+    spread: bool = False,
+) -> np.ndarray:
+    """function(evidence), which must not depend on other test sites unless that is declared.
+
+    spread: what may differ is a share of each column's deviation, not of 1.
+    """
+    found = function(evidence)
+    if "test_images" in method.uses:
+        return found
+    held_out = np.flatnonzero(np.isin(evidence.role, HELD_OUT))
+    keep = np.full(len(evidence.role), True)
+    keep[held_out[1::2]] = False
+    expected, again = found[keep], function(evidence.only(keep))
+    near = CLOSE * (found.std(axis=0) if spread else 1.0)
+    if again.shape != expected.shape or not np.allclose(again, expected, rtol=CLOSE, atol=near):
+        raise ValueError(
+            "what it gives a site changes when half of the test sites are left out; declare"
+            ' "test_images" in uses, or let each site\'s result depend on that site alone'
+        )
+    return found

@@ -1,13 +1,13 @@
-"""Batch corrections of embeddings, and a nearest-centroid classifier on the result.
+"""Corrections of embeddings, fitted on some rows of each group of sites.
 
 A transform is a function (embeddings [n, d], sites [n], fit bool [n], by) -> embeddings. `sites`
-are rows of `Records.sites`; of them only experiment, plate, cell type and site id are read, never a
+is a structured array; of it only experiment, plate, cell type and site id are read, never a
 label. `fit` marks the rows that a transform may learn from: which ones, say the controls of the
 training experiments or of all, is the caller's choice and decides what the result was allowed to
-see. `by` is the batch: "plate" (of an experiment), "experiment" or "cell_type" (everything of a
+see. `by` is the group: "plate" (of an experiment), "experiment" or "cell_type" (everything of a
 cell type pooled).
 
-A batch with fewer than two fit rows is corrected by the fit rows of its experiment, and if those
+A group with fewer than two fit rows is corrected by the fit rows of its experiment, and if those
 are too few by those of its cell type; a cell type with fewer than two is an error. A feature that
 does not vary among the fit rows is centred and not scaled.
 
@@ -19,18 +19,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LEVELS = ("plate", "experiment", "cell_type")  # from the smallest batch to the largest
-LEAST = 2  # fit rows a batch needs: a variance takes two
+LEVELS = ("plate", "experiment", "cell_type")  # from the smallest group to the largest
+LEAST = 2  # fit rows a group needs: a variance takes two
 SHRINKAGE = 0.1  # of a covariance: a plate has about 60 control sites, fewer than features
 CORAL_RIDGE = 1.0  # added to the variances: Sun et al. 2016, Algorithm 1 (the identity)
 FLAT = 1e-7  # a deviation below this share of the mean is the rounding of float32, not variation
-TEMPERATURE = 0.1  # of the softmax over cosines; changes probabilities, no prediction
 
 
 def centre_scale(
     embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "plate"
 ) -> np.ndarray:
-    """(x - mean) / standard deviation (ddof 0) of the fit rows of the batch, per feature.
+    """(x - mean) / standard deviation (ddof 0) of the fit rows of the group, per feature.
 
     The standardisation on plate controls of Caicedo et al. 2017 (Nature Methods 14, 849).
 
@@ -45,7 +44,7 @@ def centre_scale(
     """
     x = checked(embeddings, sites, fit, by)
     out = np.empty_like(x)
-    for rows, learn in _batches(sites, fit, by):
+    for rows, learn in _groups(sites, fit, by):
         mean, scale = mean_and_scale(x[learn])
         out[rows] = (x[rows] - mean) / scale
     return out
@@ -58,7 +57,7 @@ def sphering(
     by: str = "cell_type",
     shrinkage: float = SHRINKAGE,
 ) -> np.ndarray:
-    """ZCA whitening by the fit rows of the batch: (x - mean) C^(-1/2).
+    """ZCA whitening by the fit rows of the group: (x - mean) C^(-1/2).
 
     C = (1 - shrinkage) S + shrinkage * trace(S)/d * I, where S is the covariance (ddof 1). ZCA:
     Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
@@ -80,7 +79,7 @@ def sphering(
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage is {shrinkage}; expected 0 to 1")
     out = np.empty_like(x)
-    for rows, learn in _batches(sites, fit, by):
+    for rows, learn in _groups(sites, fit, by):
         covariance = _covariance(x[learn])
         average = np.trace(covariance) / len(covariance)
         shrunk = (1 - shrinkage) * covariance + shrinkage * average * np.eye(len(covariance))
@@ -94,9 +93,9 @@ def tvn(
     """Typical variation normalisation: Ando, McLean and Berndl 2017 (bioRxiv 161422).
 
     Centre and scale on all fit rows; principal axes of all fit rows, all kept; there, centre and
-    scale on the fit rows of the batch; then x C_b^(-1/2) C^(1/2), which gives the fit rows of the
-    batch the covariance of all fit rows (CORAL: Sun, Feng and Saenko 2016, AAAI, Algorithm 1, both
-    covariances with the identity added). C is taken after the batches were centred, so it holds no
+    scale on the fit rows of the group; then x C_b^(-1/2) C^(1/2), which gives the fit rows of the
+    group the covariance of all fit rows (CORAL: Sun, Feng and Saenko 2016, AAAI, Algorithm 1, both
+    covariances with the identity added). C is taken after the groups were centred, so it holds no
     differences between the means of cell types, and one set of axes serves all of them.
 
     Args:
@@ -121,87 +120,16 @@ def tvn(
     ridge = CORAL_RIDGE * np.eye(x.shape[1])
     colour = _power(_covariance(x[fit]) + ridge, 0.5)
     out = np.empty_like(x)
-    for rows, learn in _batches(sites, fit, by):
+    for rows, learn in _groups(sites, fit, by):
         out[rows] = x[rows] @ (_power(_covariance(x[learn]) + ridge, -0.5) @ colour)
     return out
 
 
-def nearest_centroid(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    fit: np.ndarray,
-    classes: np.ndarray,
-    cell_types: np.ndarray | None = None,
-) -> np.ndarray:
-    """Log-probabilities from the cosine to the centroid of each class.
-
-    A centroid is the mean of the unit vectors of the fit rows of a class: the spherical (Rocchio)
-    form of Manning, Raghavan and Schütze 2008, section 14.2. The result is the log-softmax of
-    cosine / TEMPERATURE: not calibrated, but sums over the sites of a well rank like the cosines.
-
-    Args:
-      embeddings: float [n, d], better centred (`centre_scale`).
-      labels: int [n], sirna_ids; read where `fit` is true and nowhere else.
-      fit: bool [n], training rows.
-      classes: int [K], sirna_ids of the columns.
-      cell_types: [n], for centroids of each cell type; a class without fit rows in a cell type
-        takes the centroid of all of them. None: one set of centroids.
-
-    Returns:
-      float32 [n, K]. A class without fit rows gets the cosine -1.
-
-    Raises:
-      ValueError: sizes or dtypes disagree, values are not finite, no fit row has one of `classes`.
-    """
-    x = _checked_arrays(embeddings, fit)
-    column_of = {int(sirna): k for k, sirna in enumerate(classes)}
-    rows = np.flatnonzero(fit)
-    columns = np.array([column_of.get(int(sirna), -1) for sirna in labels[rows]], np.intp)
-    rows, columns = rows[columns >= 0], columns[columns >= 0]
-    if not len(rows):
-        raise ValueError(
-            f"nearest_centroid: no fit row has one of the {len(column_of)} classes; expected"
-            " treatment sites of the training set"
-        )
-    unit = _unit(x)
-    everywhere, known = _centroids(unit[rows], columns, len(column_of))
-    out = np.empty((len(x), len(column_of)), np.float32)
-    groups = np.zeros(len(x), np.intp)
-    if cell_types is not None:
-        groups = np.unique(cell_types, return_inverse=True)[1]
-    for group in range(groups.max() + 1):
-        here = groups[rows] == group
-        centroids, own = _centroids(unit[rows[here]], columns[here], len(column_of))
-        centroids[~own] = everywhere[~own]
-        members = groups == group
-        cosine = unit[members] @ centroids.T
-        cosine[:, ~known] = -1.0
-        scores = cosine / TEMPERATURE
-        scores -= scores.max(axis=1, keepdims=True)
-        out[members] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return out
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
-
-
-def _centroids(unit: np.ndarray, columns: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors [k, d] of the classes, and which have rows [k]."""
-    sums = np.zeros((k, unit.shape[1]))
-    np.add.at(sums, columns, unit)
-    return _unit(sums), np.bincount(columns, minlength=k) > 0
-
-
-def _batches(
-    sites: np.ndarray, fit: np.ndarray, by: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows of a batch, rows to learn its correction from), in the order of the batches' names."""
+def _groups(sites: np.ndarray, fit: np.ndarray, by: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows of a group, rows to learn its correction from), in the order of the groups' names."""
     levels = [codes_of(sites, level) for level in LEVELS[LEVELS.index(by) :]]
-    for batch in range(levels[0].max() + 1):
-        rows = np.flatnonzero(levels[0] == batch)
+    for group in range(levels[0].max() + 1):
+        rows = np.flatnonzero(levels[0] == group)
         for codes in levels:
             learn = np.flatnonzero(fit & (codes == codes[rows[0]]))
             if len(learn) >= LEAST:
@@ -216,7 +144,7 @@ def _batches(
 
 
 def codes_of(sites: np.ndarray, level: str) -> np.ndarray:
-    """[n] number of the batch of each row; plates of different experiments differ."""
+    """[n] number of the group of each row; plates of different experiments differ."""
     if level != "plate":
         return np.unique(sites[level], return_inverse=True)[1]
     _, experiment = np.unique(sites["experiment"], return_inverse=True)
@@ -246,15 +174,10 @@ def _tolerance(variances: np.ndarray) -> float:
     return len(variances) * np.finfo(np.float64).eps * float(variances.max(initial=0.0))
 
 
-def _checked_arrays(embeddings: np.ndarray, fit: np.ndarray) -> np.ndarray:
+def checked_embeddings(embeddings: np.ndarray) -> np.ndarray:
     x = np.asarray(embeddings)
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"embeddings are {x.dtype} {list(x.shape)}; expected floating [n, d]")
-    if np.asarray(fit).dtype != bool or np.shape(fit) != (len(x),):
-        raise ValueError(
-            f"fit is {np.asarray(fit).dtype} {list(np.shape(fit))}; expected bool [{len(x)}],"
-            " one for each embedding"
-        )
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
         raise ValueError(
@@ -265,7 +188,12 @@ def _checked_arrays(embeddings: np.ndarray, fit: np.ndarray) -> np.ndarray:
 
 
 def checked(embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str) -> np.ndarray:
-    x = _checked_arrays(embeddings, fit)
+    x = checked_embeddings(embeddings)
+    if np.asarray(fit).dtype != bool or np.shape(fit) != (len(x),):
+        raise ValueError(
+            f"fit is {np.asarray(fit).dtype} {list(np.shape(fit))}; expected bool [{len(x)}],"
+            " one for each embedding"
+        )
     if len(sites) != len(x) or not len(x):
         raise ValueError(f"{len(sites)} sites and {len(x)} embeddings; expected as many, not none")
     if by not in LEVELS:

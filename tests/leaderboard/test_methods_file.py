@@ -8,7 +8,7 @@ from configs import demo
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.leaderboard import __main__ as leaderboard
 from rxrx1_jax.leaderboard import methods as methods_lib
-from rxrx1_jax.methods import evidence as corrections
+from rxrx1_jax.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_faults_of_the_methods_file_are_named(tmp_path, text, said):
 def test_the_file_of_the_project():
     methods = methods_lib.load(str(ROOT / "configs" / "leaderboard.py"), demo.get_config())
     assert methods.baseline == "baseline" and not methods.trained["baseline"]
-    assert set(methods.corrections["baseline"]) == corrections.METHODS.keys() - {"none"}
+    assert set(methods.corrections["baseline"]) == METHODS.keys() - {"none"}
     for overrides in methods.trained.values():
         for field, text in overrides.items():
             if field in config_lib.POINTS and field != "data.normalisation":

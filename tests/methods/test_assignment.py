@@ -165,7 +165,7 @@ class TestAssignments:
             decide(scores, sites, CLASSES, role),
         )
 
-    @pytest.mark.parametrize("held_out", ["test", "other"])
+    @pytest.mark.parametrize("held_out", ["test", "val"])
     def test_test_labels_are_not_read(self, decide, held_out):
         sites = screen([0, 1, 2, 0, 1])
         role = np.where(roles(sites, "E3", "E4") == "test", held_out, "train")
@@ -221,7 +221,7 @@ class TestAssignments:
         control = np.array([row("E3", 1, "C03", 1, 1108, "positive_control")], LAYOUT)
         sites = np.append(screen([0, 1, 2, 0]), control)
         scores = noisy_scores(sites)
-        role = np.append(roles(sites[:-1], "E3"), "other")
+        role = np.append(roles(sites[:-1], "E3"), "context")
         predicted = decide(scores, sites, CLASSES, role)
         assert predicted[-1] == CLASSES[scores[-1].argmax()]
         np.testing.assert_array_equal(
@@ -243,8 +243,8 @@ class TestAssignments:
             decide(scores[1:], sites, CLASSES, role)
         with pytest.raises(ValueError, match=r"classes have shape \[5\]; expected \[6\]"):
             decide(scores, sites, CLASSES[1:], role)
-        with pytest.raises(ValueError, match="expected .* train, test, other"):
-            decide(scores, sites, CLASSES, np.full(len(sites), "val"))
+        with pytest.raises(ValueError, match="role"):
+            decide(scores, sites, CLASSES, np.full(len(sites), "other"))
         scores[4, 2] = -np.inf
         with pytest.raises(ValueError, match=f"site {sites['site_id'][4]}: .* not finite"):
             decide(scores, sites, CLASSES, role)

@@ -1,77 +1,67 @@
-"""Corrections after training: what they are given, AdaBN against NumPy, the command on a run."""
+"""What methods are given, what they are refused for, and what each of the catalogue computes."""
 
 import dataclasses
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from example_info import make_info
+from arrays import EXPERIMENTS, small_evidence
 
-from rxrx1_jax import correct
-from rxrx1_jax.methods import adabn
-from rxrx1_jax.methods import evidence as corrections
-from rxrx1_jax.methods.evidence import METHODS, Evidence, Method, evidence_for
-from rxrx1_jax.model.networks import create_model
-from rxrx1_jax.model.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
-from rxrx1_jax.training import steps
-
-EXPERIMENTS = {"HUVEC-01": "train", "HUVEC-02": "train", "HUVEC-03": "test", "RPE-01": "test",
-               "RPE-02": "train"}  # fmt: skip
-PLATES, TREATMENTS, CONTROLS = 2, 3, 3
-SITE = [("site_id", "U32"), ("well_id", "U32"), ("cell_type", "U8"), ("experiment", "U16"),
-        ("plate", "i4"), ("well_type", "U16"), ("sirna", "U16"), ("sirna_id", "i4")]  # fmt: skip
+from rxrx1_jax.data.embeddings import Embeddings
+from rxrx1_jax.methods import assignment, catalogue, transforms
+from rxrx1_jax.methods.catalogue import METHODS, find
+from rxrx1_jax.methods.centroids import TEMPERATURE, centroids
+from rxrx1_jax.methods.combat_harmony import combat, harmony
+from rxrx1_jax.methods.evidence import (
+    BUDGETS,
+    AdaBN,
+    Evidence,
+    Method,
+    Transform,
+    evidence_for,
+    from_embeddings,
+    scores,
+)
 
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
-    """Two plates an experiment, three siRNAs and three control wells each, two sites a well."""
-    rows, role = [], []
-    for experiment, part in EXPERIMENTS.items():
-        turn = list(EXPERIMENTS).index(experiment)
-        for plate in range(1, PLATES + 1):
-            ids = [(k, "treatment") for k in range(TREATMENTS * PLATES)]
-            ids = ids[(plate + turn) % PLATES :: PLATES] + [(1138, "negative_control")] * CONTROLS
-            for well, (sirna_id, kind) in enumerate(ids):
-                for site in (1, 2):
-                    well_id = f"{experiment}_{plate}_B{well:02}"
-                    name = f"s{sirna_id}"
-                    rows.append((f"{well_id}_{site}", well_id, experiment.split("-")[0], experiment,
-                                 plate, kind, name, sirna_id))  # fmt: skip
-                    role.append(part if kind == "treatment" else "control")
-    sites = np.array(rows, SITE)
-    rng = np.random.default_rng(0)
-    centre = rng.normal(size=(1139, 6))
-    shift = {name: rng.normal(size=6) for name in EXPERIMENTS}
-    embeddings = np.stack([centre[r["sirna_id"]] + shift[r["experiment"]] for r in sites])
-    embeddings = (embeddings + 0.5 * rng.normal(size=embeddings.shape)).astype(np.float32)
-    logits = rng.normal(size=(len(sites), TREATMENTS * PLATES)).astype(np.float32)
-    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    classes = np.arange(TREATMENTS * PLATES, dtype=np.int32)
-    return Evidence(sites, np.array(role), embeddings, log_probs, classes)
+    return small_evidence()
 
 
-def scores(method: Method, evidence: Evidence) -> dict[str, np.ndarray]:
+def another_network(method, given):
+    """In place of `adabn.adapted`: other log-probabilities, a function of the site alone."""
+    return given._replace(log_probs=np.roll(given.log_probs, 1, axis=1))
+
+
+def scored(name, evidence):
+    """{site_id: scores}; skips where a library is missing."""
+    try:
+        found = scores(METHODS[name], evidence, another_network)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    ids = evidence.sites["site_id"][evidence.role == "test"].tolist()
+    return dict(zip(ids, found, strict=True))
+
+
+def with_val(evidence):
+    """RPE-01 validates instead of testing."""
+    val = (evidence.role == "test") & (evidence.sites["experiment"] == "RPE-01")
+    return evidence._replace(role=np.where(val, "val", evidence.role))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_labels_are_withheld_and_controls_unless_declared(evidence, name):
+    method, evidence = METHODS[name], with_val(evidence)
     given = evidence_for(method, evidence)
-    found = method.function(given)
-    test = given.role == "test"
-    return dict(zip(given.sites["site_id"][test].tolist(), found[test], strict=True))
-
-
-def test_test_labels_are_withheld_and_controls_unless_declared(evidence):
-    for method in METHODS.values():
-        given = evidence_for(method, evidence)
-        test = given.role == "test"
-        assert test.sum() == (evidence.role == "test").sum()
-        assert set(given.sites["sirna_id"][test]) == {-1}
-        assert set(given.sites["sirna"][test]) == {""}
-        assert (given.sites["sirna_id"][given.role == "train"] >= 0).all()
-        controls = set(given.sites["experiment"][given.role == "control"])
-        everywhere = bool(method.uses & {"test_controls", "test_images"})
-        seen = {name for name, part in EXPERIMENTS.items() if everywhere or part == "train"}
-        assert controls == seen
-    assert set(evidence.sites["sirna_id"][evidence.role == "test"]) == set(range(6))  # untouched
+    hidden = np.isin(given.role, ("test", "val"))
+    assert hidden.sum() == np.isin(evidence.role, ("test", "val")).sum()
+    assert set(given.sites["sirna_id"][hidden]) == {-1}
+    assert set(given.sites["sirna"][hidden]) == {""}
+    assert (given.sites["sirna_id"][~hidden] >= 0).all()
+    everywhere = bool(method.uses & {"test_controls", "test_images"})
+    seen = {name for name, part in EXPERIMENTS.items() if everywhere or part == "train"}
+    assert set(given.sites["experiment"][given.role == "context"]) == seen
+    assert (evidence.sites["sirna_id"] >= 0).all()  # untouched
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -79,172 +69,193 @@ def test_no_method_depends_on_test_labels(evidence, name):
     sites = evidence.sites.copy()
     test = evidence.role == "test"
     sites["sirna_id"][test] = np.random.default_rng(1).permutation(sites["sirna_id"][test])
-    shuffled = scores(METHODS[name], evidence._replace(sites=sites))
-    for site_id, row in scores(METHODS[name], evidence).items():
+    shuffled = scored(name, evidence._replace(sites=sites))
+    for site_id, row in scored(name, evidence).items():
         np.testing.assert_array_equal(row, shuffled[site_id])
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, m in METHODS.items() if m.budget in ("inductive", "test controls")]
-)
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if "test_images" not in m.uses])
 def test_without_test_images_other_test_sites_do_not_matter(evidence, name):
     """A method that does not declare them gives a well what it gives it alone."""
     alone = (evidence.role != "test") | (evidence.sites["well_id"] == "HUVEC-03_1_B00")
-    part = [field[alone] for field in evidence[:4]]
-    single = scores(METHODS[name], Evidence(*part, evidence.classes))
+    single, full = scored(name, evidence.only(alone)), scored(name, evidence)
     assert set(single) == {"HUVEC-03_1_B00_1", "HUVEC-03_1_B00_2"}
-    full = scores(METHODS[name], evidence)
     for site_id, row in single.items():
         np.testing.assert_allclose(row, full[site_id], rtol=1e-5, atol=1e-5)
 
 
-def test_without_test_controls_they_do_not_matter(evidence):
-    unseen = (evidence.role == "control") & np.isin(
-        evidence.sites["experiment"], ["HUVEC-03", "RPE-01"]
-    )
-    embeddings = np.where(unseen[:, None], 1e3, evidence.embeddings).astype(np.float32)
-    changed = []
-    for name, method in METHODS.items():
-        before, after = scores(method, evidence), scores(
-            method, evidence._replace(embeddings=embeddings)
-        )
-        if any(not np.allclose(before[k], after[k]) for k in before):
-            changed.append(name)
-    assert not [n for n in changed if METHODS[n].budget == "inductive"]
-    assert "centre_scale_plate" in changed and "tvn_plate" in changed
+@pytest.mark.parametrize("name", METHODS)
+def test_without_test_controls_they_do_not_matter(evidence, name):
+    unseen = np.isin(evidence.sites["experiment"], ["HUVEC-03", "RPE-01"])
+    unseen &= evidence.role == "context"
+    changed = np.where(unseen[:, None], 10 * evidence.x, evidence.x).astype(np.float32)
+    before, after = scored(name, evidence), scored(name, evidence._replace(x=changed))
+    same = all(np.allclose(before[k], after[k]) for k in before)
+    assert same or METHODS[name].budget != "inductive"
+    assert not (same and name in ("centre_scale_plate", "tvn_plate", "combat_experiment"))
 
 
-def test_budget_is_the_largest_use():
-    assert METHODS["none"].budget == "inductive"
-    assert METHODS["tvn_plate"].budget == "test controls"
-    assert METHODS["adabn_experiment"].budget == "unlabelled test images"
-    assert METHODS["adabn_experiment_assign"].budget == "design"
-    assert {method.budget for method in METHODS.values()} == set(corrections.BUDGETS)
-    with pytest.raises(ValueError):
-        dataclasses.replace(METHODS["none"], uses=frozenset({"labels"})).budget  # noqa: B018
+def by_hand(x, evidence):
+    """The read-out of embeddings as a loop: log-softmax of cosines to centroids, float64."""
+    sites, train = evidence.sites, evidence.role == "train"
+    unit = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    out = []
+    for row, site in zip(unit, sites, strict=True):
+        means = []
+        for sirna in evidence.classes:
+            of = train & (sites["sirna_id"] == sirna)
+            own = of & (sites["cell_type"] == site["cell_type"])
+            means.append(unit[own if own.any() else of].sum(axis=0))
+        cosine = [row @ mean / np.linalg.norm(mean) / TEMPERATURE for mean in means]
+        out.append(cosine - np.log(np.exp(cosine).sum()))
+    return np.array(out)[evidence.role == "test"]
+
+
+def assigned_by_hand(assign, log_probs, evidence):
+    ids = assign(log_probs, evidence.sites, evidence.classes, evidence.role)
+    return np.where(ids[:, None] == evidence.classes, 0, -50)[evidence.role == "test"]
+
+
+# What version 0.2 computed: the transform, what it is fitted by and on.
+EMBEDDED = {
+    "sphering_train_controls": (transforms.sphering, "cell_type", "context"),
+    "centre_scale_plate": (transforms.centre_scale, "plate", "context"),
+    "sphering_experiment": (transforms.sphering, "experiment", "context"),
+    "tvn_plate": (transforms.tvn, "plate", "context"),
+    "combat_experiment": (combat, "experiment", ""),
+    "harmony_experiment": (harmony, "experiment", ""),
+}
+ASSIGNED = {
+    "assign_once": assignment.assign_once,
+    "assign_plate_groups": assignment.assign_plate_groups,
+    "adabn_experiment_assign": assignment.assign_once,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_computes_what_it_says(evidence, name):
+    found = np.array(list(scored(name, evidence).values()))
+    method = METHODS[name]
+    given = evidence_for(method, evidence)
+    log_probs = given.log_probs if method.adapt is None else another_network(0, given).log_probs
+    if name in EMBEDDED:
+        function, by, on = EMBEDDED[name]
+        fit = (given.role == on) if on else np.full(len(given.role), True)
+        expected = by_hand(function(given.x, given.sites, fit, by), given)
+    elif name == "centroids":
+        expected = by_hand(given.x, given)
+    elif name in ASSIGNED:
+        expected = assigned_by_hand(ASSIGNED[name], log_probs, given)
+    else:
+        expected = log_probs[given.role == "test"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_adaptations_and_budgets_of_the_catalogue():
+    assert {name: m.adapt for name, m in METHODS.items() if isinstance(m.adapt, AdaBN)} == {
+        "adabn_experiment_controls": AdaBN("experiment", "control"),
+        "adabn_plate_controls": AdaBN("plate", "control"),
+        "adabn_experiment": AdaBN("experiment", "treatment"),
+        "adabn_plate": AdaBN("plate", "treatment"),
+        "adabn_experiment_assign": AdaBN("experiment", "treatment"),
+    }
+    budgets = {name: BUDGETS.index(method.budget) for name, method in METHODS.items()}
+    assert list(budgets.values()) == [0] * 4 + [1] * 5 + [2] * 4 + [3] * 3
+    assert Method(uses=frozenset({"external", "test_images"})).budget == "external data"
+    assert all(method.about for method in METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"uses": frozenset({"labels"})}, "labels"),
+        ({"transforms": (Transform(transforms.tvn),)}, "classif"),
+        ({"adapt": AdaBN("plate"), "uses": frozenset({"test_controls"})}, "test_images"),
+        ({"adapt": AdaBN("plate", "control")}, "test_controls"),
+    ],
+)
+def test_methods_that_cannot_be(fields, named):
+    with pytest.raises(ValueError, match=named):
+        Method(**fields)
+
+
+@pytest.mark.parametrize("fields", [("well", "all"), ("plate", "test")])
+def test_adaptations_that_cannot_be(fields):
+    with pytest.raises(ValueError, match=fields[0]):
+        AdaBN(*fields)
+
+
+def minus_test_mean(evidence):
+    return evidence.x - evidence.x[evidence.role == "test"].mean(0)
+
+
+def softmax_over_sites(evidence):
+    return evidence.log_probs - evidence.log_probs.mean(0)
+
+
+CHEATS = {
+    "transforms": Method(transforms=(minus_test_mean,), classify=centroids),
+    "classify": Method(classify=lambda seen: softmax_over_sites),
+    "decide": Method(decide=softmax_over_sites),
+    "fewer columns": Method(
+        transforms=(lambda e: e.x[:, : 1 + (e.role == "test").sum() // 8],), classify=centroids
+    ),
+}
+
+
+@pytest.mark.parametrize("method", CHEATS.values(), ids=CHEATS)
+def test_a_stage_that_uses_other_test_images_undeclared_is_refused(evidence, method):
+    with pytest.raises(ValueError, match="test_images"):
+        scores(method, evidence)
+    declared = dataclasses.replace(method, uses=frozenset({"test_images"}))
+    assert scores(declared, evidence).shape == ((evidence.role == "test").sum(), 6)
+
+
+@pytest.mark.parametrize("uses", [(), ("test_images",)])
+def test_a_classifier_is_fitted_once_without_test_sites_unless_declared(evidence, uses):
+    fitted = []
+
+    def classify(seen):
+        fitted.append(set(seen.role))
+        return lambda given: given.log_probs
+
+    scores(Method(classify=classify, uses=frozenset(uses)), with_val(evidence))
+    roles = {"train", "context"}
+    assert fitted == [roles | {"test", "val"} if uses else roles]
 
 
 def test_assignment_never_gives_a_sirna_twice(evidence):
-    found = scores(METHODS["assign_once"], evidence)
+    found = scored("assign_once", evidence)
     wells = {site_id.rpartition("_")[0]: row.argmax() for site_id, row in found.items()}
     for experiment in ("HUVEC-03", "RPE-01"):
         given = [k for well, k in wells.items() if well.startswith(experiment)]
         assert len(set(given)) == len(given) == 6
 
 
-class TwoLayers(nn.Module):
-    """BatchNorm on the input, and again behind a product."""
-
-    @nn.compact
-    def __call__(self, x, batch, info):
-        norm = dict(
-            use_running_average=not info.train, momentum=BATCH_NORM_MOMENTUM,
-            epsilon=BATCH_NORM_EPSILON,
-        )  # fmt: skip
-        x = nn.BatchNorm(**norm, name="bn1")(x)
-        x = nn.Dense(4, name="fc")(x)
-        return nn.BatchNorm(**norm, name="bn2")(x)
-
-
-@pytest.fixture(scope="module")
-def network():
-    info = make_info(4)
-    spec = steps.StepSpec(TwoLayers(), None, None, info.vocabulary, 1)
-    images = np.random.default_rng(0).normal(3, 2, size=(3, 8, 5, 5, 2)).astype(np.float32)
-    images *= np.array([1.0, 2.0, 0.5], np.float32)[:, None, None, None, None]  # batches differ
-    variables = spec.model.init(jax.random.key(0), jnp.asarray(images[0]), {}, info)
-    batches = [{"image": jnp.asarray(batch)} for batch in images]
-    return spec, variables, images, batches
-
-
-def test_first_layer_has_the_moments_of_all_images(network):
-    spec, variables, images, batches = network
-    found = adabn.adapted_statistics(spec, variables["params"], variables["batch_stats"], batches)
-    pixels = images.reshape(-1, 2).astype(np.float64)
-    np.testing.assert_allclose(found["bn1"]["mean"], pixels.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(found["bn1"]["var"], pixels.var(0), rtol=1e-5)
-    # Behind it: each batch was normalised by its own moments (NumPy, float64).
-    fc = variables["params"]["fc"]
-    kernel, bias = (np.asarray(fc[k], np.float64) for k in ("kernel", "bias"))
-    means, seconds = [], []
-    for batch in images.astype(np.float64):
-        flat = batch.reshape(-1, 2)
-        normal = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + BATCH_NORM_EPSILON)
-        product = normal @ kernel + bias
-        means.append(product.mean(0))
-        seconds.append(product.var(0) + product.mean(0) ** 2)
-    np.testing.assert_allclose(found["bn2"]["mean"], np.mean(means, 0), atol=1e-5)
-    expected = np.mean(seconds, 0) - np.mean(means, 0) ** 2
-    np.testing.assert_allclose(found["bn2"]["var"], expected, rtol=1e-4)
-
-
-def test_adapted_to_one_batch_the_network_treats_it_as_in_training(network):
-    spec, variables, _, batches = network
-    statistics = adabn.adapted_statistics(
-        spec, variables["params"], variables["batch_stats"], batches[:1]
+def test_a_table_without_a_network(evidence):
+    sites, role, x, _, _ = evidence
+    table = Embeddings(sites, x, role=role)
+    given = from_embeddings(table)
+    assert given.log_probs is None and given.classes.tolist() == list(range(6))
+    np.testing.assert_allclose(
+        scores(METHODS["tvn_plate"], given), scores(METHODS["tvn_plate"], evidence), rtol=1e-6
     )
-    adapted = {"params": variables["params"], "batch_stats": statistics}
-    evaluated = spec.model.apply(adapted, batches[0]["image"], {}, make_info(4))
-    trained, _ = spec.model.apply(
-        variables, batches[0]["image"], {}, make_info(4, train=True), mutable=["batch_stats"]
-    )
-    np.testing.assert_allclose(evaluated, trained, atol=1e-5)
-    with pytest.raises(ValueError, match="no images"):
-        adabn.adapted_statistics(spec, variables["params"], variables["batch_stats"], [])
-    with pytest.raises(ValueError, match="BatchNorm.*model.name"):
-        adabn.adapted_statistics(spec, variables["params"], {}, batches)
-
-
-def test_embedding_is_what_the_last_layer_reads():
-    images = jax.random.normal(jax.random.key(1), (3, 16, 16, 6))
-    model, info = create_model("resnet_demo", width=8), make_info(5)
-    variables = model.init(jax.random.key(0), images, {}, info)
-    batch = {"image": images, "label": jnp.zeros(3, jnp.int32), "mask": jnp.ones(3, bool)}
-    state = steps.TrainState(
-        jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], None
-    )
-    spec = steps.StepSpec(model, None, None, info.vocabulary, 1)
-    found = steps.embed_step(spec, state, batch)
-    fc = variables["params"]["fc"]
-    logits = np.asarray(found["embedding"]) @ np.asarray(fc["kernel"]) + np.asarray(fc["bias"])
-    expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    np.testing.assert_allclose(found["log_probs"], expected, atol=1e-5)
-    plain = steps.eval_step(spec, state, batch)
-    np.testing.assert_array_equal(plain["log_probs"], found["log_probs"])
-    assert set(plain) == {"log_probs", "loss"}
-
-
-def test_a_method_that_uses_other_test_images_undeclared_is_refused(evidence):
-    def centred(evidence):
-        x = evidence.embeddings - evidence.embeddings[evidence.role == "test"].mean(0)
-        return corrections.centroids(evidence._replace(embeddings=x))
-
-    with pytest.raises(ValueError, match='declare "test_images"'):
-        corrections.scores(Method(centred), evidence)
-    found = corrections.scores(Method(centred, uses=frozenset({"test_images"})), evidence)
-    test = evidence.role == "test"
-    assert found.shape == (test.sum(), len(evidence.classes))
-    plain = corrections.scores(Method(corrections.network), evidence)
-    np.testing.assert_array_equal(plain, evidence.log_probs[test])
+    for name in ("none", "adabn_experiment"):
+        with pytest.raises(ValueError, match="network"):
+            scores(METHODS[name], given)
+    with pytest.raises(ValueError, match="role"):
+        from_embeddings(dataclasses.replace(table, role=None))
+    other = np.where(role == "context", "other", role)
+    assert set(from_embeddings(dataclasses.replace(table, role=other)).role) == {"train", "test"}
 
 
 def test_methods_are_found_by_name(tmp_path, monkeypatch):
-    assert corrections.find("centroids") is METHODS["centroids"]
+    assert find("centroids") is METHODS["centroids"]
     (tmp_path / "found_methods.py").write_text(
-        "from rxrx1_jax.methods.evidence import Method, network\n"
-        "mine = Method(network)\nother = 1\n"
+        "from rxrx1_jax.methods.evidence import Method\nmine = Method(version=3)\nother = 1\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert isinstance(corrections.find("found_methods.mine"), Method)
+    assert find("found_methods.mine").version == 3
     for name in ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine"):
         with pytest.raises(ValueError, match=name):
-            corrections.find(name)
-
-
-def test_the_eight_orientations_are_those_of_the_square():
-    images = np.random.default_rng(0).random((2, 5, 5, 3))
-    found = [np.asarray(correct._turn(jnp.asarray(images), k)) for k in range(8)]
-    flips = [images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1]]
-    expected = [turned for x in flips for turned in (x, x.swapaxes(1, 2))]
-    for image in expected:
-        assert sum(np.array_equal(image.astype(np.float32), one) for one in found) == 1
+            catalogue.find(name)

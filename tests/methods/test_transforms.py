@@ -21,6 +21,7 @@ PLATES, WELLS, D = 2, 24, 5  # the first 12 wells of a plate are controls
 ON_CONTROLS = (transforms.centre_scale, transforms.sphering, transforms.tvn)
 ON_ALL_ROWS = (combat, harmony)
 LIBRARIES = {combat: "neuroCombat", harmony: "harmonypy"}
+EXTRAS = {combat: "analysis", harmony: "harmony"}
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ class TestLibraries:
 
     def test_a_missing_library_names_the_extra(self, transform, embeddings, sites, monkeypatch):
         monkeypatch.setitem(sys.modules, LIBRARIES[transform], None)
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'rxrx1_jax\[analysis\]'"):
+        with pytest.raises(ModuleNotFoundError, match=rf"rxrx1_jax\[{EXTRAS[transform]}\]"):
             transform(embeddings, sites, np.ones(len(sites), bool))
 
 
@@ -345,69 +346,3 @@ def test_harmony_on_a_few_rows(embeddings, sites):
     few = np.flatnonzero(sites["cell_type"] == "U2OS")[::16]
     out = apply(harmony, embeddings[few], sites[few], np.ones(len(few), bool))
     assert len(few) < 15 and np.isfinite(out).all()
-
-
-CLASSES = np.array([0, 1, 2, 3])
-
-
-def cosine(a, b):
-    return a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
-
-
-def test_nearest_centroid_against_a_loop(embeddings, sites, controls):
-    fit = ~controls & ~of_experiment(sites, "RPE-02")
-    fit &= ~((sites["cell_type"] == "U2OS") & (sites["sirna_id"] == 2))
-    for cell_types in (None, sites["cell_type"]):
-        out = transforms.nearest_centroid(embeddings, sites["sirna_id"], fit, CLASSES, cell_types)
-        assert out.dtype == np.float32
-        np.testing.assert_allclose(np.exp(out).sum(axis=1), 1, rtol=1e-5)
-        for i in range(0, len(sites), 7):
-            cosines = []
-            for sirna in CLASSES:
-                members = fit & (sites["sirna_id"] == sirna)
-                if cell_types is not None and not (cell_types[i] == "U2OS" and sirna == 2):
-                    members &= cell_types == cell_types[i]
-                centroid = sum(x / np.sqrt(x @ x) for x in embeddings[members])
-                cosines.append(cosine(embeddings[i], centroid))
-            gaps = np.array(cosines) - cosines[0]
-            np.testing.assert_allclose(
-                (out[i] - out[i, 0]) * transforms.TEMPERATURE, gaps, atol=1e-5
-            )
-
-
-def test_nearest_centroid_reads_training_labels_only(embeddings, sites, controls):
-    fit = ~controls & ~of_experiment(sites, "RPE-02")
-    expected = transforms.nearest_centroid(embeddings, sites["sirna_id"], fit, CLASSES)
-    labels = np.where(fit, sites["sirna_id"], -7)
-    changed = embeddings.copy()
-    outside = np.flatnonzero(~fit)
-    changed[outside[::2]] = 5.0
-    out = transforms.nearest_centroid(changed, labels, fit, CLASSES)
-    rows = np.setdiff1d(np.arange(len(sites)), outside[::2])
-    np.testing.assert_array_equal(out[rows], expected[rows])
-    order = np.random.default_rng(1).permutation(len(sites))
-    out = transforms.nearest_centroid(embeddings[order], labels[order], fit[order], CLASSES)
-    np.testing.assert_allclose(out, expected[order], atol=1e-5)
-
-
-def test_nearest_centroid_of_classes_without_training_rows(embeddings, sites, controls):
-    out = transforms.nearest_centroid(embeddings, sites["sirna_id"], ~controls, [0, 1, 2, 3, 900])
-    assert np.isfinite(out).all() and (out.argmin(axis=1) == 4).all()
-    with pytest.raises(ValueError, match="no fit row has one of the 1 classes"):
-        transforms.nearest_centroid(embeddings, sites["sirna_id"], ~controls, [900])
-
-
-def test_correction_makes_new_experiments_readable(sites, controls):
-    rng = np.random.default_rng(4)
-    x = 2 * rng.normal(size=(1200, D))[sites["sirna_id"]] + rng.normal(size=(len(sites), D))
-    for plate in plates_of(sites):
-        x[plate] = x[plate] * rng.uniform(0.3, 3, D) + 6 * rng.normal(size=D)
-    test = ~controls & np.isin(sites["experiment"], ["RPE-03", "U2OS-02"])
-
-    def accuracy(x):
-        scores = transforms.nearest_centroid(x, sites["sirna_id"], ~controls & ~test, CLASSES)
-        return np.mean(CLASSES[scores[test].argmax(axis=1)] == sites["sirna_id"][test])
-
-    raw = accuracy(x)
-    for transform in ON_CONTROLS:
-        assert accuracy(transform(x, sites, controls, by="plate")) > raw + 0.15

@@ -1,5 +1,7 @@
 """Whole runs on the tiny release: results, exact resuming, both parallel modes, one-line errors."""
 
+import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,8 +16,8 @@ from PIL import Image
 
 from benchmarks.kill_training import TIMES
 from configs import demo
-from rxrx1_jax import correct
-from rxrx1_jax.data import input_pipeline, records
+from rxrx1_jax.data import embeddings, input_pipeline, records
+from rxrx1_jax.methods import corrections
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.training import checkpoint, embed, parallel, progress, run_dir, train
 
@@ -302,79 +304,32 @@ def test_unlabelled_sites_have_no_class(tiny):
 
 
 def test_corrections_of_a_run(finished):
-    """What the network itself says is what the run predicted; nothing is computed twice."""
+    """What the network itself says is what the run predicted; adapted it says something else."""
     _, workdir, _ = finished
-    names = ["none", "centroids", "adabn_experiment_controls", "adabn_plate", "centre_scale_plate"]
-    tables = correct.correct(workdir, names)
+    names = ["none", "orientations", "adabn_experiment_controls", "adabn_plate"]
+    tables = corrections.correct(workdir, names)
     own = pq.read_table(workdir / "predictions.parquet")
     for column in ("site_id", "label", "prediction", "well_prediction"):
         assert tables["none"][column].to_pylist() == own[column].to_pylist()
     np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
-    assert tables["adabn_plate"]["loss"] != tables["none"]["loss"]
-    files = {path: path.stat().st_mtime_ns for path in (workdir / "corrections").iterdir()}
-    assert {path.stem for path in files} == set(names)
-    again = correct.correct(workdir, names)
-    assert all(again[name].equals(tables[name]) for name in names)
-    assert files == {path: path.stat().st_mtime_ns for path in files}
-    text = correct.summary({"a": tables, "b": again}).markdown()
-    lines = [line.split("|")[1].strip() for line in text.splitlines()[4:]]
-    assert lines == [
-        "**inductive**", "none", "centroids", "**test controls**", "adabn_experiment_controls",
-        "centre_scale_plate", "**unlabelled test images**", "adabn_plate",
-    ]  # fmt: skip
-    with pytest.raises(run_dir.RunError, match="no run here"):
-        correct.correct(workdir.parent, names)
-
-
-def test_a_correction_that_refuses_the_data_is_left_out(finished, monkeypatch, capsys):
-    _, workdir, _ = finished
-
-    def refuse(evidence):
-        raise ValueError("no controls of this cell type")
-
-    method = correct.Method(refuse, frozenset({"test_controls"}))
-    monkeypatch.setitem(correct.METHODS, "refusing", method)
-    tables = correct.correct(workdir, ["none", "refusing"])
-    assert set(tables) == {"none"}
-    assert "refusing is left out: no controls of this cell type" in capsys.readouterr().err
-    assert "refusing" not in correct.summary({"a": tables}).markdown()
-
-
-def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["correct", "run", f"--out={tmp_path}/nowhere/table.md"])
-    monkeypatch.setattr(correct, "correct", lambda *_: pytest.fail("work began"))
-    with pytest.raises(SystemExit):
-        correct.main()
-    assert "expected a file in a folder that exists" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"fold": 1, "seed": 2}, "work began"), ({"protocol": "random_well"}, "has data.protocol=")],
-)
-def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes, message):
-    def work(*_):
-        raise run_dir.RunError("work began")
-
-    for name, more in (("a", {}), ("b", changes)):
-        config = demo.get_config()
-        config.data.update(more)
-        (tmp_path / name).mkdir()
-        run_dir.write_json(tmp_path / name / "config.json", {**config.to_dict(), "dataset": {}})
-    monkeypatch.setattr(sys, "argv", ["correct", f"{tmp_path}/a", f"{tmp_path}/b"])
-    monkeypatch.setattr(correct, "correct", work)
-    with pytest.raises(SystemExit, match=message):
-        correct.main()
+    losses = [tables[name]["loss"].to_numpy() for name in names]
+    assert all((one != other).any() for one, other in itertools.combinations(losses, 2))
+    assert embed.source(workdir) == embeddings.source_of(workdir / "embeddings.parquet")
 
 
 def test_embeddings_of_all_sites(finished, tiny):
     """The last layer, applied to them in NumPy, says what the run predicted."""
     config, workdir, _ = finished
-    table = pq.read_table(embed.embed_run(config, workdir))
-    ids = table["site_id"].to_pylist()
+    found = embeddings.read(embed.embed_run(config, workdir))
+    ids = found.sites["site_id"].tolist()
     assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
-    assert table.column_names[1:] == [f"feature_{i}" for i in range(table.num_columns - 1)]
-    features = np.column_stack([table[name].to_numpy() for name in table.column_names[1:]])
+    split = {line["site_id"]: line["role"] for line in csv.DictReader(open(workdir / "split.csv"))}
+    used = {tiny.rows[site_id]["experiment"] for site_id in split}
+    for site_id, role in zip(ids, found.role, strict=True):
+        row = tiny.rows[site_id]
+        context = row["experiment"] in used and row["well_type"] != "treatment"
+        assert role == split.get(site_id, "context" if context else "other")
+    features = found.x
     variables, classes = checkpoint.load_params(workdir)
     fc = variables["params"]["fc"]
     logits = dict(zip(ids, features @ fc["kernel"] + fc["bias"], strict=True))

@@ -1,0 +1,91 @@
+"""What methods make of a trained run: RUN/corrections/METHOD.parquet, computed once.
+
+The files have the columns of predictions.parquet. They are recognised by the step and the weights
+of the run and by the version of the method, which are written into them.
+"""
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rxrx1_jax.methods.catalogue import find
+from rxrx1_jax.methods.evidence import Evidence, from_embeddings, scores
+from rxrx1_jax.training import embed, predictions, run_dir
+
+
+def stored(workdir: Path, name: str) -> pa.Table | None:
+    """What is stored of a method, if it is of its version and the run's newest checkpoint."""
+    path = _path(workdir, name)
+    if not path.exists():
+        return None
+    found = pq.read_schema(path).metadata or {}
+    made_by = _made_by(embed.source(workdir), name)
+    if any(found.get(key.encode()) != value.encode() for key, value in made_by.items()):
+        return None
+    return pq.read_table(path)
+
+
+def correct(
+    workdir: Path, names: Sequence[str], refused: dict[str, Exception] | None = None
+) -> dict[str, pa.Table]:
+    """Predictions of a run's test sites by each method, {name: table}; what is stored is read.
+
+    A method that refuses these data, or lacks its library, is left out with a line on stderr, and
+    noted in `refused`.
+
+    Raises RunError: no trained run, or one whose controls are classes (protocol wilds).
+    """
+    if run_dir.read_settings(workdir).data.protocol == "wilds":
+        raise run_dir.RunError(
+            f"{workdir}: under the wilds protocol controls are classes; not corrected"
+        )
+    source = embed.source(workdir)
+    trained = functools.cache(functools.partial(embed.load, workdir))
+    evidence: Evidence | None = None
+    tables: dict[str, pa.Table] = {}
+
+    def adapted(method, given):
+        from rxrx1_jax.methods import adabn  # here: most methods need no JAX
+
+        return adabn.adapted(trained(), method, given)
+
+    for name in names:
+        if (table := stored(workdir, name)) is not None:
+            tables[name] = table
+            continue
+        if evidence is None:
+            evidence = from_embeddings(embed.embeddings_of(workdir, True, trained))
+        try:
+            found = scores(find(name), evidence, adapted)
+        # A library of an extra; data that a method is not for (no controls, no groups).
+        except (ImportError, ValueError) as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            if refused is not None:
+                refused[name] = error
+            continue
+        path = _path(workdir, name)
+        path.parent.mkdir(exist_ok=True)
+        tables[name] = _table(evidence, found).replace_schema_metadata(_made_by(source, name))
+        predictions.write_predictions(path, tables[name])
+    return tables
+
+
+def _table(evidence: Evidence, log_probs: np.ndarray) -> pa.Table:
+    """Predictions of the test sites, in the order of the evidence, which knows their labels."""
+    sites = evidence.sites[evidence.role == "test"]
+    label = np.searchsorted(evidence.classes, sites["sirna_id"])
+    loss = -log_probs[np.arange(len(label)), label]
+    return predictions.predictions_table(sites, evidence.classes, log_probs, loss)
+
+
+def _made_by(source: Mapping[str, str], name: str) -> dict[str, str]:
+    return {**source, "version": str(find(name).version)}
+
+
+def _path(workdir: Path, name: str) -> Path:
+    return workdir / "corrections" / f"{name}.parquet"

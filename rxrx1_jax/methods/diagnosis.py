@@ -1,0 +1,111 @@
+"""How much batch and how much biology the embeddings of positive controls hold.
+
+The positive controls are the same siRNAs on every plate, and no classes of the network.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rxrx1_jax.data.embeddings import Embeddings
+from rxrx1_jax.methods import embedding_metrics as metrics
+from rxrx1_jax.methods.catalogue import METHODS
+from rxrx1_jax.methods.evidence import ROLES, Evidence, transformed
+
+VERSION = 2  # of the figures; raise it when they change, and stored ones are computed again
+COLUMNS = {
+    "experiment found, %": "a linear probe names the experiment of a site (less is better, down to"
+    " chance)",
+    "siRNA found again, mAP": "mean average precision of finding a well's siRNA in other"
+    " experiments",
+    "consistent, %": "share of siRNAs whose replicates agree beyond chance (p < 0.05)",
+    "planted": "rank correlation of measured with planted distances between siRNAs (synthetic"
+    " screens)",
+}
+EXPERIMENT, AGAIN, CONSISTENT, PLANTED = COLUMNS
+SIGNIFICANT = 0.05
+# Methods that change embeddings and see all controls; each means what it does in corrections.
+TRANSFORMS = tuple(name for name, method in METHODS.items() if method.transforms and method.uses)
+
+Figures = dict[str, tuple[float, float]]  # column -> (figure, chance)
+
+
+def diagnose(
+    embeddings: Embeddings, sirnas: dict[str, Any] | None
+) -> Iterator[tuple[str, Figures]]:
+    """(method, figures) of the embeddings as they are ("none") and after each of TRANSFORMS.
+
+    A transform that lacks its library, or refuses these data, is left out with a line on stderr.
+    """
+    evidence = all_controls(embeddings)
+    yield "none", measure(evidence.x, evidence.sites, sirnas)
+    for name in TRANSFORMS:
+        try:
+            after = transformed(METHODS[name], evidence)
+        except (ImportError, ValueError) as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        yield name, measure(after.x, after.sites, sirnas)
+
+
+def all_controls(embeddings: Embeddings) -> Evidence:
+    """Evidence of the split's sites, and of the control wells of every experiment as context."""
+    sites, role = embeddings.sites, embeddings.role
+    control = sites["well_type"] != "treatment"
+    role = np.where(control, "context", "other" if role is None else role)
+    whole = Evidence(sites, role, embeddings.x, None, np.unique(sites["sirna_id"]))
+    return whole.only(np.isin(role, ROLES))
+
+
+def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> Figures:
+    """{column: (figure, chance)} of the positive controls among embeddings [n, d] of sites [n].
+
+    Means over the cell types with two experiments. A column is left out where nothing can be
+    computed: without such a cell type, "planted" without `sirnas` (metadata.json's planted effects,
+    of synthetic screens only), the probe without scikit-learn (one line on stderr).
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLUMNS}
+    treated = sites["well_type"] == "positive_control"
+    for cell_type in np.unique(sites["cell_type"]):
+        rows = treated & (sites["cell_type"] == cell_type)
+        mine, values = sites[rows], x[rows]
+        if len(np.unique(mine["experiment"])) < 2:
+            continue
+        try:
+            probe = metrics.experiment_predictability(values, mine["experiment"], mine["sirna_id"])
+            found[EXPERIMENT].append((100 * probe.accuracy, 100 * probe.chance))
+        except ImportError as error:
+            _say_once(f"{EXPERIMENT.partition(',')[0]}: {error}")
+        wells, _, label, experiment = metrics.mean_profiles(
+            values, mine["well_id"], mine["sirna_id"], mine["experiment"]
+        )
+        again = metrics.retrieval_map(wells, label, experiment)
+        found[AGAIN].append((again.mean, again.chance))
+        profiles, label, experiment = metrics.mean_profiles(
+            values, mine["sirna_id"], mine["experiment"]
+        )
+        consistency = metrics.replicate_consistency(profiles, label, experiment)
+        share = (consistency.p_value < SIGNIFICANT).mean()
+        found[CONSISTENT].append((100 * share, 100 * SIGNIFICANT))
+        if sirnas:
+            means, label = metrics.mean_profiles(values, mine["sirna_id"])
+            planted = metrics.planted_effects({"sirnas": sirnas}, label, str(cell_type))
+            found[PLANTED].append((metrics.planted_recovery(means, planted).spearman, 0.0))
+    return {
+        name: (float(np.mean([v for v, _ in pairs])), float(np.mean([c for _, c in pairs])))
+        for name, pairs in found.items()
+        if pairs
+    }
+
+
+def digits(chance: float) -> int:
+    """Decimals to print: one of a percentage, three of a figure up to 1."""
+    return 1 if chance > 1 else 3
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

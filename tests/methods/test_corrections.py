@@ -1,0 +1,159 @@
+"""Stored corrections of a made-up run: no dataset, no network; the commands around them."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+from arrays import small_evidence
+
+from configs import demo
+from rxrx1_jax import correct
+from rxrx1_jax.data import embeddings as lib
+from rxrx1_jax.data.embeddings import Embeddings
+from rxrx1_jax.methods import corrections
+from rxrx1_jax.methods.catalogue import METHODS
+from rxrx1_jax.methods.evidence import Method, scores
+from rxrx1_jax.training import embed, run_dir
+
+NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
+
+
+def make_run(workdir, step=7, weights=123, **data):
+    """What `correct` reads of a finished run: settings, the checkpoint's sums, embeddings."""
+    log = workdir / "checkpoints" / str(step) / "log"
+    log.mkdir(parents=True)
+    (log / "metadata").write_text(json.dumps({"checksums": {"params": weights}}))
+    config = demo.get_config()
+    config.data.update(data)
+    run_dir.write_json(workdir / "config.json", {**config.to_dict(), "dataset": {}})
+    sites, role, x, log_probs, classes = small_evidence()
+    made = Embeddings(sites, x, log_probs, classes, source=embed.source(workdir), role=role)
+    lib.write(made, workdir / embed.FILE, log_probs=True)
+    return workdir
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "load", lambda _: pytest.fail("the network was loaded"))
+    return make_run(tmp_path / "run")
+
+
+def test_predictions_are_those_of_the_methods(run):
+    tables, evidence = corrections.correct(run, NAMES), small_evidence()
+    test = evidence.role == "test"
+    for name in NAMES:
+        expected = evidence.classes[scores(METHODS[name], evidence).argmax(axis=1)]
+        assert tables[name]["prediction"].to_pylist() == expected.tolist()
+        assert tables[name]["label"].to_pylist() == evidence.sites["sirna_id"][test].tolist()
+        assert tables[name]["site_id"].to_pylist() == evidence.sites["site_id"][test].tolist()
+    loss = -evidence.log_probs[test, evidence.sites["sirna_id"][test]]
+    np.testing.assert_allclose(tables["none"]["loss"], loss, rtol=1e-6)
+
+
+def stamps(run):
+    return {path.stem: path.stat().st_mtime_ns for path in (run / "corrections").iterdir()}
+
+
+def test_what_is_stored_is_computed_again_only_for_another_version_step_or_weights(
+    run, monkeypatch
+):
+    first = corrections.correct(run, NAMES)
+    before = stamps(run)
+    assert set(before) == set(NAMES)
+    again = corrections.correct(run, NAMES)
+    assert all(again[name].equals(first[name]) for name in NAMES) and stamps(run) == before
+    newer = dataclasses.replace(METHODS["centroids"], version=2)
+    monkeypatch.setitem(METHODS, "centroids", newer)
+    assert corrections.stored(run, "centroids") is None
+    corrections.correct(run, NAMES)
+    changed = {name for name, stamp in stamps(run).items() if stamp != before[name]}
+    assert changed == {"centroids"}
+    log = run / "checkpoints" / "7" / "log" / "metadata"
+    log.write_text(json.dumps({"checksums": {"params": 124}}))
+    assert all(corrections.stored(run, name) is None for name in NAMES)
+    log.write_text(json.dumps({"checksums": {"params": 123}}))
+    assert corrections.stored(run, "none") is not None
+    later = run / "checkpoints" / "10" / "log"
+    later.mkdir(parents=True)
+    (later / "metadata").write_text(log.read_text())
+    assert corrections.stored(run, "none") is None
+
+
+def test_embeddings_are_computed_once_and_again_for_another_step(run, monkeypatch):
+    made = embed.embeddings_of(run, log_probs=True)
+    fewer = dataclasses.replace(made, x=made.x[:, :2])
+    monkeypatch.setattr(embed, "embed", lambda _, source: dataclasses.replace(fewer, source=source))
+    assert embed.embeddings_of(run, True, lambda: None).x.shape == made.x.shape
+    lib.log_probs_path(run / embed.FILE).unlink()
+    assert embed.embeddings_of(run).x.shape == made.x.shape  # nothing needs log-probabilities
+    assert embed.embeddings_of(run, True, lambda: None).x.shape == fewer.x.shape
+    assert embed.embeddings_of(run, True).x.shape == fewer.x.shape  # read
+
+
+def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
+    def refuse(evidence):
+        raise ValueError("no controls of this cell type")
+
+    monkeypatch.setitem(METHODS, "refusing", Method(decide=refuse))
+    refused = {}
+    tables = corrections.correct(run, ["none", "refusing"], refused)
+    assert set(tables) == {"none"} and set(refused) == {"refusing"}
+    assert "refusing" in capsys.readouterr().err
+    assert "refusing" not in correct.summary({"a": tables}).markdown()
+
+
+def test_runs_that_cannot_be_corrected(tmp_path):
+    with pytest.raises(run_dir.RunError, match="config.json"):
+        corrections.correct(tmp_path, ["none"])
+    with pytest.raises(run_dir.RunError, match="wilds"):
+        corrections.correct(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
+    (tmp_path / "new").mkdir()
+    run_dir.write_json(tmp_path / "new" / "config.json", demo.get_config().to_dict())
+    with pytest.raises(run_dir.RunError, match="checkpoint"):
+        corrections.correct(tmp_path / "new", ["none"])
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["correct", *map(str, arguments)])
+    correct.main()
+
+
+def test_the_table_groups_methods_by_budget(run, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, run, "--methods", *NAMES, f"--out={tmp_path}/table.md")
+    text = (tmp_path / "table.md").read_text()
+    assert text.strip() == capsys.readouterr().out.strip()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "**inductive**", "none", "centroids", "**test controls**", "centre_scale_plate",
+        "**design**", "assign_once",
+    ]  # fmt: skip
+
+
+def test_help_explains_each_method(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "--help")
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said and method.about in said for name, method in METHODS.items())
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corrections, "correct", lambda *_: pytest.fail("work began"))
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "run", f"--out={tmp_path}/nowhere/table.md")
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"fold": 1, "seed": 2}, "work began"), ({"protocol": "random_well"}, "data.protocol")],
+)
+def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes, message):
+    def work(*_):
+        raise run_dir.RunError("work began")
+
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)]
+    monkeypatch.setattr(corrections, "correct", work)
+    with pytest.raises(SystemExit, match=message):
+        command(monkeypatch, *runs)

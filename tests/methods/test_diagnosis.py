@@ -1,0 +1,140 @@
+"""Diagnosis of embeddings: a planted batch effect is seen, its removal too, and biology with it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from rxrx1_jax import diagnose
+from rxrx1_jax.data.embeddings import Embeddings
+from rxrx1_jax.methods import diagnosis
+from rxrx1_jax.methods.catalogue import METHODS
+from rxrx1_jax.methods.combat_harmony import combat
+from rxrx1_jax.training import embed
+
+FOUND, AGAIN, CONSISTENT, PLANTED = diagnosis.COLUMNS
+
+
+@pytest.fixture(scope="module")
+def screen():
+    """Ten siRNAs on one plate of each of four experiments, two wells of two sites each."""
+    rows = [
+        (f"{e}_1_W{k}{w}_{s}", f"{e}_1_W{k}{w}", "HUVEC", e, 1, "positive_control", f"s{k}", k)
+        for e in ("HUVEC-01", "HUVEC-02", "HUVEC-03", "HUVEC-04")
+        for k in range(10)
+        for w in (0, 1)
+        for s in (1, 2)
+    ]
+    kinds = [("site_id", "U24"), ("well_id", "U24"), ("cell_type", "U8"), ("experiment", "U16"),
+             ("plate", "i4"), ("well_type", "U16"), ("sirna", "U8"),
+             ("sirna_id", "i4")]  # fmt: skip
+    sites = np.array(rows, kinds)
+    rng = np.random.default_rng(0)
+    planted = rng.normal(size=(10, 5))
+    biology = planted[sites["sirna_id"]] + 0.3 * rng.normal(size=(len(sites), 5))
+    shift = {e: 3 * rng.normal(size=5) for e in np.unique(sites["experiment"])}
+    shifts = np.array([shift[e] for e in sites["experiment"]])
+    sirnas = {str(k): {"HUVEC": planted[k].tolist()} for k in range(10)}
+    return sites, biology, shifts, sirnas
+
+
+def test_batch_effect_and_biology(screen):
+    pytest.importorskip("sklearn")
+    sites, biology, shifts, sirnas = screen
+    dirty, clean = (diagnosis.measure(x, sites, sirnas) for x in (biology + shifts, biology))
+    assert dirty[FOUND][0] > 95 and clean[FOUND][0] < 50
+    assert dirty[FOUND][1] == clean[FOUND][1] == 25
+    assert clean[AGAIN][0] > 0.9 and dirty[AGAIN][0] < 0.3
+    assert clean[CONSISTENT][0] == 100
+    assert clean[PLANTED][0] > 0.9
+    shuffled = biology[np.random.default_rng(1).permutation(len(biology))]
+    noise = diagnosis.measure(shuffled, sites, sirnas)
+    assert noise[CONSISTENT][0] <= 30 and abs(np.subtract(*noise[AGAIN])) < 0.1
+    assert PLANTED not in diagnosis.measure(biology, sites, None)
+
+
+def test_one_experiment_says_nothing(screen):
+    sites, biology, _, _ = screen
+    one = sites["experiment"] == "HUVEC-01"
+    assert diagnosis.measure(biology[one], sites[one], None) == {}
+
+
+def test_without_scikit_learn_one_column_is_left_out(screen, monkeypatch, capsys):
+    sites, biology, _, _ = screen
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    diagnosis._say_once.cache_clear()
+    assert set(diagnosis.measure(biology, sites, None)) == {AGAIN, CONSISTENT}
+    diagnosis.measure(biology, sites, None)
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "rxrx1_jax[analysis]" in said
+
+
+def with_treatments(screen):
+    """Half of the wells are treatments, of training and test experiments; one site is unused."""
+    sites, biology, shifts, _ = screen
+    sites = sites.copy()
+    treated = np.char.endswith(sites["well_id"], "1")
+    sites["well_type"][treated] = "treatment"
+    role = np.where(np.isin(sites["experiment"], ["HUVEC-01"]), "test", "train")
+    role[~treated] = "other"  # experiments outside the split have controls, too
+    x = (biology + shifts).astype(np.float32)
+    return Embeddings(sites, x, role=role), treated
+
+
+def test_a_name_means_what_it_means_in_corrections(screen):
+    """ComBat learns from every site, control or not; plate methods from all controls."""
+    pytest.importorskip("neuroCombat")
+    table, treated = with_treatments(screen)
+    found = dict(diagnosis.diagnose(table, None))
+    assert list(found) == [
+        "none", "centre_scale_plate", "sphering_experiment", "tvn_plate", "combat_experiment",
+        "harmony_experiment",
+    ]  # fmt: skip
+    everything = np.full(len(treated), True)
+    after = combat(table.x, table.sites, everything)
+    assert found["combat_experiment"] == diagnosis.measure(after, table.sites, None)
+    only = combat(table.x[~treated], table.sites[~treated], everything[~treated])
+    assert found["combat_experiment"] != diagnosis.measure(only, table.sites[~treated], None)
+    assert found["none"] == diagnosis.measure(table.x[~treated], table.sites[~treated], None)
+    assert found["none"][AGAIN][0] < found["centre_scale_plate"][AGAIN][0]
+
+
+def test_a_missing_library_leaves_its_line_out(screen, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "harmonypy", None)
+    table, _ = with_treatments(screen)
+    assert "harmony_experiment" not in dict(diagnosis.diagnose(table, None))
+    assert "rxrx1_jax[harmony]" in capsys.readouterr().err
+
+
+def test_the_command_prints_what_was_measured(screen, monkeypatch, capsys, tmp_path):
+    table, _ = with_treatments(screen)
+    monkeypatch.setattr(embed, "embeddings_of", lambda _: table)
+    monkeypatch.setattr(embed, "planted_sirnas", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path)])
+    diagnose.main()
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    ]
+    assert lines[0] == ["embeddings", *diagnosis.COLUMNS]
+    figures = diagnosis.measure(table.x, table.sites, None)
+    mean, chance = figures[AGAIN]
+    assert lines[2][0] == "none" and lines[2][2] == f"{mean:.3f} ({chance:.3f})"
+    assert lines[2][4] == "-"
+    assert [line[0] for line in lines[3:]] == [n for n in diagnosis.TRANSFORMS if n in METHODS]
+
+
+def test_help_has_a_line_per_column(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["diagnose", "--help"])
+    with pytest.raises(SystemExit):
+        diagnose.main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, about in diagnosis.COLUMNS.items():
+        assert any(line.startswith(name) and line.endswith(about) for line in lines)
+
+
+def test_a_folder_without_a_run_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path)])
+    with pytest.raises(SystemExit, match="checkpoint"):
+        diagnose.main()
