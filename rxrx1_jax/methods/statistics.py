@@ -130,7 +130,7 @@ def bootstrap_interval(
     section 3.8): the sites of a well share its biology, so they are no independent draws.
 
     Args:
-      values: [n] one a site, e.g. prediction == label, or average precision.
+      values: [n] one per site, e.g. prediction == label, or average precision.
       well_id: [n]. A coarser id (experiment) resamples that instead.
       groups: [n] cell type or experiment of each site; wells are resampled within groups.
       seed, draws: of the resampling.

@@ -86,7 +86,7 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
             tidy(axis)
     axes[0, 0].set_ylabel("accuracy by site (%)", **TEXT)
     axes[0, 0].set_ylim(0, 100)
-    axes[1, 0].set_ylabel("loss (nats a site)", **TEXT)
+    axes[1, 0].set_ylabel("loss (nats per site)", **TEXT)
     axes[1, 0].set_ylim(bottom=0)
     axes[0, 0].plot([], [], color=TRAIN_COLOUR, label="grey: training batches")
     axes[0, 0].plot([], [], color=colours[rows[0]], label="colour: test sites")
