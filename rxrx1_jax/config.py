@@ -1,6 +1,6 @@
 """Every setting of a run: its default, what it means, what is valid, and the plug-ins it may name.
 
-A plug-in is a function and its arguments, ours or anybody's (docs/methods.md):
+A plug-in is a function and its arguments, ours or anybody's (docs/extend.md):
 
     optim.loss = "coral(weight=0.5)"            a factory in rxrx1_jax.model.losses
     optim.loss = "my_methods.focal(gamma=2.0)"  one in any module that Python can import

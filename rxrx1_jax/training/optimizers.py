@@ -125,7 +125,11 @@ def create_optimizer(
             f"{settings.learning_rate}, {settings.momentum} and {settings.weight_decay}"
         )
     learning_rate = create_schedule(settings, steps)
-    tx = load("optim.name", settings.name)(learning_rate, is_decayed, settings)
+    make = load("optim.name", settings.name)
+    try:
+        tx = make(learning_rate, is_decayed, settings)
+    except Exception as error:  # it is anybody's
+        raise ValueError(f"optim.name={settings.name!r}: {error}") from error
     if settings.clip_norm > 0:
         tx = optax.chain(optax.clip_by_global_norm(settings.clip_norm), tx)
     return tx, learning_rate

@@ -117,7 +117,11 @@ def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Modu
     """The network of the settings."""
     head = load("model.head", config.model.head)
     spec = NetworkSpec(head, config.model.width, jnp.dtype(config.model.dtype), bn_axis_name)
-    return load("model.name", config.model.name)(spec)
+    make = load("model.name", config.model.name)
+    try:
+        return make(spec)
+    except Exception as error:  # it is anybody's
+        raise run_dir.RunError(f"model.name={config.model.name!r}: {error}") from error
 
 
 def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
