@@ -14,7 +14,9 @@ FOLDS  ?= 0 1 2
 BUILD  ?= synthetic
 SCREEN ?= synthetic
 RUNS   ?= runs/demo
-RECORDS = $(DATA)/rxrx1/$(SCREEN)/1.1.0/dataset_info.json
+VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
+  tfds_builder/rxrx1/rxrx1_dataset_builder.py)
+RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
 .PHONY: demo table1 control leaderboard bench test test-oldest test-newest lint types clean
 
@@ -63,9 +65,9 @@ WORKERS ?= 2
 comma := ,
 empty :=
 leaderboard: $(RECORDS)
-	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/1.1.0/dataset_info.json SCREEN=no_batch_effect \
+	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/$(VERSION)/dataset_info.json SCREEN=no_batch_effect \
 	  BUILD='$(NO_EFFECT)'
-	@$(MAKE) $(DATA)/rxrx1/gain_only/1.1.0/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'
+	@$(MAKE) $(DATA)/rxrx1/gain_only/$(VERSION)/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'
 	@$(BIN)/python -m rxrx1_jax.leaderboard --config=configs/demo.py --config.data.dir=$(DATA) \
 	  --config.data.name=rxrx1/$(SCREEN) --methods=configs/leaderboard.py \
 	  --workdir=runs/leaderboard --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=$(SEEDS) \

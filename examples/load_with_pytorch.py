@@ -1,7 +1,7 @@
 """PyTorch's DataLoader at random over ArrayRecord files, without TensorFlow and without our code.
 
 tfds build tfds_builder/rxrx1 --config=synthetic --file_format=array_record --data_dir=DATA_DIR
-python examples/load_with_pytorch.py DATA_DIR/rxrx1/synthetic/1.1.0
+python examples/load_with_pytorch.py DATA_DIR/rxrx1/synthetic/VERSION
 """
 
 # /// script

@@ -1,6 +1,6 @@
 """tf.data and NumPy with nothing of ours installed: TFDS reads the folder as it is.
 
-python examples/load_without_our_code.py DATA_DIR/rxrx1/synthetic/1.1.0
+python examples/load_without_our_code.py DATA_DIR/rxrx1/synthetic/VERSION
 """
 
 # /// script

@@ -35,7 +35,7 @@ def write_few(folder: Path, batch_size: int, epochs: int, **sizes: int) -> tuple
 
 class Tiny(NamedTuple):
     release: Path  # a folder rxrx1, as the archives unpack; holds metadata.csv and images/
-    dataset: Path  # .../rxrx1/tiny/1.1.0, read only: copy it to break it
+    dataset: Path  # .../rxrx1/tiny/VERSION, read only: copy it to break it
     rows: dict[str, dict[str, str]]  # metadata.csv by site_id
 
 

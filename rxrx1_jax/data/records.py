@@ -1,37 +1,26 @@
-"""Random access to the dataset's TFRecord files, without TensorFlow.
+"""A built dataset: any image by its row, without TensorFlow.
 
-`tfds build` writes every site as a tf.train.Example whose image is a zlib stream. One pass over
-the files finds where each stream lies and what the other features hold; that index is kept beside
-the data. From then on a site is one positioned read and one call to libdeflate, from any thread
-and in any order, so a global shuffle, exact resume and per-host shares cost nothing.
+The builder writes `sites.parquet`, which has one row per record and the place of its image. So a
+site is one positioned read and one call to libdeflate, from any thread and in any order: a global
+shuffle, exact resume and per-host shares cost nothing.
 """
 
+import hashlib
 import json
-import logging
 import math
 import os
-import struct
 import weakref
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import deflate
 import numpy as np
-from tqdm import tqdm
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from rxrx1_jax.data.images import DatasetError
-from rxrx1_jax.data.record_checks import contradictions
-from rxrx1_jax.data.tfrecord import example_spans, scan, value_of
+from rxrx1_jax.data.images import DatasetError, structured
 
-INDEX_NAME = "rxrx1_jax_index.npz"
-INDEX_FORMAT = 2  # raise it when the content of the index changes
-
-# What the rest of the package reads of a site; the dataset may hold more.
-FIELDS = (
-    "site_id", "well_id", "cell_type", "dataset", "experiment", "plate", "well", "site",
-    "well_type", "sirna", "sirna_id", "control_mean", "control_std",
-)  # fmt: skip
+TABLE = "sites.parquet"
 
 
 def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
@@ -64,39 +53,41 @@ def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
 
 
 class Records:
-    """All sites of a built dataset: `records[i]` -> uint8 [6, H, W] in counts; thread-safe.
+    """All sites of a built dataset: `records[i]` -> uint8 [C, H, W] in counts; thread-safe.
 
-    The order is that of dataset_info.json's splits (experiments), then of the files. An instance
-    is a Grain `RandomAccessDataSource` and a map-style dataset for other loaders; it can be
-    pickled.
+    The order is that of the record files, by experiment. It is an `images.Images`, a Grain
+    `RandomAccessDataSource` and a map-style dataset for other loaders; it can be pickled. Nothing
+    is written, so the folder may be read-only.
 
     Attributes:
       path: the dataset's folder.
-      sites: structured array, one row a record: every feature except the image. Text is
-        fixed-width unicode, integers int32, control_mean and control_std float32 [6].
-      image_shape: (6, H, W).
-      metadata: content of metadata.json: source ("release" or "synthetic"), channels, pixel sums of
-        the controls.
+      sites: structured array, one row per record; `tfds_builder/rxrx1/table.py` has the columns.
+      image_shape: (C, H, W).
+      about: name, version and source ("release" or "synthetic").
+      metadata: content of metadata.json: source, channels, pixel sums of the controls ...
 
     Raises:
-      DatasetError: a missing, truncated or damaged file, by name; features unlike our builder's.
+      DatasetError: a missing, truncated or changed file, by name; another format of the records.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path).absolute()
         info = _read_json(self.path / "dataset_info.json")
         self.metadata = _read_json(self.path / "metadata.json")
+        stored = info.get("fileFormat")
+        if stored != "tfrecord":
+            raise DatasetError(
+                f"{self.path}/dataset_info.json: fileFormat is {stored}, training reads tfrecord;"
+                " build the dataset with --file_format=tfrecord, the default of `tfds build`"
+            )
         self.about = {
             "name": "/".join(self.path.parts[-3:-1]),
             "version": self.path.name,
             "source": str(self.metadata.get("source", "")),
         }
-        features = _read_json(self.path / "features.json")
-        self.image_shape, dtypes = _check_features(self.path / "features.json", features)
-        self._files, lengths = _shards(self.path, info)
-        index = _load_or_build_index(self.path, self._files, lengths, dtypes)
-        self.sites: np.ndarray = index["sites"]
-        self._shard, self._offset, self._size = index["shard"], index["offset"], index["size"]
+        self.sites, self.image_shape, self._files = _open_table(self.path, self.metadata)
+        places = (self.sites[name] for name in ("shard", "offset", "size"))
+        self._shard, self._offset, self._size = map(np.ascontiguousarray, places)
         self._descriptors = [os.open(file, os.O_RDONLY) for file in self._files]
         weakref.finalize(self, _close, self._descriptors)
 
@@ -104,7 +95,7 @@ class Records:
         return len(self.sites)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Image of record i, uint8 [6, H, W], a fresh writable array."""
+        """Image of record i, uint8 [C, H, W], a fresh writable array."""
         file, size = self._shard[i], int(self._size[i])
         stream = os.pread(self._descriptors[file], size, int(self._offset[i]))
         pixels = math.prod(self.image_shape)
@@ -137,9 +128,9 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(
             f"{path} is missing; expected a folder that `tfds build` finished: build the dataset"
@@ -147,156 +138,54 @@ def _read_json(path: Path) -> Any:
         ) from None
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON ({error}); build the dataset again") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: expected a JSON object; build the dataset again")
+    return content
 
 
-def _check_features(path: Path, features: dict) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Shape of the image, and the dtype of each other feature ("text" for strings)."""
-    try:
-        features = features["featuresDict"]["features"]
-        dtypes = {
-            name: "text" if "text" in feature else str(np.dtype(feature["tensor"]["dtype"]))
-            for name, feature in features.items()
-        }
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: not as `tfds build` writes it ({error!r})") from error
-    missing = [name for name in ("image", *FIELDS) if name not in features]
-    if missing:
+def _open_table(
+    path: Path, metadata: dict[str, Any]
+) -> tuple[np.ndarray, tuple[int, int, int], list[Path]]:
+    """(sites, image shape, record files) of a dataset whose files are as they were written."""
+    again = f"write it again with `python -m tfds_builder.rxrx1 table {path}`"
+    if "table" not in metadata:
         raise DatasetError(
-            f"{path}: no feature {', '.join(missing)}; expected those of tfds_builder/rxrx1: build"
-            " the dataset with this version of it"
+            f"{path}: no table of its sites ({TABLE}), a dataset of version 1 has none; write it"
+            f" with `python -m tfds_builder.rxrx1 table {path}`"
         )
-    image = features["image"].get("tensor", {})
-    shape = tuple(int(n) for n in image.get("shape", {}).get("dimensions", ()))
-    kind = (image.get("dtype"), image.get("encoding"))
-    if len(shape) != 3 or kind != ("uint8", "zlib"):
-        raise DatasetError(
-            f"{path}: the image is {kind} {shape}, expected ('uint8', 'zlib') (6, H, W); build the"
-            " dataset with tfds_builder/rxrx1"
-        )
-    del dtypes["image"]
-    return shape, dtypes
-
-
-def _shards(path: Path, info: dict) -> tuple[list[Path], list[int]]:
-    """Files of all TFDS splits in order, and how many records each must hold."""
-    files, lengths = [], []
     try:
-        if info["fileFormat"] != "tfrecord":
-            raise DatasetError(
-                f"{path}: stored as {info['fileFormat']}, training reads tfrecord; build it with"
-                " --file_format=tfrecord, the default of `tfds build`"
-            )
-        for split in info["splits"]:
-            shards = len(split["shardLengths"])
-            for shard, length in enumerate(split["shardLengths"]):
-                names = {
-                    "DATASET": info["name"], "SPLIT": split["name"], "FILEFORMAT": "tfrecord",
-                    "SHARD_INDEX": f"{shard:05d}", "NUM_SHARDS": f"{shards:05d}",
-                    "SHARD_X_OF_Y": f"{shard:05d}-of-{shards:05d}",
-                }  # fmt: skip
-                name = split["filepathTemplate"]
-                for placeholder, value in names.items():
-                    name = name.replace(f"{{{placeholder}}}", value)
-                if Path(name).name != name:  # a file elsewhere is none of this dataset
-                    raise DatasetError(
-                        f"{path}/dataset_info.json: {name!r} is no name of a file in this folder"
-                    )
-                files.append(path / name)
-                lengths.append(int(length))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
+        entry = metadata["table"]
+        channels, height, width = map(int, entry["image_shape"])
+        files = {str(name): int(size) for name, size in entry["files"]}
+        digest = str(entry["sha256"])
+    except (LookupError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"{path}/dataset_info.json: not as `tfds build` writes it ({error!r}); build the"
-            " dataset again"
+            f"{path}/metadata.json: table is not as the builder writes it ({error!r}); {again}"
         ) from error
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise DatasetError(
-            f"{path}: {len(missing)} of {len(files)} record files are missing, first {missing[0]};"
-            " copy them there or build the dataset again"
-        )
-    return files, lengths
-
-
-def _load_or_build_index(
-    path: Path, files: list[Path], lengths: list[int], dtypes: dict[str, str]
-) -> dict[str, np.ndarray]:
-    """The cached index if it was made from these very files, else a new one (cached if possible).
-
-    Keys: sites (structured); shard int32, the position in `files`; offset and size int64, bytes, of
-    the image's zlib stream.
-    """
-    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = json.dumps([INDEX_FORMAT, stamps, lengths, dtypes])
-    cache = path / INDEX_NAME
-    try:
-        with np.load(cache) as stored:
-            if stored["key"].item() == key:
-                return {name: stored[name] for name in ("sites", "shard", "offset", "size")}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        pass  # none yet, or not one of ours: it is made anew
-    logging.info("indexing %d records of %s", sum(lengths), path)
-    index = _build_index(files, lengths, dtypes)
-    partial = path / f"{INDEX_NAME}.{os.getpid()}.tmp"
-    try:
-        with open(partial, "wb") as file:
-            arrays: dict[str, Any] = {"key": np.array(key), **index}
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, cache)
-    except OSError as error:
-        logging.warning("index not kept: cannot write %s (%s)", cache, error.strerror)
-        partial.unlink(missing_ok=True)
-    return index
-
-
-def _build_index(
-    files: list[Path], lengths: list[int], dtypes: dict[str, str]
-) -> dict[str, np.ndarray]:
-    columns: dict[str, list] = {name: [] for name in dtypes}
-    places: list[tuple[int, int, int]] = []
-    bar = tqdm(files, "Indexing", unit=" files", disable=None)  # None: on a terminal only
-    for number, (file, length) in enumerate(zip(bar, lengths, strict=True)):
-        before = len(places)
-        for data, start, stop in scan(file):
-            try:
-                spans = example_spans(data, start, stop)
-                image_start, image_stop = spans["image"]
-                places.append((number, image_start, image_stop - image_start))
-                for name, dtype in dtypes.items():
-                    columns[name].append(value_of(data, *spans[name], dtype))
-            except (LookupError, ValueError, struct.error) as error:
-                raise DatasetError(
-                    f"{file}: record {len(places) - before} at byte {start} is not a site"
-                    f" ({error!r}); build the dataset again or restore the file"
-                ) from error
-        if len(places) - before != length:
+    for name, size in files.items():
+        if Path(name).name != name:  # a file elsewhere is none of this dataset
+            raise DatasetError(f"{path}/metadata.json: {name!r} is no file in this folder; {again}")
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes"
             raise DatasetError(
-                f"{file}: {len(places) - before} records, expected {length} by dataset_info.json;"
-                " build the dataset again or restore the file"
+                f"{path / name} {what}, expected {size} bytes; restore the file or build the"
+                " dataset again"
             )
-    fields = {}
-    for name, values in columns.items():
-        try:
-            fields[name] = np.array(values, np.str_ if dtypes[name] == "text" else dtypes[name])
-        except (ValueError, OverflowError) as error:
-            raise DatasetError(
-                f"{files[0].parent}: a record holds no value of feature {name} ({error}); build the"
-                " dataset again or restore the files"
-            ) from error
-    layout = [(name, column.dtype, column.shape[1:]) for name, column in fields.items()]
-    sites = np.empty(len(places), layout)
-    for name, column in fields.items():
-        sites[name] = column
-    place = np.array(places, np.int64).reshape(-1, 3)
-    for row, what in contradictions(sites):
+    try:
+        data = (path / TABLE).read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"{path / TABLE} is missing; {again}") from None
+    if hashlib.sha256(data).hexdigest() != digest:
         raise DatasetError(
-            f"{files[place[row, 0]]}: the record of the image at byte {place[row, 1]} contradicts"
-            f" itself or the others of its well, plate or experiment ({what}); build the dataset"
-            " again or restore the file, `python -m tfds_builder.rxrx1 verify --all` finds what"
-            " else is damaged"
+            f"{path / TABLE} has changed, its SHA-256 is not the one in metadata.json; {again}"
         )
-    return {
-        "sites": sites, "shard": place[:, 0].astype(np.int32),
-        "offset": place[:, 1], "size": place[:, 2],
-    }  # fmt: skip
+    columns = pq.read_table(pa.BufferReader(data))
+    arrays = {}
+    for name, column in zip(columns.column_names, columns.columns, strict=True):
+        array = column.combine_chunks()
+        if pa.types.is_fixed_size_list(array.type):
+            arrays[name] = array.flatten().to_numpy().reshape(-1, channels)
+        else:
+            arrays[name] = array.to_numpy(zero_copy_only=False)
+    return structured(arrays), (channels, height, width), [path / name for name in files]

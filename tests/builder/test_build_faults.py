@@ -23,6 +23,7 @@ from tfds_builder.rxrx1 import Builder, Rxrx1Config, examples, shards  # noqa: E
 from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: E402
 
 SIZE = 16
+VERSION = str(Builder.VERSION)
 FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -60,7 +61,9 @@ def slow_build(release: Path, data_dir: Path, journal: Path) -> None:
 
 
 def records(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.tfrecord*")}
+    """The files of records, and the table of the sites in them."""
+    paths = [*folder.glob("*.tfrecord*"), folder / "sites.parquet"]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def test_kill_at_ten_random_moments(tmp_path):
@@ -70,10 +73,10 @@ def test_kill_at_ten_random_moments(tmp_path):
     process = FORKS.Process(target=slow_build, args=(release, tmp_path / "clean", clean_journal))
     process.start()
     process.join(120)
-    expected = records(tmp_path / "clean" / "rxrx1" / "tiny" / "1.1.0")
+    expected = records(tmp_path / "clean" / "rxrx1" / "tiny" / VERSION)
     assert len(expected) > 10 and len(clean_journal.read_text().split()) == 61
 
-    final = tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0"
+    final = tmp_path / "data" / "rxrx1" / "tiny" / VERSION
     draw = random.Random(0)
     kills, builds = 0, 1
     while not final.exists() or kills < 10:
@@ -103,13 +106,13 @@ def test_kill_at_ten_random_moments(tmp_path):
                 tfds.builder("rxrx1/tiny", data_dir=tmp_path / "data")
     assert records(final) == expected
     for name in ("dataset_info.json", "metadata.json", "features.json"):
-        clean = json.loads((tmp_path / "clean" / "rxrx1" / "tiny" / "1.1.0" / name).read_text())
+        clean = json.loads((tmp_path / "clean" / "rxrx1" / "tiny" / VERSION / name).read_text())
         assert json.loads((final / name).read_text()) == clean
     # Of finished shards nothing is encoded again: a kill costs at most the shard in work and the
     # sites that threads have looked ahead.
     look_ahead = 2 * len(os.sched_getaffinity(0)) + 2
     assert len(journal.read_text().split()) <= 61 * builds + 10 * (4 + look_ahead)
-    assert [p.name for p in final.parent.iterdir() if p.name != "1.1.0"] == []
+    assert [p.name for p in final.parent.iterdir() if p.name != VERSION] == []
 
 
 def test_two_builds_at_once(tmp_path):
@@ -141,7 +144,7 @@ def test_disk_full_keeps_what_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(builder_module, "SiteEncoder", Counting)
     with pytest.raises(OSError, match="No space left"):
         build(release, tmp_path / "data")
-    assert not (tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0").exists()
+    assert not (tmp_path / "data" / "rxrx1" / "tiny" / VERSION).exists()
     first = len(encoded)
     assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
     assert len(encoded) - first <= 61 - (first - 4 - 2 * len(os.sched_getaffinity(0)) - 2)

@@ -20,6 +20,7 @@ from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
 SIZE = 16
+VERSION = str(Builder.VERSION)
 ROOT = Path(__file__).parents[2]
 
 
@@ -82,7 +83,7 @@ def test_splits_files_and_metadata(tiny, built):
         e: sum(row["experiment"] == e for row in rows) for e in ("HUVEC-01", "HUVEC-02", "U2OS-01")
     }
     folder = Path(built.data_path)
-    assert (folder.parent.name, folder.name) == ("tiny", "1.1.0")
+    assert (folder.parent.name, folder.name) == ("tiny", VERSION)
     assert (folder / "rxrx1-HUVEC-01.tfrecord-00000-of-00001").is_file()
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["source"] == "release"
@@ -114,7 +115,7 @@ def test_registered_with_tfds(built, tmp_path):
     assert "CC BY-NC-SA 4.0" in native.info.redistribution_info.license
     assert native.info.citation and native.info.description and native.info.homepage
     data_dir = Path(built.data_path).parents[2]
-    data = tfds.load("rxrx1/tiny:1.1.0", split="HUVEC-01+U2OS-01", data_dir=data_dir)
+    data = tfds.load(f"rxrx1/tiny:{VERSION}", split="HUVEC-01+U2OS-01", data_dir=data_dir)
     assert len(data) == 21 + 18
 
 
@@ -155,7 +156,7 @@ def test_readable_without_this_code(tiny, built, tmp_path):
 
 def nothing_is_left(data_dir: Path) -> bool:
     """No record, and no folder that could pass for a finished dataset."""
-    return not [p for p in data_dir.rglob("*") if "tfrecord" in p.name or p.name == "1.1.0"]
+    return not [p for p in data_dir.rglob("*") if "tfrecord" in p.name or p.name == VERSION]
 
 
 def test_broken_input_stops_before_writing(tmp_path):
@@ -203,7 +204,7 @@ def test_image_that_does_not_decode_leaves_nothing_finished(tmp_path, well_type)
     with pytest.raises(ReleaseError, match="cannot be decoded") as error:
         build(root, data_dir)
     assert str(path) in str(error.value) and row["site_id"] in str(error.value)
-    assert not [p for p in data_dir.rglob("*") if p.name == "1.1.0" or "incomplete" in p.name]
+    assert not [p for p in data_dir.rglob("*") if p.name == VERSION or "incomplete" in p.name]
     with pytest.raises(Exception, match="rxrx1"):
         tfds.builder("rxrx1/tiny", data_dir=data_dir)
     path.write_bytes(data)  # repaired, the same command goes on
@@ -255,7 +256,7 @@ def test_plain_command_line_builds_a_synthetic_screen(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    folder = tmp_path / "rxrx1" / "small" / "1.1.0"
+    folder = tmp_path / "rxrx1" / "small" / VERSION
     info = json.loads((folder / "dataset_info.json").read_text())
     lengths = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
     lines = (tmp_path / "downloads" / "rxrx1_small" / "metadata.csv").read_text().splitlines()

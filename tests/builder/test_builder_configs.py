@@ -26,6 +26,7 @@ from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
 SIZE = 16
+VERSION = str(Builder.VERSION)
 
 
 def build(release: Path, data_dir: Path, file_format: str = "tfrecord", **config) -> Builder:
@@ -173,13 +174,57 @@ def test_part_of_a_release(tiny, plain, tmp_path):
         )
 
 
-def test_partitions_wherever_a_split_is_named(tiny, plain):
-    counts = {"train": 39, "test": 22, "train+test": 61, "HUVEC-01+test": 43, "U2OS-01": 18}
-    for split, count in counts.items():
-        assert len(plain.as_dataset(split=split)) == count
+def site_ids(data) -> list[str]:
+    """TFDS reads several files by turns, so the order of a union says nothing."""
+    return sorted(example["site_id"].decode() for example in tfds.as_numpy(data))
+
+
+PARTS = {  # slices of the sites of `train`, `test`, or all experiments in turn
+    "train": [("train", slice(None))],
+    "test": [("test", slice(None))],
+    "train[:10]": [("train", slice(10))],
+    "train[-5:]": [("train", slice(-5, None))],
+    "train[25:30]": [("train", slice(25, 30))],
+    "train[50%:]": [("train", slice(20, None))],  # 19.5 is rounded
+    "train[:10%]+test[:3]": [("train", slice(4)), ("test", slice(3))],
+    "train+test": [("train", slice(None)), ("test", slice(None))],
+    "HUVEC-01+test": [("HUVEC-01", slice(None)), ("test", slice(None))],
+    "all": [("every", slice(None))],
+    "all+train[:1]": [("every", slice(None)), ("train", slice(1))],
+    tfds.core.ReadInstruction("train", to=10, unit="%"): [("train", slice(4))],
+}
+
+
+@pytest.mark.parametrize("split", PARTS, ids=str)
+def test_partitions_are_splits(plain, split):
+    stored = {
+        name: [e["site_id"].decode() for e in tfds.as_numpy(plain.as_dataset(split=name))]
+        for name in plain.info.splits
+    }
+    stored["train"] = stored["HUVEC-01"] + stored["U2OS-01"]
+    stored["test"] = stored["HUVEC-02"]
+    stored["every"] = stored["HUVEC-01"] + stored["HUVEC-02"] + stored["U2OS-01"]
+    expected = sorted(s for name, part in PARTS[split] for s in stored[name][part])
+    assert site_ids(plain.as_dataset(split=split)) == expected
+    assert plain.info.splits[split].num_examples == len(expected)
+
+
+def test_partitions_count_no_site_twice(tiny, plain):
+    splits = plain.info.splits
+    assert splits.total_num_examples == 61 and splits["train"].num_shards == 2
+    assert list(splits) == list(plain.as_dataset()) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
+    assert "train" in splits and "val" not in splits
+    stored = tfds.builder_from_directory(plain.data_path).info
+    assert plain.info.dataset_size == stored.dataset_size
+    assert list(stored.splits) == list(splits)
+    for name in ("train", "all"):
+        parts = [site_ids(plain.as_dataset(split=s)) for s in tfds.even_splits(name, 3)]
+        assert sorted(sum(parts, [])) == site_ids(plain.as_dataset(split=name))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert [len(data) for data in plain.as_dataset(split=["train", "test"])] == [39, 22]
-    assert len(plain.as_dataset(split="train[:2]")) == 4  # two of each of its experiments
-    assert set(plain.as_dataset()) == {"HUVEC-01", "HUVEC-02", "U2OS-01"}
+    assert plain.as_dataset(split="train", batch_size=-1)["site_id"].shape == (39,)
+    with pytest.raises(ValueError, match="val"):
+        plain.as_dataset(split="val")
     names = {e["dataset"] for e in tfds.as_numpy(plain.as_dataset(split="test"))}
     assert names == {b"test"}
     config = {"config": plain.builder_config}  # of ours: named configs need only the import
@@ -192,7 +237,9 @@ def test_partitions_wherever_a_split_is_named(tiny, plain):
 def test_array_record_reads_at_random(tiny, plain, tmp_path):
     builder = build(tiny.release, tmp_path, file_format="array_record")
     source = builder.as_data_source(split="train")
-    assert len(source) == 39
+    assert len(source) == 39 and len(builder.as_data_source(split="train[:10]")) == 10
+    assert len(builder.as_data_source(split="all")) == 61
+    assert list(builder.as_data_source()) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
     expected = by_site(plain)
     for i in (38, 0, 17):
         example = source[i]
@@ -292,7 +339,7 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_tiny_release(tmp_path / "release", SIZE)
     builder = build("~/release", "~/data")
-    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / "1.1.0"
+    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / VERSION
     assert not list(Path.cwd().iterdir())
 
 

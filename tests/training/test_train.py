@@ -218,6 +218,7 @@ def test_a_run_is_bound_to_its_data(finished, tiny, tmp_path):
         frames.append(data[:size])
         data = data[size:]
     path.write_bytes(b"".join(reversed(frames)))
+    subprocess.run([sys.executable, "-m", "tfds_builder.rxrx1", "table", str(copy)], check=True)
     with pytest.raises(run_dir.RunError, match="dataset.data_fingerprint"):
         train.evaluate_run(config, workdir)
 

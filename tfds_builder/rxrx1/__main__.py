@@ -1,6 +1,7 @@
 """What can be done with a built dataset.
 
 python -m tfds_builder.rxrx1 verify DIR [--all]
+python -m tfds_builder.rxrx1 table DIR
 python -m tfds_builder.rxrx1 show DIR --out=FOLDER [--experiment=HUVEC-01 --plate=1 --sirna_id=3]
 
 DIR is DATA_DIR/rxrx1/CONFIG, as `tfds build` wrote it, or the folder of one version in it.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by TensorFlow when it is imported
 
-from .look import show, stored, verify  # noqa: E402
+from .look import show, sites, stored, verify  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_parser.add_argument(
         "--cell_type", help="this one alone; its siRNA is drawn as counts and standardised"
     )
-    for sub in (verify_parser, show_parser):
+    table_parser = commands.add_parser(
+        "table", help="write the table of sites that training needs, for a dataset of version 1"
+    )
+    for sub in (verify_parser, table_parser, show_parser):
         sub.add_argument("dataset", type=Path, metavar="DIR", help="DATA_DIR/rxrx1/CONFIG")
     options = parser.parse_args(arguments)
     try:
@@ -48,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checks = verify.verify(builder, options.all)
             print(verify.report(builder, checks))
             return int(any(check.faults for check in checks))
+        if options.command == "table":
+            print(sites.write_table(builder))
+            return 0
         chosen = (options.experiment, options.plate, options.sirna_id, options.cell_type)
         paths = show.show(builder, options.out, *chosen)
         print(*paths, sep="\n")

@@ -1,4 +1,4 @@
-"""One site as a stored example: the features of the dataset, and their encoding.
+"""One site as a stored example: the features of the dataset, their encoding, where the image lies.
 
 Only feature types that ship with TFDS, so that `tfds.builder_from_directory` reads the data with
 none of this code. TFDS would compress the image with zlib; libdeflate writes the same kind of
@@ -8,11 +8,13 @@ stream in a third of the time, so the finished bytes go into the example directl
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import deflate
 import numpy as np
 import tensorflow_datasets as tfds
 
+from .controls import image_sums
 from .images import View, read_image
 from .release.metadata import CHANNELS, Site
 from .release.release import Release
@@ -22,9 +24,34 @@ ZLIB_LEVEL = 6  # of libdeflate; 9 saves 2 % of the disk for four times the work
 Statistics = Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]]
 
 
+class StoredImage(NamedTuple):
+    """Where the zlib stream of an image lies in its record, and what it holds."""
+
+    start: int  # byte of the record
+    size: int  # bytes
+    record: int  # bytes of the whole record
+    adler32: int  # of the planes
+    pixel_sum: tuple[int, ...]  # [C]
+    pixel_sum2: tuple[int, ...]  # [C], of squares
+
+
+class Encoded(NamedTuple):
+    """A site as it is stored."""
+
+    example: bytes  # a serialized tf.train.Example
+    image: StoredImage
+
+
+def locate(example: bytes, stream: bytes, image: np.ndarray) -> StoredImage:
+    """Describes the zlib stream of `image` in a record that holds it."""
+    _, first, second = image_sums(image)
+    checksum = int.from_bytes(stream[-4:], "big")  # RFC 1950: a stream ends with it
+    return StoredImage(example.index(stream), len(stream), len(example), checksum, first, second)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiteEncoder:
-    """site -> serialized tf.train.Example: the same bytes in every thread, process and run.
+    """site -> what is stored of it: the same bytes in every thread, process and run.
 
     Attributes:
       release: where the images lie.
@@ -36,20 +63,24 @@ class SiteEncoder:
     view: View
     statistics: Statistics
 
-    def __call__(self, site: Site) -> bytes:
+    def __call__(self, site: Site) -> Encoded:
         image = read_image(self.release, site, self.view)
-        mean, std = self.statistics[site.experiment, site.plate]
-        values = {
-            **site._asdict(),
-            "row": site.row,
-            "column": site.column,
-            "control_mean": mean,
-            "control_std": std,
-        }
+        values = fields(site, self.statistics)
         connectors, serializer = _connectors(self.view.channels, self.view.size)
         example = {name: connectors[name].encode_example(value) for name, value in values.items()}
-        example["image"] = bytes(deflate.zlib_compress(image.tobytes(), ZLIB_LEVEL))
-        return serializer.get_tf_example(example).SerializeToString(deterministic=True)
+        stream = example["image"] = bytes(deflate.zlib_compress(image.tobytes(), ZLIB_LEVEL))
+        record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
+        return Encoded(record, locate(record, stream, image))
+
+
+def fields(
+    site: Site, statistics: Statistics, rows: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """What is stored of a site beside its image; with `rows`, release_row too."""
+    mean, std = statistics[site.experiment, site.plate]
+    place = {"row": site.row, "column": site.column, "control_mean": mean, "control_std": std}
+    found = {} if rows is None else {"release_row": rows.get(site.site_id, -1)}
+    return {**site._asdict(), **place, **found}
 
 
 @functools.cache

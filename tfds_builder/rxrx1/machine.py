@@ -56,6 +56,15 @@ def write_whole(path: epath.Path, data: bytes) -> None:
         raise
 
 
+def flush(path: epath.Path) -> None:
+    """Waits until a file is on the disk, so that after a power failure its size can be trusted."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store (gs://...) and not on a mounted filesystem."""
     return "://" in os.fspath(path)

@@ -12,17 +12,17 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+import tree
 from etils import epath
 
-from . import controls, images, machine, shards, staging, synthetic
+from . import controls, examples, images, machine, shards, staging, synthetic, table
 from .builder_configs import BUILDER_CONFIGS, Rxrx1Config
-from .examples import ZLIB_LEVEL, SiteEncoder, features
+from .examples import ZLIB_LEVEL, SiteEncoder
+from .partitions import EachOnce, Info
 from .release import downloads
 from .release.metadata import CHANNELS, ReleaseError
 from .release.release import Release, open_release
@@ -37,8 +37,11 @@ WILDS_VALIDATION = ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04")
 class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     """RxRx1: six-channel fluorescence microscopy of siRNA-treated cells in 51 batches."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("2.0.0")  # its only place: tests and the Makefile read it here
     RELEASE_NOTES = {
+        "2.0.0": "sites.parquet, the table of all sites and of the places of their images, from"
+        " which training reads; `train`, `test` and `val` are splits. The records are those of"
+        " 1.1.0: `python -m tfds_builder.rxrx1 table DIR` gives them the table.",
         "1.1.0": "Configs px256, px128, wilds and monai; zip archives, the layouts of Kaggle and"
         " WILDS; control statistics and partitions in the metadata; plates without controls.",
         "1.0.0": "First version.",
@@ -58,9 +61,12 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         super().__init__(data_dir=data_dir and epath.Path(data_dir).expanduser(), **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features(config.channels, config.size)),
+        config, described = self.builder_config, self.get_metadata()
+        return Info(
+            builder=self,
+            description=described.description,
+            citation=described.citation,
+            features=tfds.features.FeaturesDict(examples.features(config.channels, config.size)),
             homepage="https://www.rxrx.ai/rxrx1",
             license=DATA_LICENCE if config.screen is None else SYNTHETIC_LICENCE,
             metadata=tfds.core.MetadataDict(),
@@ -134,7 +140,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         stage.check_space(plan, site_bytes)  # checking the images of a whole release takes long
         statistics = self._check_and_read_controls(release, view, plan, stage)
         # Workers of Beam receive the encoder, so it goes without the table of all sites.
-        encode = SiteEncoder(dataclasses.replace(release, sites=()), view, statistics.plate)
+        images_only = dataclasses.replace(release, sites=(), rows={})
+        encode = SiteEncoder(images_only, view, statistics.plate)
         written = shards.write_shards(
             plan,
             encode,
@@ -155,30 +162,22 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                 for experiment, parts in written.items()
             )
         )
-        stage.place(plan, self.data_path)
+        files = stage.place(plan, self.data_path)
+        records = (
+            (number, examples.fields(site, statistics.plate, release.rows), image)
+            for number, shard in enumerate(plan)
+            for site, image in zip(shard.sites, stage.stored_images(shard), strict=True)
+        )
+        sites = table.make(records, view.channels, stage.file_format == "tfrecord")
+        self.info.metadata["table"] = table.write(sites, self.data_path, files, view.size)
 
-    def as_dataset(self, split: Any = None, **kwargs: Any) -> Any:
-        """As TFDS's; `train`, `test` and (config wilds) `val` are the release's partition."""
-        return super().as_dataset(split=self._experiments(split), **kwargs)
+    def _as_dataset(self, split: Any = None, **kwargs: Any) -> Any:
+        return super()._as_dataset(split=EachOnce(split), **kwargs)
 
     def as_data_source(self, split: Any = None, **kwargs: Any) -> Any:
-        """As TFDS's; `train`, `test` and (config wilds) `val` are the release's partition."""
-        return super().as_data_source(split=self._experiments(split), **kwargs)
-
-    def _experiments(self, split: Any) -> Any:
-        """Replaces the names of partitions in a split argument by their experiments."""
-        if isinstance(split, Mapping):
-            return {key: self._experiments(value) for key, value in split.items()}
-        if isinstance(split, list | tuple):
-            return type(split)(self._experiments(value) for value in split)
-        if not isinstance(split, str):
-            return split
-        partitions = self.info.metadata["partitions"] if self.info.metadata else {}
-        terms = []
-        for term in str(split).split("+"):
-            name, bracket, part = term.strip().partition("[")
-            terms += [e + bracket + part for e in partitions.get(name, [name])]
-        return "+".join(terms)
+        """As TFDS's, where `all` names each site once."""
+        split = {name: name for name in self.info.splits} if split is None else split
+        return super().as_data_source(split=tree.map_structure(EachOnce, split), **kwargs)
 
     def _open_release(self, folder: epath.PathLike) -> Release:
         """The selected sites, with the partition that the config asks for."""
@@ -207,7 +206,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         config = self.builder_config
         if config.screen is not None:
             folder = dl_manager.download_dir / f"rxrx1_{config.name}"
-            write_screen({"size": config.source_size or config.size, **config.screen}, folder)
+            synthetic.start({"size": config.source_size or config.size, **config.screen}, folder)
             return folder
         if manual_dir:  # given but not there is a typing error, no wish to download 49 GB
             return epath.Path(manual_dir).expanduser()
@@ -278,30 +277,3 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             "partitions": {name: sorted(found) for name, found in sorted(partitions.items())},
             **statistics.to_json(),
         }
-
-
-def write_screen(parameters: Mapping[str, Any], folder: epath.Path) -> None:
-    """Runs the generator of the synthetic screen, in an interpreter of its own.
-
-    Its workers are spawned, and a spawned worker begins by importing the program that started it:
-    that would be TFDS's command line with TensorFlow, or a caller's script without a main guard.
-
-    Raises:
-      ReleaseError: the folder holds something else; or the generator failed, whose last words
-        stand on stderr.
-    """
-    screen = synthetic.Screen(**parameters)
-    if synthetic.claim(folder, screen):
-        return
-    options = dataclasses.asdict(screen)
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    package = synthetic.__name__  # rxrx1.synthetic if TFDS loaded this folder
-    source = os.fspath(epath.Path(__file__).parents[package.count(".")])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", package, os.fspath(folder), *arguments]
-    status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
-    if status:
-        raise ReleaseError(
-            f"the synthetic screen was not written to {folder} (exit status {status}); the reason"
-            " stands above"
-        )

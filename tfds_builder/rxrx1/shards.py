@@ -20,6 +20,7 @@ from typing import Any
 from tensorflow_datasets.core import hashing
 from tqdm import tqdm
 
+from .examples import Encoded
 from .machine import map_in_order
 from .release.metadata import Site
 from .staging import Shard, Staging, Written
@@ -30,7 +31,7 @@ from .staging import Shard, Staging, Written
 SHARD_BYTES = 384 << 20
 POLL_SECONDS = 2.0  # between two looks at what Beam's workers have finished
 
-Encoder = Callable[[Site], bytes]  # serialized tf.train.Example; picklable, callable from threads
+Encoder = Callable[[Site], Encoded]  # picklable, callable from threads
 
 
 def plan_shards(sites: Iterable[Site], site_bytes: int) -> list[Shard]:
@@ -136,7 +137,7 @@ def _write_with_threads(
             staging.write(shard, _counted(records, bar))
 
 
-def _counted(records: Iterable[bytes], bar: tqdm) -> Iterable[bytes]:
+def _counted(records: Iterable[Encoded], bar: tqdm) -> Iterable[Encoded]:
     for record in records:
         yield record
         bar.update()

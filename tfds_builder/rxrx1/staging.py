@@ -6,9 +6,10 @@ formats apart. What a kill (even `kill -9`) may interrupt, step by step, and wha
 does about it:
 
 1. Writing a shard: to a `*.tmp` name, which `prepare` removes.
-2. Finishing it: one rename. The new name records the number of examples, their bytes and the size
-   of the file, so there is no moment when a file is there and its record is not, or the reverse.
-   A file of another size (cut off by a power failure) is removed and written again.
+2. Finishing it: first `<shard>.sites.json` (where each image lies), then one rename of the shard. A
+   sidecar without its shard counts nothing and is written again. The new name of a shard records
+   the number of examples, their bytes and the size of the file. A file of another size (cut off by
+   a power failure) is removed and written again.
 3. Placing the shards in TFDS's `incomplete.*` folder: hard links, the shards stay here as well.
    `remove_leftovers` removes stale `incomplete.*` folders. Where the filesystem has no links, files
    are moved, under a journal written before, and `remove_leftovers` moves them back.
@@ -34,6 +35,7 @@ from etils import epath
 from tensorflow_datasets.core import file_adapters, naming
 
 from . import machine
+from .examples import Encoded, StoredImage
 from .machine import is_remote
 from .release.metadata import Site
 
@@ -43,6 +45,7 @@ FORMATS = ("tfrecord", "array_record")
 # crop (mean of six real sites). A build that has finished shards goes by those instead.
 COMPRESSION = 0.38
 _JOURNAL = "moved.json"
+_SIDECAR = ".sites.json"
 _STAGED = re.compile(r"(.+)\.(\d+)-examples\.(\d+)-bytes\.(\d+)-on-disk")
 
 
@@ -154,12 +157,12 @@ class Staging:
                 " directory, or build a part of the release",
             )
 
-    def write(self, shard: Shard, examples: Iterable[bytes]) -> Written:
-        """Writes and finishes one shard.
+    def write(self, shard: Shard, examples: Iterable[Encoded]) -> Written:
+        """Writes and finishes one shard, its sidecar before it.
 
         Args:
           shard: which one.
-          examples: its serialized examples, in order; read one at a time.
+          examples: its sites, in order; read one at a time.
 
         Raises:
           OSError: the file could not be written, by a full disk for example; its remains are
@@ -167,13 +170,15 @@ class Staging:
         """
         temporary = self.folder / f"{shard.name}.{uuid.uuid4().hex}.tmp"
         count = size = 0
+        images: list[StoredImage] = []
         fault: Exception | None = None
 
         def counted() -> Iterator[tuple[str, bytes]]:
             nonlocal count, size, fault
             try:
-                for example in examples:
+                for example, image in examples:
                     count, size = count + 1, size + len(example)
+                    images.append(image)
                     yield shard.name, example  # neither format stores the key
             except Exception as error:
                 fault = error
@@ -185,8 +190,11 @@ class Staging:
             adapter.write_examples(temporary, counted())
             if count != len(shard.sites):
                 raise ValueError(f"{count} examples for {len(shard.sites)} sites")
+            sidecar = self._sidecar(shard)
+            machine.write_whole(sidecar, json.dumps(images).encode())
             if not is_remote(self.config_folder):
-                _flush(temporary)
+                machine.flush(sidecar)
+                machine.flush(temporary)
             on_disk = temporary.stat().length
             name = f"{shard.name}.{count}-examples.{size}-bytes.{on_disk}-on-disk"
             temporary.replace(self.folder / name)
@@ -202,16 +210,28 @@ class Staging:
             ) from error
         return Written(count, size)
 
-    def place(self, shards: Iterable[Shard], into: epath.PathLike) -> None:
+    def stored_images(self, shard: Shard) -> list[StoredImage]:
+        """Where the images of a finished shard lie, in the order of its sites."""
+        rows = json.loads(self._sidecar(shard).read_text())
+        return [StoredImage(a, b, c, d, tuple(e), tuple(f)) for a, b, c, d, e, f in rows]
+
+    def _sidecar(self, shard: Shard) -> epath.Path:
+        return self.folder / f"{shard.name}{_SIDECAR}"
+
+    def place(self, shards: Iterable[Shard], into: epath.PathLike) -> dict[str, int]:
         """Puts all shards into a folder, under TFDS's names.
 
         Args:
           shards: of the whole dataset, all finished.
           into: TFDS's `incomplete.*` folder beside this one.
+
+        Returns:
+          {name of the file: bytes}, in the order of the shards.
         """
         into = epath.Path(into)
         staged = self._staged()
         targets: dict[epath.Path, epath.Path] = {}
+        sizes: dict[str, int] = {}
         for shard in shards:
             template = naming.ShardedFileTemplate(
                 data_dir=into,
@@ -221,6 +241,7 @@ class Staging:
             )
             target = template.sharded_filepath(shard_index=shard.index, num_shards=shard.count)
             targets[staged[shard.name].path] = target
+            sizes[target.name] = staged[shard.name].size
         try:
             if is_remote(self.config_folder):
                 raise OSError(errno.EOPNOTSUPP, "no hard links in an object store")
@@ -233,16 +254,17 @@ class Staging:
             machine.write_whole(self.folder / _JOURNAL, journal.encode())
             for source, target in targets.items():
                 source.replace(target)
+        return sizes
 
     def _staged(self) -> dict[str, _Staged]:
-        """{name of the shard: its file}, by one listing of the folder."""
-        if not self.folder.exists():
-            return {}
-        matches = ((path, _STAGED.fullmatch(path.name)) for path in self.folder.iterdir())
+        """{name of the shard: its file} where its sidecar is, by one listing of the folder."""
+        paths = sorted(self.folder.iterdir()) if self.folder.exists() else []
+        names = {path.name for path in paths}
+        matches = ((path, _STAGED.fullmatch(path.name)) for path in paths)
         return {
             match[1]: _Staged(path, Written(int(match[2]), int(match[3])), int(match[4]))
-            for path, match in sorted(matches)
-            if match
+            for path, match in matches
+            if match and f"{match[1]}{_SIDECAR}" in names
         }
 
 
@@ -265,15 +287,6 @@ def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
     if (config_folder / version).exists():
         for folder in unfinished:
             folder.rmtree()
-
-
-def _flush(path: epath.Path) -> None:
-    """Waits until a file is on the disk, so that after a power failure its size can be trusted."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _gigabytes(size: int) -> str:

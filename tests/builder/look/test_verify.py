@@ -11,23 +11,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 import tensorflow as tf  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, table  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 from tfds_builder.rxrx1.look import stored, verify  # noqa: E402
 
 pytest_plugins = ["dataset_fixture"]
+VERSION = str(Builder.VERSION)
 REAL = Path(__file__).parents[4] / "shared/realdata/metadata_reconstructed.csv.gz"
 
 
 @pytest.fixture
 def copy(tiny, tmp_path) -> Path:
     """A copy of the dataset that a test may break."""
-    return Path(shutil.copytree(tiny.dataset, tmp_path / "1.1.0"))
+    return Path(shutil.copytree(tiny.dataset, tmp_path / VERSION))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,7 @@ def test_sound_dataset_passes(format, request, tiny, capsys):
         "features": "61 records, 3 of 3 experiments",
         "images": "6 x 16 x 16 each",
         "control statistics": "6 plates, taken again",
+        "table of sites": "61 rows",
     }
     assert all(line.endswith("  ok") for line in lines[3:])
 
@@ -134,7 +138,7 @@ def test_damaged_byte_is_found_by_the_checksum(copy):
 
 
 def test_damaged_array_record(array_record, tmp_path):
-    copy = Path(shutil.copytree(array_record, tmp_path / "1.1.0"))
+    copy = Path(shutil.copytree(array_record, tmp_path / VERSION))
     file = record_file(copy)
     data = bytearray(file.read_bytes())
     data[2000] ^= 1
@@ -255,7 +259,7 @@ def test_image_of_another_size(copy):
 
 @pytest.mark.parametrize("well_type", ["positive_control", "treatment"])
 def test_one_count_in_one_control_pixel(copy, well_type):
-    """The smallest change there is; images of treatments are in no sum."""
+    """The smallest change there is; images of treatments are in no sum, but in the table."""
 
     def change(examples):
         example = examples[first(examples, well_type)]
@@ -265,6 +269,7 @@ def test_one_count_in_one_control_pixel(copy, well_type):
 
     rewrite(copy, change)
     faults = faults_of(copy)
+    assert len(faults.pop("table of sites")) > 0
     if well_type == "treatment":
         assert faults == {}
         return
@@ -304,6 +309,38 @@ def test_statistics_in_the_metadata(copy, path):
     faults = faults_of(copy)
     assert set(faults) == {"control statistics"}
     assert "control_statistics" in faults["control statistics"][0]
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("offset", lambda column: [column[0] + 1, *column[1:]]),
+        ("adler32", lambda column: column[::-1]),
+        ("well", lambda column: column[::-1]),
+        ("control_mean", lambda column: [[value + 1 for value in row] for row in column]),
+        ("pixel_sum2", lambda column: column[::-1]),
+    ],
+)
+def test_table_that_differs_from_the_records(copy, column, change):
+    """With the checksum that belongs to it, as other code might write it."""
+    rows = pq.read_table(copy / table.FILE)
+    number = rows.column_names.index(column)
+    values = pa.array(change(rows[column].to_pylist()), rows.schema.field(column).type)
+    changed = rows.set_column(number, rows.schema.field(column), values)
+    entry = json.loads((copy / "metadata.json").read_text())["table"]
+    written = table.write(changed, copy, dict(entry["files"]), 16)
+    change_metadata(copy, lambda metadata: metadata.update(table=written))
+    faults = faults_of(copy)
+    assert set(faults) == {"table of sites"}
+    assert f"{column} of " in faults["table of sites"][0]
+
+
+def test_table_that_is_damaged_or_missing(copy):
+    data = (copy / table.FILE).read_bytes()
+    (copy / table.FILE).write_bytes(data[:-1])
+    assert "SHA-256" in faults_of(copy)["table of sites"][0]
+    (copy / table.FILE).unlink()
+    assert table.FILE in faults_of(copy)["table of sites"][0]
 
 
 def test_sums_in_the_metadata(copy):

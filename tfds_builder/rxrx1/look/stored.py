@@ -16,8 +16,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
+from ..table import TFRECORD_FOOTER, TFRECORD_HEADER
+
 METADATA = ("source", "layout", "partitions", "control_pixels", "control_statistics")
-TFRECORD_HEADER, TFRECORD_FOOTER = 12, 4  # bytes: uint64 length and its CRC; CRC of the data
 
 
 class DatasetError(ValueError):

@@ -15,6 +15,8 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from .. import controls, machine
+from ..examples import StoredImage, locate
+from . import sites as tables
 from . import stored
 from .site_faults import site_faults
 
@@ -40,6 +42,7 @@ class _Site(NamedTuple):
     sums: controls.PixelSums | None  # of the image, where it counts for the statistics
     feature_faults: list[str]
     image_fault: str
+    image: StoredImage | None = None
 
 
 def verify(
@@ -145,14 +148,22 @@ def _check_contents(
     images: list[str] = []
     statistics: list[str] = []
     sums = controls.sums_from_json(info.metadata["control_pixels"])
-    counts = {"records": 0, "plates": 0}
+    counts = {"records": 0, "plates": 0, "rows": 0}
+    wrong_rows: list[str] = []
+    try:
+        table = tables.read_table(builder)
+    except (stored.DatasetError, OSError) as error:
+        table = None
+        wrong_rows.append(str(error))
     total = sum(info.splits[name].num_examples for name in experiments)
     with tqdm(total=total, desc="Reading", unit=" sites", disable=not progress) as bar:
         for experiment in experiments:
             sites: dict[str, _Site] = {}
             whole = True
+            entries: list[tuple[Path, Mapping[str, Any], StoredImage]] = []
+            files = list(stored.experiment_files(builder, experiment))
             types = {key[2] for key in sums if key[0] == experiment} | {*controls.CONTROL_TYPES}
-            for file in stored.experiment_files(builder, experiment):
+            for file in files:
                 try:
                     for number, site in enumerate(_read(file, experiment, types, info.features)):
                         bar.update()
@@ -166,6 +177,8 @@ def _check_contents(
                         if site.image_fault:
                             images.append(f"{where} {site.image_fault}")
                         whole &= not (site.feature_faults or site.image_fault)
+                        if site.image:
+                            entries.append((file, site.fields, site.image))
                 except (stored.DatasetError, OSError) as error:
                     damaged.append(str(error))
                     whole = False
@@ -174,6 +187,9 @@ def _check_contents(
                 of_experiment = {key: group for key, group in sums.items() if key[0] == experiment}
                 statistics += _statistics_faults(experiment, sites, of_experiment, info.metadata)
                 counts["plates"] += len({site.fields["plate"] for site in sites.values()})
+                if table is not None and entries:
+                    wrong_rows += tables.table_faults(table, files, info.metadata, entries)
+                    counts["rows"] += len(entries)
             else:
                 statistics.append(f"{experiment}: not compared, records of it are faulty")
     shown = f"{counts['records']:,} records, {len(experiments)} of {len(info.splits)} experiments"
@@ -181,6 +197,8 @@ def _check_contents(
     yield Check("features", shown, insane)
     yield Check("images", " x ".join(map(str, info.features["image"].shape)) + " each", images)
     yield Check("control statistics", f"{counts['plates']} plates, taken again", statistics)
+    listed = f"{counts['rows']:,} rows" if "table" in info.metadata else "none, written by `table`"
+    yield Check("table of sites", listed, wrong_rows)
 
 
 def _read(
@@ -199,8 +217,9 @@ def _read(
             image = stored.inflate(stream, features["image"].shape)
         except ValueError as error:
             return _Site(fields, None, faults, str(error))
-        counted = fields.get("well_type") in types
-        return _Site(fields, controls.image_sums(image) if counted else None, faults, "")
+        place = locate(record, stream, image)
+        sums = controls.PixelSums(image[0].size, place.pixel_sum, place.pixel_sum2)
+        return _Site(fields, sums if fields.get("well_type") in types else None, faults, "", place)
 
     yield from machine.map_in_order(work, stored.read_records(file))
 

@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from etils import epath
@@ -61,6 +61,7 @@ class Release:
     layout: str  # "official" | "kaggle" | "wilds"
     storage: Storage
     sites: tuple[Site, ...]  # the selected ones, by experiment, plate, well (row-major), site
+    rows: Mapping[str, int]  # site_id -> row of metadata.csv, from 0; Kaggle's tables have none
 
     def image_names(self, site: Site) -> list[str]:
         """The six PNG files of a site in the order of `CHANNELS`; in the WILDS layout the one."""
@@ -89,12 +90,13 @@ def open_release(root: epath.PathLike, selection: Selection = ALL) -> Release:
     storage = Storage(root)
     layout = _layout(storage)
     if layout == "kaggle":
-        sites = _kaggle_sites(storage, selection)
+        sites, rows = _kaggle_sites(storage, selection), {}
     else:
         datasets = WILDS_DATASETS if layout == "wilds" else DATASETS
         source = storage.describe("metadata.csv")
         table = read_metadata(storage.read("metadata.csv"), source, datasets)
         sites = [site for _, site in table.values()]
+        rows = {site_id: row for row, site_id in enumerate(table)}
         selection.check(sites, source)
         if selection.is_all:
             _check_strays(storage, table, len(table), layout)
@@ -103,7 +105,7 @@ def open_release(root: epath.PathLike, selection: Selection = ALL) -> Release:
         raise ReleaseError(
             f"no site of the release in {storage.root} matches all of {selection}; select others"
         )
-    return Release(layout, storage, tuple(sorted(chosen, key=_position)))
+    return Release(layout, storage, tuple(sorted(chosen, key=_position)), rows)
 
 
 def places(release: Release, site_ids: Collection[str]) -> dict[str, str]:

@@ -6,10 +6,15 @@ import io
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
+from etils import epath
 from tqdm import tqdm
 
 from ..machine import usable_cpus, write_whole
@@ -110,3 +115,30 @@ def _write_site(screen: Screen, root: str, site: Site) -> None:
         if not done:
             raise RuntimeError(f"{path}: OpenCV could not encode the image as PNG")
         write_whole(path, data.tobytes())
+
+
+def start(parameters: Mapping[str, Any], folder: epath.PathLike) -> None:
+    """Runs the generator of the synthetic screen, in an interpreter of its own.
+
+    Its workers are spawned, and a spawned worker begins by importing the program that started it:
+    that would be TFDS's command line with TensorFlow, or a caller's script without a main guard.
+
+    Raises:
+      ReleaseError: the folder holds something else; or the generator failed, whose last words
+        stand on stderr.
+    """
+    screen = Screen(**parameters)
+    if claim(Path(folder), screen):
+        return
+    options = asdict(screen)
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    package = __package__  # rxrx1.synthetic if TFDS loaded this folder
+    source = os.fspath(Path(__file__).parents[package.count(".") + 1])
+    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", package, os.fspath(folder), *arguments]
+    status = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+    if status:
+        raise ReleaseError(
+            f"the synthetic screen was not written to {folder} (exit status {status}); the reason"
+            " stands above"
+        )

@@ -1,0 +1,133 @@
+"""The table of sites: the same from every build, and for datasets of version 1 from the records."""
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_release import read_pngs, tiny_rows, write_tiny_kaggle
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, machine, shards, table  # noqa: E402
+from tfds_builder.rxrx1.__main__ import main  # noqa: E402
+from tfds_builder.rxrx1.table import FILE  # noqa: E402
+
+pytest_plugins = ["dataset_fixture"]
+SIZE = 16
+
+
+def build(release: Path, data_dir: Path, **options) -> Path:
+    config = Rxrx1Config(name="tiny", size=SIZE, **options.pop("config", {}))
+    builder = Builder(config=config, data_dir=data_dir)
+    file_format = options.pop("file_format", None)
+    download = tfds.download.DownloadConfig(manual_dir=str(release), **options)
+    builder.download_and_prepare(download_config=download, file_format=file_format)
+    return Path(builder.data_path)
+
+
+@pytest.fixture
+def old(tiny, tmp_path) -> Path:
+    """A dataset as version 1.1.0 left it."""
+    path = Path(shutil.copytree(tiny.dataset, tmp_path / "rxrx1" / "tiny" / "1.1.0"))
+    (path / FILE).unlink()
+    metadata = json.loads((path / "metadata.json").read_text())
+    del metadata["table"]
+    (path / "metadata.json").write_text(json.dumps(metadata))
+    info = json.loads((path / "dataset_info.json").read_text())
+    (path / "dataset_info.json").write_text(json.dumps(info | {"version": "1.1.0"}))
+    return path
+
+
+def test_every_place_holds_the_image(tiny, tmp_path, monkeypatch):
+    """Of several files per experiment, read by zlib alone."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
+    folder = build(tiny.release, tmp_path)
+    listed = json.loads((folder / "metadata.json").read_text())["table"]["files"]
+    files = [name for name, _ in listed]
+    rows = pq.read_table(folder / FILE).to_pylist()
+    assert len(rows) == 61 and len(files) > 10
+    assert [row["shard"] for row in rows] == sorted(row["shard"] for row in rows)
+    for row in rows:
+        data = (folder / files[row["shard"]]).read_bytes()
+        pixels = zlib.decompress(data[row["offset"] :][: row["size"]])
+        assert pixels == read_pngs(tiny.release, tiny.rows[row["site_id"]]).tobytes()
+        assert row["adler32"] == zlib.adler32(pixels)
+        assert row["experiment"] in files[row["shard"]]
+
+
+def test_beam_gives_the_same_bytes(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
+    plain = build(tiny.release, tmp_path / "plain")
+    beam = build(tiny.release, tmp_path / "beam", beam_runner="FnApiRunner")
+    for name in (FILE, "metadata.json"):
+        assert (plain / name).read_bytes() == (beam / name).read_bytes()
+
+
+@pytest.mark.parametrize("part", [{}, {"experiments": ["HUVEC-02"], "sites": [2]}])
+def test_rows_of_the_release(tiny, tmp_path, part):
+    """Positions in the whole metadata.csv, of a part too."""
+    folder = build(tiny.release, tmp_path, config=part)
+    order = [row["site_id"] for row in tiny_rows()]
+    for row in pq.read_table(folder / FILE).to_pylist():
+        assert order[row["release_row"]] == row["site_id"]
+
+
+def test_kaggle_has_no_rows_of_a_release(tiny, tmp_path):
+    folder = build(write_tiny_kaggle(tmp_path / "kaggle", tiny.release), tmp_path / "data")
+    assert set(pq.read_table(folder / FILE)["release_row"].to_pylist()) == {-1}
+
+
+def test_array_records_have_no_places(tiny, tmp_path, capsys):
+    folder = build(tiny.release, tmp_path, file_format="array_record")
+    assert set(pq.read_table(folder / FILE)["offset"].to_pylist()) == {-1}
+    assert main(["table", str(folder)]) == 1
+    assert "array_record" in capsys.readouterr().err
+
+
+def test_a_dataset_of_version_1_gets_the_table(old, tiny):
+    """The same rows as those of a build; metadata.json keeps the rest."""
+    before = json.loads((old / "metadata.json").read_text())
+    assert main(["table", str(old)]) == 0
+    ours, theirs = pq.read_table(old / FILE), pq.read_table(tiny.dataset / FILE)
+    assert ours.drop_columns(["release_row"]).equals(theirs.drop_columns(["release_row"]))
+    sites = sorted(ours.to_pylist(), key=lambda site: site["release_row"])
+    assert [site["release_row"] for site in sites] == list(range(61))
+    key = lambda s: (s["dataset"] == "train", s["experiment"], s["plate"], s["well"], s["site"])  # noqa: E731
+    assert sites == sorted(sites, key=key)  # the official order
+    after = json.loads((old / "metadata.json").read_text())
+    assert after.pop("table").keys() == {"sha256", "image_shape", "files"} and after == before
+    assert main(["verify", str(old), "--all"]) == 0
+
+
+@pytest.mark.parametrize("module", [table, machine])
+def test_a_kill_while_the_table_is_written(old, tiny, monkeypatch, module):
+    """Before the table, and between the table and its checksum: the command can be given again."""
+    from rxrx1_jax.data.records import DatasetError, Records
+
+    def die(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_whole", die)
+        with pytest.raises(SystemExit):
+            main(["table", str(old)])
+    assert (old / FILE).exists() == (module is machine)
+    with pytest.raises(DatasetError, match="python -m tfds_builder.rxrx1 table"):
+        Records(old)
+    assert main(["table", str(old)]) == 0
+    np.testing.assert_array_equal(Records(old)[60], Records(tiny.dataset)[60])
+
+
+def test_a_damaged_record_gives_no_table(old, capsys):
+    (file,) = old.glob("rxrx1-HUVEC-01.*")
+    data = bytearray(file.read_bytes())
+    data[-50] ^= 1
+    file.write_bytes(data)
+    assert main(["table", str(old)]) == 1
+    assert file.name in capsys.readouterr().err
+    assert not (old / FILE).exists()
