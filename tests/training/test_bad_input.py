@@ -27,13 +27,17 @@ def copy(tiny, tmp_path):
     return path
 
 
-def test_a_run_keeps_to_its_version_of_the_dataset(tiny, copy, tmp_path):
+def test_a_run_keeps_to_its_data_and_split(copy, tmp_path):
+    """Whatever the version of the dataset: the records may be the same."""
     config = make_config(copy)
     task = train.prepare(config)
-    data = run_dir.describe_data(task.records.path.name, task.records.sites, task.split)
+    described = (task.records.path.name, task.records.sites, task.split, task.split.classes)
+    data = run_dir.describe_data(*described)
     run_dir.open_run(tmp_path / "run", config, data)
-    with pytest.raises(run_dir.RunError, match="dataset.version.*this one has '1.2.0'"):
-        run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
+    run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
+    for field in ("data", "split"):
+        with pytest.raises(run_dir.RunError, match=f"dataset.{field}=.*this one has 'x'"):
+            run_dir.open_run(tmp_path / "run", config, data | {field: "x"})
 
 
 # Run directories
@@ -220,7 +224,7 @@ def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
 
 FULL = """
 import sys, pathlib, numpy as np
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/training"]
 from test_checkpoint import CLASSES, make_state
 from rxrx1_jax.training import checkpoint
 workdir = pathlib.Path(sys.argv[1])
