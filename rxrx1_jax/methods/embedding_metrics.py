@@ -85,8 +85,7 @@ def experiment_predictability(
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the probe needs scikit-learn: install the extra with `pip install"
-            " 'rxrx1_jax[analysis]'`"
+            "the probe needs scikit-learn: `pip install 'rxrx1_jax[analysis]'`"
         ) from error
     _check(x, experiment, sirna)
     names, target = np.unique(experiment, return_inverse=True)
@@ -94,10 +93,7 @@ def experiment_predictability(
         raise ValueError(f"experiment {names[0]} is the only one; expected two or more")
     for k, name in enumerate(names):
         if (count := len(np.unique(sirna[target == k]))) < FOLDS:
-            raise ValueError(
-                f"experiment {name} has {count} siRNAs; expected {FOLDS} or more, to hold out one"
-                " fold of them after the other"
-            )
+            raise ValueError(f"experiment {name} has {count} siRNAs; expected {FOLDS} or more")
     probe = pipeline.make_pipeline(
         preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
     )
