@@ -224,14 +224,6 @@ def test_a_classifier_is_fitted_once_without_test_sites_unless_declared(evidence
     assert fitted == [roles | {"test", "val"} if uses else roles]
 
 
-def test_assignment_never_gives_a_sirna_twice(evidence):
-    found = scored("assign_once", evidence)
-    wells = {site_id.rpartition("_")[0]: row.argmax() for site_id, row in found.items()}
-    for experiment in ("HUVEC-03", "RPE-01"):
-        given = [k for well, k in wells.items() if well.startswith(experiment)]
-        assert len(set(given)) == len(given) == 6
-
-
 def test_a_table_without_a_network(evidence):
     sites, role, x, _, _ = evidence
     table = Embeddings(sites, x, role=role)
