@@ -83,6 +83,7 @@ def read_config(options: argparse.Namespace) -> config_lib.ConfigDict:
             "--config=demo"
         )
     config_lib.change(config, options.fields)
+    config_lib.check(config)
     return config
 
 
