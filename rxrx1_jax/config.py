@@ -83,7 +83,7 @@ FIELDS = {
     "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
     "optim.schedule": Field("cosine", "of the learning rate after the warm-up", (
         "cosine", "linear", "step", "constant")),
-    "optim.warmup_epochs": Field(5.0, "epochs of rising learning rate"),
+    "optim.warmup_epochs": Field(5.0, "epochs of rising learning rate; half of a shorter run"),
     "optim.momentum": Field(0.9, "of sgd", below=1),
     "optim.nesterov": Field(False, "of sgd"),
     "optim.weight_decay": Field(1e-4, "of kernels; never of BatchNorm and biases"),
@@ -148,15 +148,14 @@ def read(text: str) -> ConfigDict:
     except Exception as error:  # it is a program, anybody's
         trace = traceback.extract_tb(error.__traceback__)
         lines = [f":{frame.lineno}" for frame in trace if frame.filename == str(path)]
-        where = str(path) + "".join(lines[-1:])
-        what = " ".join(str(error).split())
-        raise ConfigError(f"{where}: {type(error).__name__}: {what}") from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{path}{''.join(lines[-1:])}: {what}") from error
 
 
 def find_file(name: str, flag: str = "--config", has: str = "def get_config") -> Path:
     """A config or methods file: one that ships with us by its bare name, any by its path."""
-    here = Path(__file__).parent
-    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    parents = Path(__file__).parents  # of a wheel, of a clone
+    folder = next(path / "configs" for path in parents if (path / "configs").is_dir())
     ours = [path.stem for path in sorted(folder.glob("*.py")) if has in path.read_text()]
     path = folder / f"{name}.py" if name in ours else Path(name).expanduser()
     if not path.is_file():
@@ -166,10 +165,7 @@ def find_file(name: str, flag: str = "--config", has: str = "def get_config") ->
 
 
 def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
-    """The settings in a run's config.json; a field that it lacks means what was done before it.
-
-    Raises ConfigError if a newer version of the program wrote them.
-    """
+    """The settings in a run's config.json; a field that it lacks means what was done before it."""
     made_with = saved.get("made_with", {})
     settings = {name: part for name, part in saved.items() if name not in ("dataset", "made_with")}
     unknown = sorted(flat(settings).keys() - FIELDS.keys())
@@ -226,18 +222,15 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(field: str, text: str) -> Any:
     """The plug-in that a setting of POINTS names. Raises ConfigError."""
-    found = load_all(field, text)
-    if len(found) != 1:
+    if len(found := load_all(field, text)) != 1:
         raise ConfigError(f"{field}={text!r}: expected one name, found {len(found)}")
     return found[0]
 
 
 def load_all(field: str, text: str) -> list[Any]:
-    """The plug-ins of a setting that may name several, separated by commas, or none ("").
-
-    Each name is of a factory. It takes the arguments, which are literals, and returns the plug-in:
-    a function of the form that its module describes. Raises ConfigError.
-    """
+    """The plug-ins of a setting that may name several, separated by commas, or none (""). Each
+    name is of a factory, which takes the arguments (literals) and returns the plug-in: a function
+    of the form that its module describes. Raises ConfigError."""
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
         calls = [_call(node) for node in getattr(tree, "elts", [None])]
@@ -252,8 +245,8 @@ def load_all(field: str, text: str) -> list[Any]:
             plug_ins.append(factory(*positional, **named))
         except Exception as error:  # it is anybody's
             what = str(error) if isinstance(error, TypeError | ValueError) else repr(error)
-            arguments = str(inspect.signature(factory)).partition(" -> ")[0].replace("'", "")
-            raise ConfigError(f"{field}={text!r}: {what}; expected {name}{arguments}") from error
+            form = name + str(inspect.signature(factory)).partition(" -> ")[0].replace("'", "")
+            raise ConfigError(f"{field}={text!r}: {what}; expected {form}") from error
     return plug_ins
 
 

@@ -55,10 +55,11 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, said):
 
 def test_what_a_child_is_told():
     parser = main.Parser("rxrx1_jax.table1", "")
-    words = ["--config=demo:seed=1", "--config.data.dir=/a b", "--config.optim.loss", "f(a=1)"]
+    words = ["--config=demo:seed=1", "--config.data.dir=/a b"]
+    words += ["--config.optim.loss", "irm(weight=2)"]
     options = parser.parse([*words, "--workdir=~/runs"])
     assert options.workdir.is_absolute() and options.workdir.name == "runs"
-    told = ["--config=demo:seed=1", "--config.data.dir=/a b", "--config.optim.loss=f(a=1)"]
+    told = ["--config=demo:seed=1", "--config.data.dir=/a b", "--config.optim.loss=irm(weight=2)"]
     assert main.arguments_of_config(options) == told
     config = main.read_config(options)
-    assert (config.data.seed, config.data.dir, config.optim.loss) == (1, "/a b", "f(a=1)")
+    assert (config.data.seed, config.data.dir, config.optim.loss) == (1, "/a b", "irm(weight=2)")

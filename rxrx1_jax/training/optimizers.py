@@ -83,16 +83,16 @@ def create_schedule(settings: Any, steps: int) -> LearningRate:
     """Learning rate of update t = 0 .. steps - 1: linear warm-up, then the schedule.
 
     With w = round(steps * warmup_epochs / epochs) it is peak * (t + 1) / w for t < w (Goyal et al.
-    2017, arXiv:1706.02677), and peak * schedule(t - w, steps - w) from there on.
+    2017, arXiv:1706.02677), and peak * schedule(t - w, steps - w) from there on. A warm-up as long
+    as the run is cut to half of it, so that one epoch is a trial of the settings of a long run.
     """
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        raise ValueError(
-            f"optim.warmup_epochs is {settings.warmup_epochs}; expected 0 or more and less than "
-            f"optim.epochs = {settings.epochs}"
-        )
+    if settings.warmup_epochs < 0:
+        raise ValueError(f"optim.warmup_epochs is {settings.warmup_epochs}; expected 0 or more")
+    epochs = settings.epochs
+    rising_epochs = settings.warmup_epochs if settings.warmup_epochs < epochs else epochs / 2
     schedule = load("optim.schedule", settings.schedule)
     # At least one step is left to the schedule, however short the run.
-    warmup = min(round(steps * settings.warmup_epochs / settings.epochs), steps - 1)
+    warmup = min(round(steps * rising_epochs / epochs), steps - 1)
     peak = settings.learning_rate
 
     def learning_rate(step: jax.Array | int) -> jax.Array:

@@ -93,6 +93,9 @@ def test_learning_rate_warms_up_and_follows_the_schedule(schedule, after):
         assert float(found(step)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
     no_warmup = optim(schedule=schedule, warmup_epochs=0)
     assert float(optimizers.create_schedule(no_warmup, 100)(0)) == pytest.approx(0.2)
+    trial = optimizers.create_schedule(optim(schedule=schedule, warmup_epochs=4, epochs=1), 20)
+    rising = [float(trial(t)) for t in range(10)]  # half of the run
+    assert rising == pytest.approx([0.02 * (t + 1) for t in range(10)])
     short = optim(schedule=schedule, warmup_epochs=9)
     assert float(optimizers.create_schedule(short, 1)(0)) == pytest.approx(0.2)
 
@@ -100,7 +103,7 @@ def test_learning_rate_warms_up_and_follows_the_schedule(schedule, after):
 @pytest.mark.parametrize(
     "changes, steps, field",
     [
-        ({"warmup_epochs": 10}, 10, "warmup_epochs"),
+        ({"warmup_epochs": -1}, 10, "warmup_epochs"),
         ({"momentum": 1.0}, 10, "momentum"),
         ({"learning_rate": 0.0}, 10, "learning_rate"),
         ({"schedule": "step(at=[1.5])"}, 10, "optim.schedule.*1.5"),

@@ -279,7 +279,6 @@ def test_runs_that_cannot_work_are_refused_before_training(tiny, tmp_path):
         ({"optim__batch_size": 24}, r"batch_size=24.*only 21 training sites"),
         ({"data__fold": 1}, r"fold 1 of the official split"),
         ({"data__cell_type": "CHO"}, r"cell type 'CHO'.*HUVEC"),
-        ({"optim__warmup_epochs": 3.0}, r"warmup_epochs"),
         ({"data__name": "rxrx1/native"}, r"tfds build"),
     ]:
         with pytest.raises(ValueError, match=message):
