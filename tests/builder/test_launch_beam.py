@@ -31,10 +31,7 @@ SETTINGS = {
     "spark": {"DATA_DIR": "/s/data", "MANUAL_DIR": "/s/rel", "MASTER": "spark://host:7077"},
 }
 EXPECTED = {  # runner class, options by the attribute that Beam gives them
-    "local": (
-        "FnApiRunner",
-        {"direct_num_workers": 3, "direct_running_mode": "multi_processing"},
-    ),
+    "local": ("FnApiRunner", {"direct_num_workers": 3, "direct_running_mode": "multi_processing"}),
     "dataflow": (
         "DataflowRunner",
         {

@@ -57,12 +57,11 @@ def encoded(site: Site) -> Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """`encoded`, with a log of one line a call; may fail, or kill its process, at some point."""
+    """`encoded`, with a log of one line per call; may fail at some point."""
 
     log: str
     run: str = "-"
     fail_at: str = ""  # site_id
-    kill_after: int = 0  # calls
 
     def __call__(self, site: Site) -> Encoded:
         descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -70,10 +69,6 @@ class Encode:
         os.close(descriptor)
         if site.site_id == self.fail_at:
             raise ValueError(f"images/{site.site_id}.png cannot be decoded")
-        if self.kill_after:
-            time.sleep(0.001)  # lets the writer get under way between two calls
-            if Path(self.log).read_text().count(f"{self.run} ") >= self.kill_after:
-                os.kill(os.getpid(), signal.SIGKILL)
         return encoded(site)
 
     def calls(self) -> list[list[str]]:
@@ -287,34 +282,6 @@ def test_look_ahead_is_bounded(tmp_path):
 
 
 # Kills
-
-
-def test_killed_ten_times_the_files_are_the_same(tmp_path, processes, reference):
-    """SIGKILL from inside the pool of threads, wherever the writer is at that moment."""
-    rng = random.Random(0)
-    log, folder = str(tmp_path / "log"), tmp_path / "rxrx1"
-    finished: dict[str, int] = {}
-    kills = 0
-    for run in range(10):
-        encode = Encode(log, f"run{run}", kill_after=rng.randrange(1, 14))
-        child = processes.Process(target=build, args=(folder, encode))
-        child.start()
-        child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -signal.SIGKILL
-        kills += 1
-        now = {name: path.stat().st_ino for name, path in staged(folder).items()}
-        assert finished.items() <= now.items()
-        redone = {site_id for r, _, site_id in encode.calls() if r == f"run{run}"}
-        for shard in plan_shards(make_sites(), SITE_BYTES):
-            if shard.name in finished:
-                assert redone.isdisjoint(site.site_id for site in shard.sites)
-        finished = now
-    assert kills >= 5 and finished
-    build(folder, Encode(log, "last"))
-    assert contents(folder / VERSION) == reference["tfrecord"]
-    assert os.listdir(folder) == [VERSION]
 
 
 STEPS = ("link", "mkdir", "open", "remove", "rename", "replace", "rmdir", "unlink")

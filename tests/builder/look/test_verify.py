@@ -114,27 +114,14 @@ def test_missing_file(copy, capsys):
     assert f"\nfiles:\n  {file}: No such file" in printed
 
 
-def record_spans(file: Path) -> list[tuple[int, int]]:
+def record_spans(data: bytes) -> list[tuple[int, int]]:
     """(start, stop) of the data of the records, by the lengths in the headers."""
-    data, spans, position = file.read_bytes(), [], 0
+    spans, position = [], 0
     while position < len(data):
         length = int.from_bytes(data[position : position + 8], "little")
         spans.append((position + 12, position + 12 + length))
         position += 16 + length
     return spans
-
-
-def test_damaged_byte_is_found_by_the_checksum(copy):
-    file = record_file(copy)
-    start, stop = record_spans(file)[7]
-    data = bytearray(file.read_bytes())
-    data[(start + stop) // 2] ^= 1
-    file.write_bytes(data)
-    faults = faults_of(copy)
-    assert set(faults) == {"checksums", "control statistics"}
-    (fault,) = faults["checksums"]
-    assert fault.startswith(f"{file}: record 7 is damaged (corrupted record at {start})")
-    assert faults["control statistics"] == ["HUVEC-01: not compared, records of it are faulty"]
 
 
 def test_damaged_array_record(array_record, tmp_path):
@@ -148,18 +135,72 @@ def test_damaged_array_record(array_record, tmp_path):
     assert "not a whole ArrayRecord file" in faults_of(copy)["records in them"][0]
 
 
-def test_truncated_file(copy):
-    file = record_file(copy)
-    file.write_bytes(file.read_bytes()[:-40])
-    faults = faults_of(copy)
-    assert faults["records in them"] == [f"{file}: record 20 is cut off at the end of the file"]
-    assert "record 20 is damaged (truncated record at" in faults["checksums"][0]
+def pixels(example) -> np.ndarray:
+    plain = zlib.decompress(feature(example, "image")[0])
+    return np.frombuffer(plain, np.uint8).reshape(6, 16, 16).copy()
 
 
-def test_lost_record(copy):
-    file = rewrite(copy, lambda examples: examples.pop())
-    faults = faults_of(copy)
-    assert faults["records in them"] == [f"{file}: 20 records, expected 21 by dataset_info.json"]
+def overwrite(folder: Path, change: Callable[[bytearray], object]) -> None:
+    """Changes the bytes of HUVEC-01's file."""
+    file = record_file(folder)
+    data = bytearray(file.read_bytes())
+    change(data)
+    file.write_bytes(data)
+
+
+def damage(data: bytearray) -> None:
+    start, stop = record_spans(data)[7]
+    data[(start + stop) // 2] ^= 1
+
+
+def shorten_image(examples: list[tf.train.Example]) -> None:
+    example = examples[first(examples, "treatment")]
+    feature(example, "image")[0] = zlib.compress(pixels(example)[:5].tobytes())
+
+
+def raise_statistic(name: str):
+    return lambda examples: feature(examples[0], name).__setitem__(
+        1, feature(examples[0], name)[1] + 1
+    )
+
+
+def raise_sum(metadata: dict) -> None:
+    metadata["control_pixels"]["U2OS-01"]["1"]["negative_control"]["sum_of_squares"][5] += 1
+
+
+class Nonsense:
+    def SerializeToString(self) -> bytes:
+        return b"nonsense"
+
+
+NOT_COMPARED = "HUVEC-01: not compared, records of it are faulty"
+FAULTS = [  # kind of change, the change, check, what its first fault says
+    (overwrite, damage, "checksums", "record 7 is damaged (corrupted record at"),
+    (overwrite, damage, "control statistics", NOT_COMPARED),
+    (overwrite, lambda data: data.__delitem__(slice(-40, None)), "records in them",
+     "record 20 is cut off at the end of the file"),
+    (overwrite, lambda data: data.__delitem__(slice(-40, None)), "checksums",
+     "record 20 is damaged (truncated record at"),
+    (rewrite, lambda examples: examples.pop(), "records in them",
+     "20 records, expected 21 by dataset_info.json"),
+    (rewrite, lambda examples: examples.__setitem__(slice(21), [Nonsense()] * 21), "features",
+     "record 0, no site_id: not a tf.train.Example"),
+    (rewrite, lambda examples: examples.__setitem__(3, examples[2]), "features",
+     "the second record of this site"),
+    (rewrite, shorten_image, "images", "1280 bytes, expected 1536"),
+    (rewrite, raise_statistic("control_mean"), "control statistics", "control_mean"),
+    (rewrite, raise_statistic("control_std"), "control statistics", "control_std"),
+    (change_metadata, raise_sum, "control statistics",
+     "U2OS-01 plate 1, negative_control: the images sum up"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "change", "check", "says"), FAULTS)
+def test_damage_and_its_place(copy, how, change, check, says):
+    how(copy, change)
+    fault = faults_of(copy)[check][0]
+    assert says in fault
+    assert str(record_file(copy)) in fault or "control statistics" == check
 
 
 def test_only_one_experiment_of_a_cell_type_is_read_unless_all_are_asked_for(copy):
@@ -169,16 +210,6 @@ def test_only_one_experiment_of_a_cell_type_is_read_unless_all_are_asked_for(cop
     file.write_bytes(data)
     assert faults_of(copy) == {}
     assert f"{file}: record 21 is damaged" in faults_of(copy, everything=True)["checksums"][0]
-
-
-def test_record_of_no_example(copy):
-    file = record_file(copy)
-    with tf.io.TFRecordWriter(str(file)) as writer:
-        for _ in range(21):
-            writer.write(b"nonsense")
-    faults = faults_of(copy)
-    assert len(faults["features"]) >= 21
-    assert faults["features"][0].startswith(f"{file}, record 0, no site_id: not a tf.train.Example")
 
 
 def set_text(name: str, text: str):
@@ -229,34 +260,6 @@ def test_features_that_cannot_be(copy, change, message):
     assert any(message in fault for fault in faults), faults
 
 
-def test_site_twice(copy):
-    def twice(examples):
-        examples[3] = examples[2]
-
-    rewrite(copy, twice)
-    assert "record 3" in faults_of(copy)["features"][0]
-    assert "the second record of this site" in faults_of(copy)["features"][0]
-
-
-def pixels(example) -> np.ndarray:
-    plain = zlib.decompress(feature(example, "image")[0])
-    return np.frombuffer(plain, np.uint8).reshape(6, 16, 16).copy()
-
-
-def test_image_of_another_size(copy):
-    numbers = []
-
-    def shorten(examples):
-        numbers.append(first(examples, "treatment"))
-        stream = zlib.compress(pixels(examples[numbers[0]])[:5].tobytes())
-        feature(examples[numbers[0]], "image")[0] = stream
-
-    file = rewrite(copy, shorten)
-    (fault,) = faults_of(copy)["images"]
-    assert fault.startswith(f"{file}, record {numbers[0]}, HUVEC-01_")
-    assert "1280 bytes, expected 1536" in fault
-
-
 @pytest.mark.parametrize("well_type", ["positive_control", "treatment"])
 def test_one_count_in_one_control_pixel(copy, well_type):
     """The smallest change there is; images of treatments are in no sum, but in the table."""
@@ -276,16 +279,6 @@ def test_one_count_in_one_control_pixel(copy, well_type):
     (fault,) = faults["control statistics"]
     assert set(faults) == {"control statistics"}
     assert fault.startswith("HUVEC-01 plate ") and "positive_control: the images sum up" in fault
-
-
-@pytest.mark.parametrize("name", ["control_mean", "control_std"])
-def test_statistics_of_a_record(copy, name):
-    def change(examples):
-        feature(examples[0], name)[1] += 1
-
-    rewrite(copy, change)
-    (fault,) = faults_of(copy)["control statistics"]
-    assert "HUVEC-01_" in fault and "control_mean" in fault
 
 
 @pytest.mark.parametrize(
@@ -341,15 +334,6 @@ def test_table_that_is_damaged_or_missing(copy):
     assert "SHA-256" in faults_of(copy)["table of sites"][0]
     (copy / table.FILE).unlink()
     assert table.FILE in faults_of(copy)["table of sites"][0]
-
-
-def test_sums_in_the_metadata(copy):
-    def change(metadata):
-        metadata["control_pixels"]["U2OS-01"]["1"]["negative_control"]["sum_of_squares"][5] += 1
-
-    change_metadata(copy, change)
-    (fault,) = faults_of(copy)["control statistics"]
-    assert fault.startswith("U2OS-01 plate 1, negative_control: the images sum up")
 
 
 def test_partitions(copy):

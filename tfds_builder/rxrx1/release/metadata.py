@@ -241,11 +241,7 @@ def _site(row: Mapping[str, str], where: str, datasets: Sequence[str]) -> Site:
 
 
 def _check_agreement(
-    entry: tuple[int, Site],
-    first: tuple[int, Site],
-    key: str,
-    fields: Sequence[str],
-    where: str,
+    entry: tuple[int, Site], first: tuple[int, Site], key: str, fields: Sequence[str], where: str
 ) -> None:
     """Rows with the same `key` must agree in `fields`; `first` is the first such row."""
     for field in fields:
