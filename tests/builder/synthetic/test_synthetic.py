@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfds_builder.rxrx1 import images, synthetic
-from tfds_builder.rxrx1.release import release
+from tfds_builder.rxrx1.release import metadata, release
 from tfds_builder.rxrx1.synthetic import (
     Screen,
     cells,
@@ -45,7 +45,7 @@ def test_demo_design_keeps_the_real_plates():
         plates.setdefault((s.experiment, s.plate), []).append(s)
     assert len(plates) == 60
     for rows in plates.values():
-        kinds = {kind: [s for s in rows if s.well_type == kind] for kind in release.WELL_TYPES}
+        kinds = {kind: [s for s in rows if s.well_type == kind] for kind in metadata.WELL_TYPES}
         assert {s.well for s in kinds["positive_control"]} == fixed
         assert {s.sirna_id for s in kinds["positive_control"]} == set(range(1108, 1138))
         assert {(s.well, s.sirna, s.sirna_id) for s in kinds["negative_control"]} == {
@@ -85,7 +85,7 @@ def test_release_reader_accepts_it(tiny):
     assert np.array_equal(image, render_site(TINY, sites[7]))
     with (tiny / "metadata.csv").open() as file:
         rows = list(csv.reader(file))
-    assert tuple(rows[0]) == release.COLUMNS
+    assert tuple(rows[0]) == metadata.COLUMNS
     assert [r[3] for r in rows[1:]] == sorted([r[3] for r in rows[1:]])  # test before train
 
 
@@ -113,10 +113,10 @@ def test_interrupted_run_is_completed_and_finished_run_left_alone(tiny, tmp_path
 
 
 def test_other_parameters_or_foreign_folder_are_refused(tiny, tmp_path):
-    with pytest.raises(release.ReleaseError, match="seed 0 .asked: 5"):
+    with pytest.raises(metadata.ReleaseError, match="seed 0 .asked: 5"):
         write_release(replace(TINY, seed=5), tiny, 1, progress=False)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(release.ReleaseError, match="not empty"):
+    with pytest.raises(metadata.ReleaseError, match="not empty"):
         write_release(TINY, tmp_path, 1, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -231,7 +231,7 @@ def test_a_screen_written_before_effects_is_the_same(tiny, tmp_path):
     assert stored.pop("effects") == "all"
     (root / "screen.json").write_text(json.dumps(stored))
     assert synthetic.claim(root, TINY)
-    with pytest.raises(release.ReleaseError, match="effects 'all' .asked: 'gain'"):
+    with pytest.raises(metadata.ReleaseError, match="effects 'all' .asked: 'gain'"):
         synthetic.claim(root, replace(TINY, effects="gain"))
 
 

@@ -23,27 +23,9 @@ from typing import NamedTuple
 from etils import epath
 
 from . import kaggle
-from .metadata import (
-    CELL_TYPES,
-    CHANNELS,
-    COLUMNS,
-    DATASETS,
-    SIRNA_IDS,
-    UNKNOWN,
-    UNTREATED,
-    WELL_TYPES,
-    WILDS_DATASETS,
-    ReleaseError,
-    Site,
-    read_metadata,
-)
+from .metadata import CHANNELS, DATASETS, WILDS_DATASETS, ReleaseError, Site, read_metadata
 from .selection import ALL, Selection
 from .storage import Storage
-
-__all__ = [
-    "CELL_TYPES", "CHANNELS", "COLUMNS", "SIRNA_IDS", "UNKNOWN", "UNTREATED", "WELL_TYPES",
-    "Release", "ReleaseError", "Selection", "Site", "open_release", "places",
-]  # fmt: skip
 
 # The Kaggle files list four wells that the official metadata does not; images of such wells may
 # lie in an archive and must not stop a build. More than this share means a table was cut off.
