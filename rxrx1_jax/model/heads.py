@@ -22,8 +22,6 @@ import numpy as np
 
 from rxrx1_jax.data.info import Info
 
-HEADS = ("linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")
-
 Batch = Mapping[str, jax.Array]
 Head = Callable[[nn.Module, jax.Array, Batch, Info], jax.Array]
 

@@ -34,11 +34,6 @@ from rxrx1_jax.data.info import Info
 from rxrx1_jax.model.domains import domains, gram, mean_where, squared_distances
 from rxrx1_jax.model.heads import normalise, wide
 
-LOSSES = (
-    *("cross_entropy", "arcface", "coral", "irm", "group_dro", "dann"),
-    "cross_experiment_contrastive",
-)
-
 Arrays = Mapping[str, jax.Array]
 
 

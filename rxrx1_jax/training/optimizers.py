@@ -19,9 +19,6 @@ import optax
 
 from rxrx1_jax.config import load
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("cosine", "linear", "step", "constant")
-
 LearningRate = Callable[[jax.Array | int], jax.Array]
 Optimizer = Callable[[LearningRate, Callable[[Any], Any], Any], optax.GradientTransformation]
 Schedule = Callable[[jax.Array, int], jax.Array | float]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.model import heads, losses
@@ -61,7 +62,7 @@ def apply(module, params, batch=BATCH, x=None):
     return np.asarray(logits), np.asarray(sown["embedding"]), sown
 
 
-@pytest.mark.parametrize("name", heads.HEADS)
+@pytest.mark.parametrize("name", FIELDS["model.head"].valid)
 def test_every_head_gives_float32_logits_of_its_classes(name):
     module, params = start(getattr(heads, name)())
     assert apply(module, params)[0].shape == (ROWS, CLASSES)

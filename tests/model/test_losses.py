@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.model import losses
@@ -334,7 +335,7 @@ def test_contrastive_is_the_double_loop(left_out):
     np.testing.assert_allclose(found, 2 * expected, rtol=1e-10)
 
 
-LOSSES = {name: getattr(losses, name)() for name in losses.LOSSES}
+LOSSES = {name: getattr(losses, name)() for name in FIELDS["optim.loss"].valid}
 DEGENERATE = {
     "one experiment": make_batch((3,) * 6),
     "one row a domain": make_batch((3, 9, 10, 20, 21, 40)),
@@ -345,7 +346,7 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", FIELDS["optim.loss"].valid)
 def test_any_batch_has_finite_losses_and_gradients(name):
     loss = LOSSES[name]
     for batch, constant in itertools.product(DEGENERATE.values(), (None, 0.0, 1.0)):
@@ -381,7 +382,7 @@ def test_nothing_to_compare_is_penalty_zero(name, batches):
         assert added(LOSSES[name], make_outputs(6), DEGENERATE[batch]) == 0
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", FIELDS["optim.loss"].valid)
 def test_masked_rows_change_nothing_for_the_others(name):
     loss, batch, outputs = LOSSES[name], masked(make_batch(), (2, 7, 11)), make_outputs()
     keep = batch["mask"]
