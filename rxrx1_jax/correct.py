@@ -51,8 +51,7 @@ def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
         return [*cells, ""]
     if len(runs) == 1:
         (tables,) = runs.values()
-        over_wells = statistics.paired_difference(tables[name], tables[BASE])["all"]
-        return [*cells, gain(over_wells)]
+        return [*cells, gain(statistics.paired_difference(tables[name], tables[BASE]))]
     base = [predictions.accuracies(tables[BASE]) for tables in runs.values()]
     pairs = ({Unit("", k, 0): s["site"]["all"] for k, s in enumerate(of)} for of in (scored, base))
     return [*cells, gain(statistics.compare(*pairs))]

@@ -83,19 +83,26 @@ class Embeddings:
         ids, count = np.unique(self.sites[self.id], return_counts=True)
         if len(ids) < n:
             raise ValueError(f"{self.id} {ids[count.argmax()]} has {count.max()} rows; expected 1")
-        for name, values in (("x", self.x), ("log_probs", self.log_probs)):
-            finite = np.full(n, True) if values is None else np.isfinite(values).all(axis=1)
-            if not finite.all():
-                raise ValueError(
-                    f"{name} of {self.sites[self.id][finite.argmin()]} is not finite"
-                    f" ({(~finite).sum()} of {n} rows); expected finite numbers: has training"
-                    " diverged?"
-                )
+        check_finite("x", self.x, self.sites[self.id])
+        if self.log_probs is not None:
+            check_finite("log_probs", self.log_probs, self.sites[self.id])
 
     @property
     def id(self) -> str:
         """The column that names a row."""
         return f"{self.unit}_id"
+
+
+def check_finite(name: str, values: np.ndarray, ids: np.ndarray | None = None) -> None:
+    """Raises ValueError that names the first row of `values` [n, ...] that is not finite."""
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
+        row = finite.argmin()
+        raise ValueError(
+            f"{name} of {f'row {row}' if ids is None else ids[row]} is not finite"
+            f" ({(~finite).sum()} of {len(finite)} rows); expected finite numbers: has training"
+            " diverged?"
+        )
 
 
 def write(embeddings: Embeddings, path: str | os.PathLike, log_probs: bool = False) -> None:

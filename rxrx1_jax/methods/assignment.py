@@ -9,36 +9,17 @@ design.
 `sites` is a structured array [n], rows in any order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from rxrx1_jax.data.embeddings import check_finite
 from rxrx1_jax.methods.evidence import ROLES
 
 UNKNOWN = -1  # group of a siRNA without training wells: it may be on any plate
 AGREEMENT = 0.9  # least share of training wells that must fit the rotated groups
 ROUNDS = 10  # of re-estimating the groups; real metadata settle in two
-
-
-def well_mean(log_probs: np.ndarray, sites: np.ndarray) -> np.ndarray:
-    """Mean log-probability over the sites of each well, and over orientations.
-
-    The mean (a geometric mean of probabilities, not normalised again) is what
-    `predictions_table` scores wells by. A well with one site has the values of that site.
-
-    Args:
-      log_probs: float [n, K], or [o, n, K] for o orientations of each image.
-      sites: structured array [n].
-
-    Returns:
-      float64 [n, K]: each row has its well's values.
-
-    Raises:
-      ValueError: sizes disagree, values are not finite.
-    """
-    means, well = _wells(log_probs, sites)
-    return means[well]
 
 
 def assign_once(
@@ -55,7 +36,7 @@ def assign_once(
     that it was trained on is the label.
 
     Args:
-      log_probs: float [n, K] or [o, n, K]. sites: structured array [n].
+      log_probs: float [n, K]. sites: structured array [n].
       classes: int [K], sirna_ids of the columns. role: str [n].
 
     Returns:
@@ -65,14 +46,8 @@ def assign_once(
       ValueError: sizes disagree, values are not finite, unknown roles; siRNAs that occur more
         than once in the training experiments as a rule.
     """
-    scores, well = _wells(log_probs, sites, role)
-    classes, open_rows = _checked(scores, sites, classes, role)
-    predicted = scores[well].argmax(axis=1)
-    for rows, taken in _experiments(sites, classes, role, open_rows):
-        wells, back = np.unique(well[rows], return_inverse=True)
-        allowed = np.tile(~taken, (len(wells), 1))
-        predicted[rows] = _assign(scores[wells], allowed, allowed)[0][back]
-    return classes[predicted]
+    classes = _checked(log_probs, sites, classes, role)
+    return _assigned(log_probs, sites, classes, role, {}, {})
 
 
 def assign_plate_groups(
@@ -84,29 +59,41 @@ def assign_plate_groups(
     chosen which leaves the fewest wells without a free siRNA of their plate's group, and among
     those the one with the largest sum of mean log-probabilities; the rotation of an experiment with
     training wells is the one that fits them. Wells left over get their best siRNA of the group, or
-    their best of all if the group is empty.
-
-    Args, Returns: as `assign_once`.
-
-    Raises:
-      ValueError: as `assign_once`, and as `sirna_groups`.
+    their best of all if the group is empty. Raises as `assign_once`, and as `sirna_groups`.
     """
-    scores, well = _wells(log_probs, sites, role)
-    classes, open_rows = _checked(scores, sites, classes, role)
+    classes = _checked(log_probs, sites, classes, role)
+    return _assigned(log_probs, sites, classes, role, *sirna_groups(sites, role))
+
+
+def _assigned(
+    log_probs: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray,
+    groups: Mapping[int, int], known_rotation: Mapping[str, int],
+) -> np.ndarray:  # fmt: skip
+    """`assign_plate_groups` with these groups; a siRNA without one may be on any plate."""
+    training = role == "train"
+    _, well = np.unique(sites["well_id"], return_inverse=True)
+    # The training sites of a well count as a well of their own.
+    _, well, count = np.unique(2 * well + training, return_inverse=True, return_counts=True)
+    scores = np.zeros((len(count), len(classes)))
+    np.add.at(scores, well, log_probs)
+    scores /= count[:, None]
     plates, plate = np.unique(sites["plate"], return_inverse=True)
-    groups, known_rotation = sirna_groups(sites, role)
     group = np.array([groups.get(int(sirna), UNKNOWN) for sirna in classes])
     predicted = scores[well].argmax(axis=1)
-    for rows, taken in _experiments(sites, classes, role, open_rows):
+    open_rows = ~training & (sites["well_type"] == "treatment")
+    trained = training & ~np.isin(sites["well_id"], sites["well_id"][open_rows])
+    for experiment in np.unique(sites["experiment"][open_rows]):
+        here = sites["experiment"] == experiment
+        rows = np.flatnonzero(here & open_rows)
+        taken = np.isin(classes, sites["sirna_id"][here & trained])
         wells, first, back = np.unique(well[rows], return_index=True, return_inverse=True)
-        experiment = str(sites["experiment"][rows[0]])
-        rotations = [known_rotation.get(experiment)]
-        if rotations == [None]:
-            rotations = list(range(len(plates)))
+        rotations: Sequence[int] = range(len(plates) if groups else 1)
+        if experiment in known_rotation:
+            rotations = [known_rotation[experiment]]
         best: tuple[int, float] | None = None
         for rotation in rotations:
-            here = (plate[rows[first]] + rotation) % len(plates)
-            in_group = (group == here[:, None]) | (group == UNKNOWN)
+            holds = (plate[rows[first]] + rotation) % len(plates)
+            in_group = (group == holds[:, None]) | (group == UNKNOWN)
             choice, rank = _assign(scores[wells], in_group & ~taken, in_group)
             if best is None or rank > best:
                 best, predicted[rows] = rank, choice[back]
@@ -142,25 +129,21 @@ def sirna_groups(sites: np.ndarray, role: np.ndarray) -> tuple[dict[int, int], d
     # table[e, s, p]: wells of siRNA s on plate p of experiment e
     table = np.zeros((len(names), len(sirnas), len(plates)))
     np.add.at(table, (experiment, sirna, plate[rows]), 1)
-
-    def rotated(e: int, rotation: int) -> np.ndarray:
-        return np.roll(table[e], rotation, axis=1)
-
-    def best_rotation(e: int, votes: np.ndarray) -> int:
-        return int(np.argmax([(rotated(e, r) * votes).sum() for r in range(len(plates))]))
-
-    by_size = np.argsort(-table.sum(axis=(1, 2)), kind="stable")
     rotation = np.zeros(len(names), int)
-    votes = rotated(by_size[0], 0)
-    for e in by_size[1:]:
-        rotation[e] = best_rotation(e, votes)
-        votes = votes + rotated(e, rotation[e])
+
+    def turned(e: int, votes: np.ndarray) -> np.ndarray:
+        """table[e] in the rotation that fits the votes best, which is noted."""
+        options = [np.roll(table[e], r, axis=1) for r in range(len(plates))]
+        rotation[e] = np.argmax([(option * votes).sum() for option in options])
+        return options[rotation[e]]
+
+    first, *others = np.argsort(-table.sum(axis=(1, 2)), kind="stable")
+    votes = table[first]
+    for e in others:
+        votes = votes + turned(e, votes)
     for _ in range(ROUNDS):
-        group = votes.argmax(axis=1)
-        before, votes = rotation.copy(), np.zeros_like(votes)
-        for e in range(len(names)):
-            rotation[e] = best_rotation(e, np.eye(len(plates))[group])
-            votes += rotated(e, rotation[e])
+        before, fixed = rotation.copy(), np.eye(len(plates))[votes.argmax(axis=1)]
+        votes = np.sum([turned(e, fixed) for e in range(len(names))], axis=0)
         if (rotation == before).all():
             break
     group = votes.argmax(axis=1)
@@ -204,18 +187,6 @@ def _assign(
     return choice, (len(wells) - len(scores), float(scores[wells, columns].sum()))
 
 
-def _experiments(
-    sites: np.ndarray, classes: np.ndarray, role: np.ndarray, open_rows: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows to assign, bool [K] classes of its training wells) of each experiment."""
-    open_wells = sites["well_id"][open_rows]
-    trained = (role == "train") & ~np.isin(sites["well_id"], open_wells)
-    for experiment in np.unique(sites["experiment"][open_rows]):
-        here = sites["experiment"] == experiment
-        taken = np.isin(classes, sites["sirna_id"][here & trained])
-        yield np.flatnonzero(here & open_rows), taken
-
-
 def _training_wells(sites: np.ndarray, role: np.ndarray) -> np.ndarray:
     """One row of each labelled treatment well with a training site."""
     rows = np.flatnonzero((role == "train") & (sites["well_type"] == "treatment"))
@@ -223,57 +194,28 @@ def _training_wells(sites: np.ndarray, role: np.ndarray) -> np.ndarray:
     return rows[np.unique(sites["well_id"][rows], return_index=True)[1]]
 
 
-def _wells(
-    log_probs: np.ndarray, sites: np.ndarray, role: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means f64 [w, K] of the wells in order of their ids, and the well of each row [n].
-
-    With roles the training sites of a well count as a well of their own.
-    """
-    values = np.asarray(log_probs)
-    if values.ndim == 3 and len(values):
-        values = values.mean(axis=0, dtype=np.float64)
-    if values.ndim != 2 or len(values) != len(sites):
-        raise ValueError(
-            f"log_probs have shape {list(np.shape(log_probs))}; expected [{len(sites)}, K], one"
-            " row a site, or [orientations, sites, K]"
-        )
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"site {sites['site_id'][finite.argmin()]}: log-probabilities are not finite"
-            f" ({(~finite).sum()} of {len(finite)} sites); expected finite numbers"
-        )
-    _, well = np.unique(sites["well_id"], return_inverse=True)
-    if role is not None and len(role) == len(well):  # `_checked` refuses another size
-        _, well = np.unique(2 * well + (np.asarray(role) == "train"), return_inverse=True)
-    count = np.bincount(well)
-    sums = np.zeros((len(count), values.shape[1]))
-    np.add.at(sums, well, values)
-    return sums / count[:, None], well
-
-
 def _checked(
-    scores: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Classes as int32, and which rows are to be assigned [n]."""
-    classes = np.asarray(classes, np.int32)
-    if classes.shape != (scores.shape[1],) or len(np.unique(classes)) != len(classes):
+    log_probs: np.ndarray, sites: np.ndarray, classes: np.ndarray, role: np.ndarray
+) -> np.ndarray:
+    """The classes as int32. Raises as `assign_once`."""
+    n, classes, roles = len(sites), np.asarray(classes, np.int32), set(np.unique(role).tolist())
+    k = len(np.unique(classes))
+    if log_probs.shape != (n, len(classes)) or k < len(classes):
         raise ValueError(
-            f"classes have shape {list(classes.shape)}; expected [{scores.shape[1]}] different"
-            " sirna_ids, one a column of log_probs"
+            f"log_probs have shape {list(log_probs.shape)}; expected [{n}, {k}], a row per site"
+            f" and a column for each of {k} classes, which differ"
         )
-    roles = set(np.unique(role).tolist())
-    if np.shape(role) != (len(sites),) or not roles <= set(ROLES):
+    check_finite("log_probs", log_probs, sites["site_id"])
+    if role.shape != (n,) or not roles <= set(ROLES):
         raise ValueError(
-            f"role has shape {list(np.shape(role))} and values {sorted(roles)}; expected"
-            f" [{len(sites)}] of {', '.join(ROLES)}"
+            f"role has shape {list(role.shape)} and values {sorted(roles)}; expected [{n}] of"
+            f" {', '.join(ROLES)}"
         )
     rows = sites[_training_wells(sites, role)]
     counts = np.unique(rows[["experiment", "sirna_id"]], return_counts=True)[1]
     if (counts == 1).sum() < AGREEMENT * len(counts):
         raise ValueError(
             f"{(counts > 1).sum()} of {len(counts)} siRNAs occur more than once in a training"
-            " experiment; assignment is for screens where they occur once: use well_mean"
+            " experiment; assignment is for screens where they occur once"
         )
-    return classes, (np.asarray(role) != "train") & (sites["well_type"] == "treatment")
+    return classes

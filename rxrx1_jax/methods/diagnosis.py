@@ -92,8 +92,8 @@ def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> 
         found[CONSISTENT].append((100 * share, 100 * SIGNIFICANT))
         if sirnas:
             means, label = metrics.mean_profiles(values, mine["sirna_id"])
-            planted = metrics.planted_effects({"sirnas": sirnas}, label, str(cell_type))
-            found[PLANTED].append((metrics.planted_recovery(means, planted).spearman, 0.0))
+            planted = metrics.planted_effects(sirnas, label, str(cell_type))
+            found[PLANTED].append((metrics.planted_recovery(means, planted), 0.0))
     return {
         name: (float(np.mean([v for v, _ in pairs])), float(np.mean([c for _, c in pairs])))
         for name, pairs in found.items()

@@ -16,6 +16,8 @@ import numpy as np
 from scipy import stats
 from scipy.spatial.distance import pdist
 
+from rxrx1_jax.data.embeddings import check_finite
+
 FOLDS = 5  # of the siRNAs, in the probe
 BLOCK = 2**24  # similarities held at once: 64 MiB
 
@@ -38,11 +40,6 @@ class Consistency(NamedTuple):
     p_value: np.ndarray  # [K]
 
 
-class Recovery(NamedTuple):
-    pearson: float
-    spearman: float
-
-
 def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """Means of the rows that agree in all columns: wells, siRNAs, siRNAs of an experiment.
 
@@ -62,7 +59,7 @@ def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndar
 
 
 def experiment_predictability(
-    x: np.ndarray, experiment: np.ndarray, sirna: np.ndarray, seed: int = 0
+    x: np.ndarray, experiment: np.ndarray, sirna: np.ndarray
 ) -> Predictability:
     """How well a linear classifier names the experiment of a site of one cell type.
 
@@ -74,7 +71,6 @@ def experiment_predictability(
 
     Args:
       x: [n, D]. experiment (or plate), sirna: [n].
-      seed: of the folds.
 
     Raises:
       ValueError: a single experiment, or one of fewer than FOLDS siRNAs.
@@ -97,7 +93,7 @@ def experiment_predictability(
     probe = pipeline.make_pipeline(
         preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
     )
-    folds = model_selection.GroupKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = model_selection.GroupKFold(FOLDS, shuffle=True, random_state=0)
     with threadpool_limits(1):  # threads that wait for each other cost more than these products
         predicted = model_selection.cross_val_predict(
             probe, x.astype(np.float64), target, groups=sirna, cv=folds
@@ -222,27 +218,24 @@ def replicate_consistency(
 
 
 def planted_effects(
-    truth: Mapping[str, Any], sirna_ids: Sequence[int] | np.ndarray, cell_type: str
+    sirnas: Mapping[str, Any], sirna_ids: Sequence[int] | np.ndarray, cell_type: str
 ) -> np.ndarray:
     """Planted effects [K, 24], latent units, of siRNAs in a cell type.
 
-    `truth` is the content of the truth.json that the generator of the synthetic screen writes.
-    Raises ValueError for a siRNA or a cell type that it lacks.
+    `sirnas` is that of the metadata.json of a synthetic screen. Raises ValueError for a siRNA or a
+    cell type that it lacks.
     """
-    effects = []
-    for sirna_id in sirna_ids:
-        try:
-            effects.append(truth["sirnas"][str(sirna_id)][cell_type])
-        except KeyError as error:
-            raise ValueError(
-                f"no planted effect of siRNA {sirna_id} in {cell_type} (no {error}): expected the "
-                "truth.json of the screen that the embeddings are of"
-            ) from error
-    return np.array(effects, np.float64)
+    try:
+        return np.array([sirnas[str(sirna_id)][cell_type] for sirna_id in sirna_ids], np.float64)
+    except KeyError as error:
+        raise ValueError(
+            f"no planted effects in {cell_type}: no {error} in metadata.json; expected that of the"
+            " screen that the embeddings are of"
+        ) from error
 
 
-def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> Recovery:
-    """Correlation, over pairs of siRNAs, of measured with planted Euclidean distances.
+def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> float:
+    """Rank correlation, over pairs of siRNAs, of measured with planted Euclidean distances.
 
     Args:
       measured: [K, D] profiles of K siRNAs in a cell type, as `mean_profiles(embeddings, sirna)`
@@ -262,9 +255,7 @@ def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> Recovery:
     for name, values in zip(("measured", "planted"), distances, strict=True):
         if not np.isfinite(values).all() or np.ptp(values) == 0:
             raise ValueError(f"{name} distances are all equal or not finite: no correlation")
-    return Recovery(
-        float(stats.pearsonr(*distances).statistic), float(stats.spearmanr(*distances).statistic)
-    )
+    return float(stats.spearmanr(*distances).statistic)
 
 
 def _check(embeddings: np.ndarray, *columns: np.ndarray) -> None:
@@ -274,11 +265,7 @@ def _check(embeddings: np.ndarray, *columns: np.ndarray) -> None:
             f"embeddings {embeddings.shape} with ids {[ids.shape for ids in columns]}; expected "
             "[n, D] and [n] each, n > 0"
         )
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"embedding of row {finite.argmin()} is not finite ({(~finite).sum()} of {n} rows)"
-        )
+    check_finite("embedding", embeddings)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import stdtrit
 
+from rxrx1_jax.data.embeddings import check_finite
+
 LEVEL = 0.95  # of all intervals
 BLOCK = 2**22  # counts of resampled wells held at once: 32 MiB
 
@@ -58,14 +60,10 @@ class Comparison(NamedTuple):
 
 
 def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
-    """(experiment, accuracy) of the lowest accuracy; the first name among equals.
-
-    `accuracy` is {experiment: fraction}, e.g. `accuracies(table)["site"]["experiment"]`.
-    """
+    """(experiment, fraction) of the lowest accuracy; the first name among equals."""
     if not accuracy:
         raise ValueError("no experiments: expected the accuracy of one at least")
-    worst = min(accuracy, key=lambda name: (accuracy[name], name))
-    return worst, accuracy[worst]
+    return min(accuracy.items(), key=lambda pair: (pair[1], pair[0]))
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -118,12 +116,8 @@ def ratio(a: Score, b: Score) -> float:
 
 
 def bootstrap_interval(
-    values: np.ndarray,
-    well_id: np.ndarray,
-    groups: np.ndarray | None = None,
-    seed: int = 0,
-    draws: int = 2000,
-) -> dict[str, Interval]:
+    values: np.ndarray, well_id: np.ndarray, seed: int = 0, draws: int = 2000
+) -> Interval:
     """Mean over sites with a percentile interval from resampling wells with all their sites.
 
     The cluster bootstrap (Davison and Hinkley, "Bootstrap methods and their application", 1997,
@@ -132,66 +126,15 @@ def bootstrap_interval(
     Args:
       values: [n] one per site, e.g. prediction == label, or average precision.
       well_id: [n]. A coarser id (experiment) resamples that instead.
-      groups: [n] cell type or experiment of each site; wells are resampled within groups.
-      seed, draws: of the resampling.
 
-    Returns:
-      {group: Interval}, or {"all": Interval} without groups.
+    Raises ValueError: sizes disagree, or a value is not finite.
     """
     values = np.asarray(values, np.float64)
-    groups = np.full(len(values), "all") if groups is None else groups
-    if not len(values) or not values.shape == well_id.shape == groups.shape:
+    if not len(values) or values.shape != well_id.shape:
         raise ValueError(
-            f"values {values.shape}, well_id {well_id.shape}, groups {groups.shape}; expected [n] "
-            "each, n > 0"
+            f"values {values.shape}, well_id {well_id.shape}; expected [n] each, n > 0"
         )
-    finite = np.isfinite(values)
-    if not finite.all():
-        row = finite.argmin()
-        raise ValueError(f"row {row} (well {well_id[row]}) is not finite: leave such rows out")
-    found = {}
-    for name in np.unique(groups):
-        rows = groups == name
-        found[str(name)] = _resample(values[rows], well_id[rows], seed, draws)
-    return found
-
-
-def paired_difference(
-    a: pa.Table, b: pa.Table, unit: str = "site", seed: int = 0, draws: int = 2000
-) -> dict[str, Interval]:
-    """Accuracy of a minus that of b on the same test sites, with intervals over wells.
-
-    Args:
-      a, b: tables of predictions (the columns of predictions.parquet), rows in any order.
-      unit: "site", or "well" to count each well once by its well_prediction.
-      seed, draws: as in `bootstrap_interval`.
-
-    Returns:
-      {"all": Interval, cell type: Interval ...}, of fractions.
-
-    Raises ValueError unless both hold the same sites, each once, with the same labels.
-    """
-    if unit not in ("site", "well"):
-        raise ValueError(f"unit {unit!r}; expected 'site' or 'well'")
-    columns = ("site_id", "well_id", "cell_type", "label", "prediction", "well_prediction")
-    first, second = ({name: _values(t, name) for name in columns} for t in (a, b))
-    for table in (first, second):
-        order = np.argsort(table["site_id"], kind="stable")
-        table.update({name: column[order] for name, column in table.items()})
-    _check_same_sites(first, second)
-    column = "prediction" if unit == "site" else "well_prediction"
-    right = [(t[column] == t["label"]).astype(np.float64) for t in (first, second)]
-    wells, cell_types = first["well_id"], first["cell_type"]
-    keep = np.arange(len(wells))
-    if unit == "well":
-        keep = np.unique(wells, return_index=True)[1]
-    arguments = ((right[0] - right[1])[keep], wells[keep])
-    return bootstrap_interval(*arguments, seed=seed, draws=draws) | bootstrap_interval(
-        *arguments, groups=cell_types[keep], seed=seed, draws=draws
-    )
-
-
-def _resample(values: np.ndarray, well_id: np.ndarray, seed: int, draws: int) -> Interval:
+    check_finite("value", values, well_id)
     _, well = np.unique(well_id, return_inverse=True)
     sums = np.stack([np.bincount(well, weights=values), np.bincount(well)], axis=1)
     # Wells with the same sum and number of sites are interchangeable: it is enough to draw how
@@ -208,25 +151,27 @@ def _resample(values: np.ndarray, well_id: np.ndarray, seed: int, draws: int) ->
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def _check_same_sites(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError for the first difference between two tables sorted by site_id."""
-    for table in (a, b):
-        twice = np.flatnonzero(table["site_id"][1:] == table["site_id"][:-1])
-        if len(twice):
-            raise ValueError(
-                f"site {table['site_id'][twice[0]]} is twice in a table; expected once"
-            )
-    odd = np.setxor1d(a["site_id"], b["site_id"])
+def paired_difference(a: pa.Table, b: pa.Table) -> Interval:
+    """Accuracy by site of a minus that of b (fractions), with its interval over wells.
+
+    a, b: tables of predictions (columns of predictions.parquet), rows in any order.
+
+    Raises ValueError unless both hold the same sites, each once, with the same labels.
+    """
+    a, b = a.sort_by("site_id"), b.sort_by("site_id")
+    ids = [np.array(table["site_id"].to_pylist()) for table in (a, b)]
+    for names, count in (np.unique(of, return_counts=True) for of in ids):
+        if (count > 1).any():
+            raise ValueError(f"site {names[count.argmax()]} is twice in a table; expected once")
+    odd = np.setxor1d(*ids)
     if len(odd):
         raise ValueError(
             f"site {odd[0]} is in one table only ({len(odd)} such sites): expected predictions of "
             "the same test sites, from runs of the same protocol and fold"
         )
-    other = np.flatnonzero(a["label"] != b["label"])
-    if len(other):
-        raise ValueError(f"site {a['site_id'][other[0]]} has two labels: expected the same data")
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    column = table[name]
-    return np.array(column.to_pylist()) if pa.types.is_string(column.type) else column.to_numpy()
+    label = a["label"].to_numpy()
+    same = label == b["label"].to_numpy()
+    if not same.all():
+        raise ValueError(f"site {ids[0][same.argmin()]} has two labels: expected the same data")
+    right = [(table["prediction"].to_numpy() == label).astype(np.float64) for table in (a, b)]
+    return bootstrap_interval(right[0] - right[1], np.array(a["well_id"].to_pylist()))

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rxrx1_jax.data.embeddings import check_finite
+
 LEVELS = ("plate", "experiment", "cell_type")  # from the smallest group to the largest
 LEAST = 2  # fit rows a group needs: a variance takes two
 SHRINKAGE = 0.1  # of a covariance: a plate has about 60 control sites, fewer than features
@@ -178,12 +180,7 @@ def checked_embeddings(embeddings: np.ndarray) -> np.ndarray:
     x = np.asarray(embeddings)
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"embeddings are {x.dtype} {list(x.shape)}; expected floating [n, d]")
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"row {finite.argmin()} of the embeddings is not finite ({(~finite).sum()} of {len(x)}"
-            " rows); expected finite numbers: has training diverged?"
-        )
+    check_finite("embedding", x)
     return x
 
 

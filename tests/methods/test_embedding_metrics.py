@@ -46,9 +46,9 @@ def test_mean_profiles_are_the_means_of_a_loop():
 # experiment_predictability
 
 
-def predictability(z, experiment, sirna, seed=0):
+def predictability(z, experiment, sirna):
     pytest.importorskip("sklearn")
-    return bm.experiment_predictability(z, experiment, sirna, seed)
+    return bm.experiment_predictability(z, experiment, sirna)
 
 
 def test_probe_is_the_best_linear_classifier_of_the_likelihood():
@@ -81,7 +81,7 @@ def test_without_batch_effects_experiments_are_predicted_by_chance(effect):
     found = []
     for seed in range(6):
         z, sirna, experiment = screen(seed, sirnas=100, dim=60, effect=effect, batch=0.0)
-        found.append(predictability(z, experiment, sirna, seed))
+        found.append(predictability(z, experiment, sirna))
     assert {x.chance for x in found} == {0.25}
     assert np.mean([x.accuracy for x in found]) == pytest.approx(0.25, abs=0.03)
 
@@ -99,12 +99,11 @@ def test_experiments_of_unequal_size_have_equal_say():
     assert predictability(np.ones((60, 3)), experiment, np.arange(60)) == (0.5, 0.5)
 
 
-def test_probe_depends_on_the_seed_and_not_on_the_order_of_rows():
+def test_probe_does_not_depend_on_the_order_of_rows():
     z, sirna, experiment = screen(sirnas=30, batch=0.4)
     order = np.random.default_rng(1).permutation(len(z))
     found = predictability(z, experiment, sirna)
     assert predictability(z[order], experiment[order], sirna[order]) == found
-    assert predictability(z, experiment, sirna, seed=1) != found
 
 
 def test_probe_refuses_what_it_cannot_hold_out():
@@ -204,18 +203,15 @@ def test_retrieval_does_not_depend_on_the_order_of_rows():
 
 def test_retrieval_refuses_what_has_no_answer():
     z, sirna, experiment = screen()
-    with pytest.raises(ValueError, match="no label is in two experiments"):
-        bm.retrieval_map(z, sirna, np.full(len(z), "one"))
-    with pytest.raises(ValueError, match="two labels or more"):
-        bm.retrieval_map(z, np.zeros(len(z)), experiment)
-    z[5] = 0
-    with pytest.raises(ValueError, match="row 5 is zero"):
-        bm.retrieval_map(z, sirna, experiment)
-    z[5] = np.nan
-    with pytest.raises(ValueError, match="row 5 is not finite"):
-        bm.retrieval_map(z, sirna, experiment)
-    with pytest.raises(ValueError, match="expected \\[n, D\\]"):
-        bm.retrieval_map(z, sirna[:-1], experiment)
+    for given, named in (
+        ((z, sirna, np.full(len(z), "one")), "two experiments"),
+        ((z, np.zeros(len(z)), experiment), "two labels"),
+        ((np.where(np.arange(len(z)) == 5, 0, z.T).T, sirna, experiment), "row 5 .*zero"),
+        ((np.where(np.arange(len(z)) == 5, np.nan, z.T).T, sirna, experiment), "row 5 .*finite"),
+        ((z, sirna[:-1], experiment), str(len(z) - 1)),
+    ):
+        with pytest.raises(ValueError, match=named):
+            bm.retrieval_map(*given)
 
 
 # replicate_consistency
@@ -231,7 +227,7 @@ def test_similarity_is_the_mean_cosine_over_pairs_and_its_null_the_mean_over_per
     keep = ~((labels == 1) & (experiment != "HUVEC-01"))  # label 1 has one profile, label 4 two
     keep &= ~((labels == 4) & (experiment == "HUVEC-03"))
     z, labels, experiment = z[keep], labels[keep], experiment[keep]
-    cosine = 1 - np.array([[_cosine_distance(a, b) for b in z] for a in z])
+    cosine = np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in z] for a in z])
     found = bm.replicate_consistency(z, labels, experiment, draws=4000)
     assert found.labels.tolist() == [0, 2, 3, 4]
     for label, similarity, null in zip(found.labels, found.similarity, found.null, strict=True):
@@ -247,10 +243,6 @@ def test_similarity_is_the_mean_cosine_over_pairs_and_its_null_the_mean_over_per
             if a < b
         ]
         assert null == pytest.approx(np.mean(between), abs=0.02)
-
-
-def _cosine_distance(a, b):
-    return 1 - a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 def test_p_values_are_uniform_without_effects_whatever_the_batches():
@@ -278,12 +270,12 @@ def test_planted_effects_are_consistent_and_order_and_seed_do_not_matter():
 
 def test_consistency_refuses_several_profiles_in_an_experiment_and_no_replicates():
     z, sirna, experiment = screen()
-    with pytest.raises(ValueError, match="has several profiles in experiment HUVEC-.*mean_prof"):
+    with pytest.raises(ValueError, match="profiles in experiment HUVEC-"):
         bm.replicate_consistency(z, sirna, experiment)
     apart = np.array([1, 0, 0, 0]), np.array(["b", "a", "b", "a"])  # not one after the other
-    with pytest.raises(ValueError, match="label 0 has several profiles in experiment a"):
+    with pytest.raises(ValueError, match="label 0 .*experiment a"):
         bm.replicate_consistency(z[:4], *apart)
-    with pytest.raises(ValueError, match="no label has two profiles"):
+    with pytest.raises(ValueError, match="replicates"):
         bm.replicate_consistency(z, np.arange(len(z)), experiment)
 
 
@@ -294,22 +286,20 @@ def test_recovery_is_the_correlation_of_distances():
     rng = np.random.default_rng(0)
     planted, measured = rng.normal(size=(9, 4)), rng.normal(size=(9, 7))
     measured[:, :4] += planted
-    distances = [
-        [np.sqrt(((x[i] - x[j]) ** 2).sum()) for i in range(9) for j in range(i)]
+    ranks = [
+        np.argsort(np.argsort([np.linalg.norm(x[i] - x[j]) for i in range(9) for j in range(i)]))
         for x in (measured, planted)
     ]
     found = bm.planted_recovery(measured, planted)
-    ranks = [np.argsort(np.argsort(d)) for d in distances]
-    assert found.pearson == pytest.approx(np.corrcoef(distances)[0, 1])
-    assert found.spearman == pytest.approx(np.corrcoef(ranks)[0, 1])
-    assert 0.05 < found.pearson < 0.95
+    assert found == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert 0.05 < found < 0.95
     # Distances do not change by turning, shifting and scaling.
     turned = 3 * planted @ np.linalg.qr(rng.normal(size=(4, 4)))[0] + 5
-    assert bm.planted_recovery(turned, planted) == pytest.approx((1, 1))
+    assert bm.planted_recovery(turned, planted) == pytest.approx(1)
     order = rng.permutation(9)
     assert bm.planted_recovery(measured[order], planted[order]) == pytest.approx(found)
     unrelated = bm.planted_recovery(rng.normal(size=(200, 20)), rng.normal(size=(200, 20)))
-    assert abs(unrelated.pearson) < 0.1
+    assert abs(unrelated) < 0.1
 
 
 def test_planted_effects_are_those_of_the_screen():
@@ -318,18 +308,17 @@ def test_planted_effects_are_those_of_the_screen():
 
     screen = synthetic.Screen(seed=5, huvec=1, rpe=1, hepg2=0, u2os=0, plates=1, effect=0.5)
     truth = json.loads(json.dumps(synthetic.screen_truth(screen, synthetic.screen_sites(screen))))
-    found = bm.planted_effects(truth, np.array([3, 0, 7]), "RPE")
+    found = bm.planted_effects(truth["sirnas"], np.array([3, 0, 7]), "RPE")
     expected = [planted.sirna_effects(5, s, 0.5)["RPE"] for s in (3, 0, 7)]
     np.testing.assert_allclose(found, expected, atol=6e-6)
-    with pytest.raises(ValueError, match="siRNA 999 in RPE"):
-        bm.planted_effects(truth, [3, 999], "RPE")
-    with pytest.raises(ValueError, match="siRNA 3 in HeLa"):
-        bm.planted_effects(truth, [3], "HeLa")
+    for sirna_ids, cell_type, named in (([3, 999], "RPE", "RPE.*999"), ([3], "HeLa", "HeLa")):
+        with pytest.raises(ValueError, match=named):
+            bm.planted_effects(truth["sirnas"], sirna_ids, cell_type)
 
 
 def test_recovery_refuses_what_has_no_correlation():
     z = np.random.default_rng(0).normal(size=(5, 3))
-    with pytest.raises(ValueError, match="planted distances are all equal"):
+    with pytest.raises(ValueError, match="planted"):
         bm.planted_recovery(z, np.zeros((5, 24)))
-    with pytest.raises(ValueError, match="5 measured and 4 planted"):
+    with pytest.raises(ValueError, match="5 measured and 4"):
         bm.planted_recovery(z, z[:4])

@@ -116,7 +116,7 @@ def test_sphering_with_shrinkage_against_scipy(embeddings, sites, controls):
     np.testing.assert_allclose(
         out[plate], (embeddings[plate] - known.mean(0)) @ whitening, rtol=1e-9, atol=1e-9
     )
-    with pytest.raises(ValueError, match="shrinkage is 1.5; expected 0 to 1"):
+    with pytest.raises(ValueError, match="shrinkage is 1.5"):
         transforms.sphering(embeddings, sites, controls, shrinkage=1.5)
 
 
@@ -141,7 +141,7 @@ def test_tvn_against_the_steps_of_the_paper(embeddings, sites, controls):
 def test_tvn_keeps_the_rank_of_the_fit_rows(embeddings, sites, controls):
     wide = np.hstack([embeddings, embeddings[:, :2], np.full((len(sites), 1), 7.0)])
     assert transforms.tvn(wide, sites, controls).shape == (len(sites), D)
-    with pytest.raises(ValueError, match="all fit rows are equal"):
+    with pytest.raises(ValueError, match="equal"):
         transforms.tvn(np.ones((len(sites), D)), sites, controls)
 
 
@@ -179,7 +179,7 @@ class TestOnControls:
             np.testing.assert_array_equal(by_experiment[rpe2], by_cell_type[rpe2])
         assert np.isfinite(out).all()
         none = controls & (sites["cell_type"] != "U2OS")
-        with pytest.raises(ValueError, match="cell type U2OS has 0 rows to fit on .*U2OS-01_1_00"):
+        with pytest.raises(ValueError, match="U2OS .*U2OS-01_1_00"):
             transform(embeddings, sites, none)
 
     def test_features_that_do_not_vary(self, transform, embeddings, sites, controls):
@@ -204,23 +204,25 @@ def test_rows_in_any_order(transform, embeddings, sites, controls):
     np.testing.assert_array_equal(embeddings, given)  # the input is not written to
 
 
-@pytest.mark.parametrize("transform", ON_CONTROLS + ON_ALL_ROWS)
-def test_bad_input(transform, embeddings, sites, controls):
-    def run(x=embeddings, sites=sites, fit=controls, **arguments):
-        apply(transform, x, sites, fit, **arguments)
+NAN = np.where(np.arange(240) == 7, np.nan, np.ones((D, 240))).T
 
-    with pytest.raises(ValueError, match=r"embeddings are int64 .*expected floating"):
-        run(np.ones((len(sites), D), np.int64))
-    with pytest.raises(ValueError, match=r"fit is bool \[3\]; expected bool \[240\]"):
-        run(fit=controls[:3])
-    with pytest.raises(ValueError, match="239 sites and 240 embeddings"):
-        run(sites=sites[1:])
-    with pytest.raises(ValueError, match="by is 'batch'; expected one of plate, experiment"):
-        run(by="batch")
-    broken = embeddings.copy()
-    broken[7, 2] = np.nan
-    with pytest.raises(ValueError, match="row 7 of the embeddings is not finite"):
-        run(broken)
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"embeddings": np.ones((240, D), np.int64)}, "int64"),
+        ({"embeddings": NAN}, "row 7 .*finite"),
+        ({"embeddings": np.ones((239, D))}, "fit .*240"),
+        ({"fit": np.ones(240, int)}, "fit .*int64"),
+        ({"sites": np.zeros(239, LAYOUT)}, "239 sites"),
+        ({"by": "batch"}, "batch"),
+    ],
+)
+@pytest.mark.parametrize("transform", ON_CONTROLS + ON_ALL_ROWS)
+def test_bad_input(transform, embeddings, sites, controls, change, named):
+    given = {"embeddings": embeddings, "sites": sites, "fit": controls} | change
+    with pytest.raises(ValueError, match=named):
+        apply(transform, **given)
 
 
 @pytest.mark.parametrize("transform", ON_ALL_ROWS)
@@ -271,9 +273,9 @@ class TestLibraries:
         )
 
     def test_rows_outside_fit_are_refused(self, transform, embeddings, sites, controls):
-        with pytest.raises(ValueError, match="fit leaves out 120 of 240"):
+        with pytest.raises(ValueError, match="fit .*120 of 240"):
             apply(transform, embeddings, sites, controls)
-        with pytest.raises(ValueError, match="by is 'cell_type'; expected 'plate'"):
+        with pytest.raises(ValueError, match="cell_type"):
             apply(transform, embeddings, sites, np.ones(len(sites), bool), by="cell_type")
 
     def test_a_missing_library_names_the_extra(self, transform, embeddings, sites, monkeypatch):
@@ -325,10 +327,10 @@ def test_combat_solves_the_equations_of_the_paper(embeddings, sites):
 def test_combat_refuses_what_it_cannot_estimate(embeddings, sites):
     one_row = np.delete(np.arange(len(sites)), plates_of(sites)[0][1:])
     everything = np.ones(len(one_row), bool)
-    with pytest.raises(ValueError, match="the plate of site RPE-01_1_00_1 has one row"):
+    with pytest.raises(ValueError, match="RPE-01_1_00_1"):
         apply(combat, embeddings[one_row], sites[one_row], everything, by="plate")
     flat = np.where(np.arange(D) == 2, embeddings, 1.0)
-    with pytest.raises(ValueError, match="1 of 5 features vary within every experiment of RPE"):
+    with pytest.raises(ValueError, match="1 of 5 .*RPE"):
         apply(combat, flat, sites, np.ones(len(sites), bool))
 
 
