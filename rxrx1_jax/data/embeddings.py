@@ -95,7 +95,7 @@ class Embeddings:
 
 def check_finite(name: str, values: np.ndarray, ids: np.ndarray | None = None) -> None:
     """Raises ValueError that names the first row of `values` [n, ...] that is not finite."""
-    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if not finite.all():
         row = finite.argmin()
         raise ValueError(

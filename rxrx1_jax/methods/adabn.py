@@ -60,17 +60,20 @@ def adapted_statistics(
     count, total, kept = 0, None, None
     zeros, ones = (jax.tree.map(fill, batch_stats) for fill in (jnp.zeros_like, jnp.ones_like))
     for batch in batches:
-        batch = dict(batch)
         new = _after(spec, params, zeros, batch)
         if kept is None:
             # An update is momentum * old + (1 - momentum) * new, so the two differ by the momentum.
             kept = jax.tree.map(_momentum, _after(spec, params, ones, batch), new)
-        moments = _moments(jax.tree.map(lambda x, m: x / (1 - m), new, kept))
+        new = jax.tree.map(lambda x, m: x / (1 - m), new, kept)
+        moments = _map_layers(lambda mean, var: (mean, var + mean**2), new)
         total = moments if total is None else jax.tree.map(jnp.add, total, moments)
         count += 1
     if total is None:
         raise ValueError("no images to estimate BatchNorm statistics from")
-    return _statistics(jax.tree.map(lambda x: x / count, total))
+    return _map_layers(
+        lambda mean, second: (mean, jnp.maximum(second - mean**2, 0)),
+        jax.tree.map(lambda x: x / count, total),
+    )
 
 
 def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) -> Evidence:
@@ -89,7 +92,8 @@ def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.n
         learn = rows[(group == name) & evidence.part(adapt.on)]
         if not len(learn):
             continue  # a part of the release without controls: the network stays as it is
-        batches = trained.batches(_whole_batches(learn), BATCH)
+        whole = np.resize(learn, -(-len(learn) // BATCH) * BATCH)  # the first again, to fill up
+        batches = trained.batches(whole, BATCH)
         statistics = adapted_statistics(spec, params, state.batch_stats, batches)
         statistics = jax.device_put(statistics, task.steps.state_sharding)
         changed = state.replace(batch_stats=statistics)
@@ -137,11 +141,6 @@ def turn(images: jax.Array, orientation: int) -> jax.Array:
     return jnp.rot90(images, orientation % 4, axes=(1, 2))
 
 
-def _whole_batches(rows: np.ndarray) -> np.ndarray:
-    """`rows`, and the first of them again until the last batch is full."""
-    return np.resize(rows, -(-len(rows) // BATCH) * BATCH)
-
-
 @partial(jax.jit, static_argnums=0)
 def _after(spec: steps.StepSpec, params: Any, before: Any, batch: steps.Batch) -> Any:
     """Running statistics after one batch."""
@@ -151,15 +150,6 @@ def _after(spec: steps.StepSpec, params: Any, before: Any, batch: steps.Batch) -
 def _momentum(from_ones: jax.Array, from_zeros: jax.Array) -> float:
     difference = np.asarray(from_ones, np.float64) - np.asarray(from_zeros, np.float64)
     return round(float(np.median(difference)), MOMENTUM_DIGITS)
-
-
-def _moments(statistics: Any) -> Any:
-    """First and second moments of every layer's input, in place of mean and variance."""
-    return _map_layers(lambda mean, var: (mean, var + mean**2), statistics)
-
-
-def _statistics(moments: Any) -> Any:
-    return _map_layers(lambda mean, second: (mean, jnp.maximum(second - mean**2, 0)), moments)
 
 
 def _map_layers(function: Any, tree: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import log_softmax
 
 from rxrx1_jax.methods.evidence import Evidence
 from rxrx1_jax.methods.transforms import checked_embeddings
@@ -11,78 +12,55 @@ TEMPERATURE = 0.1  # of the softmax over cosines; changes probabilities, no pred
 
 
 def centroids(evidence: Evidence) -> Callable[[Evidence], np.ndarray]:
-    """The stage `classify`: cosine to the mean of each siRNA's training sites, per cell type."""
-    train = evidence.only(evidence.role == "train")
-    predict = nearest_centroid(
-        train.x, train.sites["sirna_id"], train.classes, train.sites["cell_type"]
-    )
-    return lambda given: predict(given.x, given.sites["cell_type"])
-
-
-def nearest_centroid(
-    x: np.ndarray, labels: np.ndarray, classes: np.ndarray, cell_types: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Fits centroids; the result gives log-probabilities from the cosine to them.
+    """The stage `classify`: cosine to the centroid of each siRNA's training sites, per cell type.
 
     A centroid is the mean of the unit vectors of a class: the spherical (Rocchio) form of Manning,
     Raghavan and Schütze 2008, section 14.2. Each cell type has its own; a class without rows there
     takes the centroid of all cell types. Log-probabilities are the log-softmax of cosine /
-    TEMPERATURE: not calibrated, but sums over the sites of a well rank like the cosines.
-
-    Args:
-      x: float [n, d] of training sites, better centred (`transforms.centre_scale`).
-      labels: int [n] sirna_ids; rows of other classes are left out.
-      classes: int [K] sirna_ids of the columns.
-      cell_types: str [n].
+    TEMPERATURE: not calibrated, but sums over the sites of a well rank like the cosines. They are
+    better of embeddings that are centred (`transforms.centre_scale`).
 
     Returns:
-      A function (x [m, d], cell_types [m]) -> f32 [m, K]. A class without training rows gets the
-      cosine -1.
+      A function Evidence -> f32 [m, K]. A class without training rows gets the cosine -1.
 
     Raises:
-      ValueError: sizes or dtypes disagree, values are not finite, no row has one of `classes`.
+      ValueError: embeddings of another dtype or not finite; no training row has one of the classes.
     """
-    x = checked_embeddings(x)
-    column_of = {int(sirna): k for k, sirna in enumerate(classes)}
-    columns = np.array([column_of.get(int(sirna), -1) for sirna in labels], np.intp)
-    kept = columns >= 0
-    if len(columns) != len(x) or not kept.any():
-        raise ValueError(
-            f"{len(x)} training rows and {len(columns)} labels, {kept.sum()} of them among the"
-            f" {len(column_of)} classes; expected as many, and treatment sites of the training set"
-        )
-    unit, columns, kind = _unit(x[kept]), columns[kept], np.asarray(cell_types)[kept]
-    everywhere, known = _centroids(unit, columns, len(column_of))
-    of_cell_type = {}
-    for name in np.unique(kind):
-        here = kind == name
-        found, own = _centroids(unit[here], columns[here], len(column_of))
-        found[~own] = everywhere[~own]
-        of_cell_type[name] = found
+    labels, classes = evidence.sites["sirna_id"], evidence.classes
+    train = evidence.only((evidence.role == "train") & np.isin(labels, classes))
+    unit = _unit(checked_embeddings(train.x))
+    if not len(unit):
+        raise ValueError(f"no training site of one of the {len(classes)} classes; expected some")
+    order = np.argsort(classes)
+    columns = order[np.searchsorted(classes, train.sites["sirna_id"], sorter=order)]
+    known = np.isin(classes, train.sites["sirna_id"])
 
-    def predict(x: np.ndarray, cell_types: np.ndarray) -> np.ndarray:
-        unit = _unit(checked_embeddings(x))
-        out = np.empty((len(x), len(column_of)), np.float32)
-        for name in np.unique(cell_types):
-            members = cell_types == name
-            cosine = unit[members] @ of_cell_type.get(name, everywhere).T
-            cosine[:, ~known] = -1.0
-            scores = cosine / TEMPERATURE
-            scores -= scores.max(axis=1, keepdims=True)
-            out[members] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    def means(rows: np.ndarray) -> np.ndarray:
+        sums = np.zeros((len(classes), unit.shape[1]))
+        np.add.at(sums, columns[rows], unit[rows])
+        return _unit(sums)
+
+    everywhere = means(np.full(len(unit), True))
+    of_cell_type = {}
+    for name in np.unique(train.sites["cell_type"]):
+        here = train.sites["cell_type"] == name
+        own = np.isin(np.arange(len(classes)), columns[here])
+        of_cell_type[name] = np.where(own[:, None], means(here), everywhere)
+
+    def predict(given: Evidence) -> np.ndarray:
+        rows = _unit(checked_embeddings(given.x))
+        out = np.empty((len(rows), len(classes)), np.float32)
+        for name in np.unique(given.sites["cell_type"]):
+            here = given.sites["cell_type"] == name
+            cosine = rows[here] @ of_cell_type.get(name, everywhere).T
+            out[here] = log_softmax(np.where(known, cosine, -1.0) / TEMPERATURE, axis=1)
         return out
 
     return predict
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float64; a zero row stays."""
     x = x.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1)
-
-
-def _centroids(unit: np.ndarray, columns: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors [k, d] of the classes, and which have rows [k]."""
-    sums = np.zeros((k, unit.shape[1]))
-    np.add.at(sums, columns, unit)
-    return _unit(sums), np.bincount(columns, minlength=k) > 0

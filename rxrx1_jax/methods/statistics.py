@@ -163,7 +163,7 @@ def paired_difference(a: pa.Table, b: pa.Table) -> Interval:
     for names, count in (np.unique(of, return_counts=True) for of in ids):
         if (count > 1).any():
             raise ValueError(f"site {names[count.argmax()]} is twice in a table; expected once")
-    odd = np.setxor1d(*ids)
+    odd = np.setxor1d(ids[0], ids[1])
     if len(odd):
         raise ValueError(
             f"site {odd[0]} is in one table only ({len(odd)} such sites): expected predictions of "

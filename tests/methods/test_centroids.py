@@ -5,19 +5,21 @@ import pytest
 from arrays import small_evidence
 
 from rxrx1_jax.methods import transforms
-from rxrx1_jax.methods.centroids import TEMPERATURE, centroids, nearest_centroid
+from rxrx1_jax.methods.centroids import TEMPERATURE, centroids
+from rxrx1_jax.methods.evidence import Evidence
 
-CLASSES = np.array([0, 1, 2, 3])
+CLASSES = np.array([3, 0, 2, 1])
 
 
 @pytest.fixture
-def data():
-    """x [200, 5], labels, cell types; RPE has no row of class 2."""
+def data() -> Evidence:
+    """200 training sites of classes 0 to 4; 4 is no class of the network, RPE has no 2."""
     rng = np.random.default_rng(0)
-    x, labels = rng.normal(size=(200, 5)), rng.integers(0, 5, size=200)  # 4 is no class
-    cell_types = np.array(["HUVEC", "RPE"])[rng.integers(0, 2, size=200)]
-    labels[(cell_types == "RPE") & (labels == 2)] = 3
-    return x, labels, cell_types
+    sites = np.zeros(200, [("cell_type", "U8"), ("sirna_id", "i4")])
+    sites["sirna_id"] = rng.integers(0, 5, size=200)
+    sites["cell_type"] = np.array(["HUVEC", "RPE"])[rng.integers(0, 2, size=200)]
+    sites["sirna_id"][(sites["cell_type"] == "RPE") & (sites["sirna_id"] == 2)] = 3
+    return Evidence(sites, np.full(200, "train"), rng.normal(size=(200, 5)), None, CLASSES)
 
 
 def cosine(a, b):
@@ -25,52 +27,47 @@ def cosine(a, b):
 
 
 def test_against_a_loop(data):
-    x, labels, cell_types = data
-    given = x[::3] + 0.1
-    of = np.where(np.arange(len(given)) % 5, cell_types[::3], "U2OS")  # one not trained on
-    out = nearest_centroid(x, labels, CLASSES, cell_types)(given, of)
+    given = data._replace(sites=data.sites[::3].copy(), x=data.x[::3] + 0.1)
+    given.sites["cell_type"][::5] = "U2OS"  # not trained on
+    out = centroids(data)(given)
     assert out.dtype == np.float32
     np.testing.assert_allclose(np.exp(out).sum(axis=1), 1, rtol=1e-5)
-    for row, name, found in zip(given, of, out, strict=True):
+    for row, name, found in zip(given.x, given.sites["cell_type"], out, strict=True):
         cosines = []
         for sirna in CLASSES:
-            members = labels == sirna
+            members = data.sites["sirna_id"] == sirna
             if name == "HUVEC" or (name == "RPE" and sirna != 2):
-                members &= cell_types == name
-            cosines.append(cosine(row, sum(v / np.sqrt(v @ v) for v in x[members])))
+                members &= data.sites["cell_type"] == name
+            cosines.append(cosine(row, sum(v / np.sqrt(v @ v) for v in data.x[members])))
         np.testing.assert_allclose(
             (found - found[0]) * TEMPERATURE, np.array(cosines) - cosines[0], atol=1e-5
         )
 
 
 def test_rows_in_any_order(data):
-    x, labels, cell_types = data
-    order = np.random.default_rng(1).permutation(len(x))
-    expected = nearest_centroid(x, labels, CLASSES, cell_types)(x, cell_types)
-    fit = nearest_centroid(x[order], labels[order], CLASSES, cell_types[order])
-    np.testing.assert_allclose(fit(x[order], cell_types[order]), expected[order], atol=1e-5)
+    order = np.random.default_rng(1).permutation(len(data.x))
+    np.testing.assert_allclose(
+        centroids(data.only(order))(data), centroids(data)(data), atol=1e-5
+    )
 
 
 def test_classes_without_training_rows(data):
-    x, labels, cell_types = data
-    out = nearest_centroid(x, labels, np.array([0, 1, 2, 3, 900]), cell_types)(x, cell_types)
+    out = centroids(data._replace(classes=np.append(CLASSES, 900)))(data)
     assert np.isfinite(out).all() and (out.argmin(axis=1) == 4).all()
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"classes": np.array([900])}, "classes"),
-        ({"labels": np.zeros(3, int)}, "labels"),
+        ({"classes": np.array([900])}, "1 classes"),
+        ({"role": np.full(200, "test")}, "no training site"),
         ({"x": np.full((200, 5), np.nan)}, "finite"),
         ({"x": np.ones((200, 5), int)}, "int64"),
     ],
 )
 def test_bad_input(data, change, named):
-    x, labels, cell_types = data
-    given = {"x": x, "labels": labels, "classes": CLASSES, "cell_types": cell_types} | change
     with pytest.raises(ValueError, match=named):
-        nearest_centroid(**given)
+        centroids(data._replace(**change))
 
 
 def test_only_training_sites_are_read():
