@@ -57,13 +57,9 @@ def classify(hlo: str) -> dict[str, str]:
         path = re.search(r'op_name="([^"]*)"', text)
         name = path[1] if path else ""
         multiplies = re.search(r"\b(convolution|dot)\(", body)
-        kind = "products" if multiplies else "moving data"
-        if "kernel_gradient" in name or (multiplies and not name):
-            part = f"gradients of kernels: {kind}"
-        elif "input_gradient" in name or (multiplies and "transpose(" in name):
-            part = f"gradients of inputs: {kind}"
-        elif multiplies:
-            part = f"forward: {kind}"
+        if multiplies:
+            forward = name and "transpose(" not in name
+            part = f"products and convolutions, {'forward' if forward else 'gradients'}"
         elif re.search(r"bn\d|downsample_bn", name):
             part = "BatchNorm, shortcut, ReLU"
         else:

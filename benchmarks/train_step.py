@@ -110,14 +110,8 @@ def jax_step(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
 
 
 def compile_jax(name: str, px: int, rows: int, dtype: str) -> tuple[Any, Any, Any]:
-    from rxrx1_jax.model import resnet
-    from rxrx1_jax.training import parallel
-
     step, state, batch = jax_step(name, px, rows, dtype)
-    compiled = step.lower(state, batch).compile()
-    if name == "ours" and resnet.on_cpu():  # as in the program
-        parallel.return_free_memory()
-    return compiled, state, batch
+    return step.lower(state, batch).compile(), state, batch
 
 
 def make_torch(name: str, px: int, rows: int, dtype: str, threads: int) -> Callable[[], None]:

@@ -34,6 +34,16 @@ class Linear(nn.Module):
         return nn.Dense(5, name="fc")(images.reshape(images.shape[0], -1))
 
 
+class Noisy(nn.Module):
+    """BatchNorm and dropout."""
+
+    @nn.compact
+    def __call__(self, images, batch, info):
+        x = nn.BatchNorm(not info.train)(images.reshape(images.shape[0], -1))
+        x = nn.Dropout(0.5, deterministic=not info.train)(x)
+        return nn.Dense(5)(x)
+
+
 SHAPE = (16, 16, 6)
 
 
@@ -134,6 +144,27 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(monkeypatch, cpu):
     assert int(found.step) == 1 and float(found.batch_stats["calls"]) == 4
     with pytest.raises(ValueError, match="accumulation is 3.*16 rows"):
         steps.train_step(replace(spec, accumulation=3), state, batch)
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    spec, batch = make_spec(Noisy()), make_batch()
+    state = bound(spec)[0]
+    losses = []
+    for seed, numbers in ((0, (0, 0, 1)), (1, (0,))):
+        train = jax.jit(partial(steps.train_step, replace(spec, seed=seed)))
+        for step in numbers:
+            losses.append(float(train(state.replace(step=jnp.int32(step)), batch)[1][0]))
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+
+
+def test_scan_and_unrolled_parts_give_the_same_numbers(monkeypatch):
+    """Each part with dropout and BatchNorm statistics of its own, the running values in turn."""
+    spec = make_spec(Noisy(), accumulation=4, ema_decay=0.5)
+    state, train, _ = bound(spec)
+    unrolled = jax.jit(train)(state, make_batch())
+    monkeypatch.setattr(steps, "on_cpu", lambda: False)
+    scanned = jax.jit(partial(steps.train_step, spec))(state, make_batch())
+    assert largest_difference(scanned, unrolled) < 1e-6
 
 
 def test_moving_average_of_parameters_and_its_use_in_evaluation():
