@@ -129,7 +129,7 @@ def change(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """Sets fields to values, or to what the text of a command line says. Raises ConfigError."""
     for field, value in values.items():
         if field not in FIELDS:
-            raise ConfigError(f"{field}: no such field; expected {_nearest(field, FIELDS)}")
+            raise ConfigError(f"{field}: no such field; expected {nearest(field, FIELDS)}")
         section, _, name = field.partition(".")
         config[section][name] = _value(field, value)
 
@@ -159,7 +159,7 @@ def find_file(name: str, flag: str = "--config", has: str = "def get_config") ->
     ours = [path.stem for path in sorted(folder.glob("*.py")) if has in path.read_text()]
     path = folder / f"{name}.py" if name in ours else Path(name).expanduser()
     if not path.is_file():
-        near = _nearest(Path(name).stem, ours)
+        near = nearest(Path(name).stem, ours)
         raise ConfigError(f"{flag}={name}: no such file; expected a path, or ours: {near}")
     return path
 
@@ -263,7 +263,7 @@ def _call(node: ast.expr) -> tuple[str, list[Any], dict[str, Any]]:
 def _factory(field: str, name: str) -> Callable[..., Any]:
     module, _, attribute = name.rpartition(".")
     if not module and name not in FIELDS[field].valid:
-        expected = _nearest(name, FIELDS[field].valid)
+        expected = nearest(name, FIELDS[field].valid)
         raise ConfigError(f"{field}={name!r}: expected {expected}, or your own as module.name")
     try:
         return getattr(importlib.import_module(module or POINTS[field]), attribute)
@@ -272,9 +272,9 @@ def _factory(field: str, name: str) -> Callable[..., Any]:
         raise ConfigError(f"{field}={name!r}: {error}; {expected}") from error
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid names that `name` may mean, by its letters or its initials (lr); else all."""
-    initials = {v: "".join(word[0] for word in v.rpartition(".")[2].split("_")) for v in valid}
+    initials = {v: "".join(word[:1] for word in v.rpartition(".")[2].split("_")) for v in valid}
     near = [v for v in valid if initials[v] == name.rpartition(".")[2]]
     near += difflib.get_close_matches(name, list(valid), n=3, cutoff=0.6)
     return " or ".join(dict.fromkeys(near)) or f"one of {', '.join(valid)}"

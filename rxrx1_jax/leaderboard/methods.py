@@ -1,14 +1,13 @@
 """What a leaderboard compares: the methods file (configs/leaderboard.py) -> checked settings."""
 
-import difflib
 import runpy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import find_file, flat
-from rxrx1_jax.methods.catalogue import METHODS, find
+from rxrx1_jax.config import ConfigError, change, find_file, nearest
+from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import BUDGETS
 
 SET_BY_COMMAND = ("data.protocol", "data.fold", "train.seed")
@@ -51,42 +50,32 @@ def load(path: str, config: ConfigDict) -> Methods:
     trained = names.get("TRAINED")
     if not isinstance(trained, dict) or not trained:
         raise MethodsError(f"{path}: expected TRAINED = {{name: {{field: value}}}}, not empty")
-    for name, overrides in trained.items():
-        _check_name(path, name)
-        _check_overrides(f"{path}: TRAINED[{name!r}]", overrides, config)
     corrections = {name: ("none",) for name in trained} | names.get("CORRECTIONS", {})
     gap, budgets = tuple(names.get("GAP", ())), names.get("BUDGETS", {})
-    for part, chosen in (("CORRECTIONS", corrections), ("GAP", gap), ("BUDGETS", budgets)):
-        for name in chosen:
-            if name not in trained:
-                raise MethodsError(f"{path}: {part} has {name!r}: {_expected(name, trained)}")
+    controls = {name: Control(*pair) for name, pair in names.get("CONTROLS", {}).items()}
+    of_controls = {name: control.overrides for name, control in controls.items()}
+    for part, entries in (("TRAINED", trained), ("CONTROLS", of_controls)):
+        for name, overrides in entries.items():
+            _check_entry(f"{path}: {part}[{name!r}]", name, overrides, config)
+    parts = {"CORRECTIONS": corrections, "GAP": gap, "BUDGETS": budgets}
+    named: list[tuple[str, str, Collection[str]]]
+    named = [(part, name, trained) for part, chosen in parts.items() for name in chosen]
+    named += [(f"BUDGETS[{name!r}]", budget, BUDGETS) for name, budget in budgets.items()]
+    for name, (_, expected) in controls.items():
+        for method, claim in expected.items():
+            named += [(f"CONTROLS[{name!r}]", method, trained)]
+            named += [(f"CONTROLS[{name!r}][{method!r}]", claim, EXPECTED)]
+    for where, name, valid in named:
+        if name not in valid:
+            raise MethodsError(f"{path}: {where} has {name!r}: expected {nearest(name, valid)}")
     for name, chosen in corrections.items():
         for method in chosen:
             try:
                 find(method)
             except ValueError as error:
-                why = str(error) if "." in method else _expected(method, METHODS)
-                raise MethodsError(
-                    f"{path}: CORRECTIONS[{name!r}] has {method!r}: {why}"
-                ) from error
-    for name, budget in budgets.items():
-        if budget not in BUDGETS:
-            raise MethodsError(
-                f"{path}: BUDGETS[{name!r}]={budget!r}: {_expected(budget, BUDGETS)}"
-            )
-    controls = {}
-    for name, (overrides, expected) in names.get("CONTROLS", {}).items():
-        _check_name(path, name)
-        where = f"{path}: CONTROLS[{name!r}]"
-        _check_overrides(where, overrides, config)
-        for method, claim in expected.items():
-            if method not in trained:
-                raise MethodsError(f"{where} has {method!r}: {_expected(method, trained)}")
-            if claim not in EXPECTED:
-                raise MethodsError(f"{where}[{method!r}]={claim!r}: {_expected(claim, EXPECTED)}")
-        controls[name] = Control(dict(overrides), dict(expected))
+                raise MethodsError(f"{path}: CORRECTIONS[{name!r}]: {error}") from error
     return Methods(
-        {name: dict(overrides) for name, overrides in trained.items()},
+        trained,
         {name: tuple(m for m in chosen if m != "none") for name, chosen in corrections.items()},
         gap,
         {name: budgets.get(name, BUDGETS[0]) for name in trained},
@@ -94,30 +83,18 @@ def load(path: str, config: ConfigDict) -> Methods:
     )
 
 
-def _check_name(path: str, name: str) -> None:
+def _check_entry(where: str, name: str, overrides: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises MethodsError: a name that cannot be a folder, or fields that cannot be set so."""
     plain = name.replace("_", "").replace("-", "").replace(".", "")
     if not (plain.isalnum() and plain.isascii()) or name in (CONTROLS_FOLDER, "report"):
         raise MethodsError(
-            f"{path}: method {name!r}: expected letters, digits, '_', '-', '.', for it becomes a "
-            f"folder beside {CONTROLS_FOLDER} and report"
+            f"{where}: expected letters, digits, '_', '-', '.', for it becomes a folder beside"
+            f" {CONTROLS_FOLDER} and report"
         )
-
-
-def _check_overrides(where: str, overrides: Mapping[str, Any], config: ConfigDict) -> None:
-    fields = flat(config.to_dict())
-    for field, value in overrides.items():
-        if field in SET_BY_COMMAND:
+    for field in SET_BY_COMMAND:
+        if field in overrides:
             raise MethodsError(f"{where} sets {field}: the command does; use --folds or --seeds")
-        if field not in fields:
-            raise MethodsError(f"{where} sets {field}: no such field; {_expected(field, fields)}")
-        old = fields[field]
-        fits = type(value) is type(old) or (isinstance(old, float) and type(value) is int)
-        if not fits:
-            raise MethodsError(
-                f"{where} sets {field}={value!r}: expected {type(old).__name__}, like {old!r}"
-            )
-
-
-def _expected(name: str, valid: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(valid), n=3, cutoff=0.4)
-    return f"expected {' or '.join(near or valid)}"
+    try:
+        change(config.copy_and_resolve_references(), overrides)
+    except ConfigError as error:
+        raise MethodsError(f"{where}: {error}") from error

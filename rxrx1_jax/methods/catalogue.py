@@ -5,10 +5,11 @@ the control wells of each; ComBat and Harmony learn from every site that they co
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import numpy as np
 
+from rxrx1_jax.config import nearest
 from rxrx1_jax.methods import assignment, transforms
 from rxrx1_jax.methods.centroids import centroids
 from rxrx1_jax.methods.combat_harmony import combat, harmony
@@ -30,8 +31,8 @@ def find(name: str) -> Method:
             raise ValueError(f"method {name!r}: {error}") from error
     if not isinstance(found, Method):
         raise ValueError(
-            f"method {name!r}: expected one of {', '.join(METHODS)}, or an evidence.Method of your"
-            " own as module.name"
+            f"method {name!r}: expected {nearest(name, METHODS)}, or an evidence.Method of your own"
+            " as module.name"
         )
     return found
 
@@ -47,16 +48,13 @@ def assigned(assign: Callable[..., np.ndarray]) -> Callable[[Evidence], np.ndarr
 
 
 def _embedded(
-    function: Callable[..., np.ndarray], by: str, uses: frozenset[str], about: str,
-    on: str = "control",
-) -> Method:  # fmt: skip
+    function: Callable[..., np.ndarray], by: str, uses: Set[str], about: str, on: str = "control"
+) -> Method:
     """A transform, read out by centroids."""
-    return Method(
-        transforms=(Transform(function, by, on),), classify=centroids, uses=uses, about=about
-    )
+    transform = Transform(function, by, on)
+    return Method(transforms=(transform,), classify=centroids, uses=frozenset(uses), about=about)
 
 
-_NOTHING: frozenset[str] = frozenset()
 _CONTROLS, _IMAGES = frozenset({"test_controls"}), frozenset({"test_images", "test_controls"})
 _DESIGN = _IMAGES | {"design"}
 METHODS = {
@@ -68,7 +66,7 @@ METHODS = {
         classify=centroids, about="nearest class mean of the embeddings, in place of the last layer"
     ),
     "sphering_train_controls": _embedded(
-        transforms.sphering, "cell_type", _NOTHING,
+        transforms.sphering, "cell_type", set(),
         "embeddings whitened on the controls of the training experiments, per cell type",
     ),
     "adabn_experiment_controls": Method(

@@ -22,21 +22,21 @@ def load(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("TRAINED = {}", "expected TRAINED = "),
+        ("TRAINED = {}", "TRAINED"),
         (
             "TRAINED = {'a': {'data.normalization': 'none'}}",
-            r"TRAINED\['a'\] sets data.normalization: no such field; expected data.normalisation",
+            r"TRAINED\['a'\]: data.normalization: .*data.normalisation",
         ),
-        ("TRAINED = {'a': {'optim.epochs': '3'}}", "optim.epochs='3': expected int, like 40"),
-        ("TRAINED = {'a': {'data.fold': 1}}", "sets data.fold: the command does"),
-        ("TRAINED = {'a/b': {}}", "method 'a/b': expected letters"),
-        ("TRAINED = {'controls': {}}", "method 'controls': expected letters"),
-        ("TRAINED = {'a': {}}; GAP = ['b']", "GAP has 'b': expected a"),
-        ("TRAINED = {'a': {}}; CORRECTIONS = {'a': ['adabn']}", "has 'adabn': expected adabn_"),
+        ("TRAINED = {'a': {'optim.epochs': 'x'}}", "optim.epochs='x'"),
+        ("TRAINED = {'a': {'data.fold': 1}}", "data.fold: .*--folds"),
+        ("TRAINED = {'a/b': {}}", "'a/b'"),
+        ("TRAINED = {'controls': {}}", "'controls'"),
+        ("TRAINED = {'a_': {}}; GAP = ['b']", "GAP has 'b': expected .*a_"),
+        ("TRAINED = {'a': {}}; CORRECTIONS = {'a': ['adabn']}", "'adabn': expected .*adabn_"),
         ("TRAINED = {'a': {}}; BUDGETS = {'a': 'controls'}", "expected test controls"),
-        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({'x.y': 1}, {})}", r"CONTROLS\['c'\] sets x.y"),
-        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'b': 'gap'})}", "has 'b': expected a"),
-        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'a': 'nogap'})}", "expected no gap or gap"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({'x.y': 1}, {})}", r"CONTROLS\['c'\]: x.y"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'b': 'gap'})}", "has 'b'.* a$"),
+        ("TRAINED = {'a': {}}; CONTROLS = {'c': ({}, {'a': 'nogap'})}", "'nogap': .*no gap or gap"),
     ],
 )
 def test_faults_of_the_methods_file_are_named(tmp_path, text, said):
