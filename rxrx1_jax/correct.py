@@ -7,8 +7,9 @@ compares methods within the same budget of information, paired with the uncorrec
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,6 +20,7 @@ from rxrx1_jax.methods import corrections, statistics
 from rxrx1_jax.methods.catalogue import METHODS, find
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.report.runs import check_same_settings
 from rxrx1_jax.report.tables import Cell, Table, Value, gain
 from rxrx1_jax.training import predictions
 from rxrx1_jax.training.run_dir import RunError, read_settings
@@ -57,17 +59,9 @@ def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
     return [*cells, gain(statistics.compare(*pairs))]
 
 
-def _check_alike(runs: Sequence[Path]) -> None:
-    """Raises RunError for the first setting but fold and seed in which two runs differ."""
-    one = flat(read_settings(runs[0]))
-    for run in runs[1:]:
-        two = flat(read_settings(run))
-        for field in sorted((one.keys() | two.keys()) - DIFFERING):
-            if one.get(field) != two.get(field):
-                raise RunError(
-                    f"{run} has {field}={two.get(field)!r}, {runs[0]} has {one.get(field)!r}: the "
-                    "runs of one table may differ in fold and seed; name the others separately"
-                )
+def _to_share(run: Path) -> dict[str, Any]:
+    settings = flat(read_settings(run))
+    return {field: value for field, value in settings.items() if field not in DIFFERING}
 
 
 def main() -> None:
@@ -91,7 +85,9 @@ def main() -> None:
     try:
         for name in names:
             find(name)  # a wrong name is told before the work
-        _check_alike(options.runs)
+        first = options.runs[0]
+        for run in options.runs:
+            check_same_settings(first, _to_share(first), run, _to_share(run))
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
             tables[str(run)] = corrections.correct(run, names)

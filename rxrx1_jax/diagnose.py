@@ -13,15 +13,15 @@ from pathlib import Path
 
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.methods import diagnosis
-from rxrx1_jax.methods.diagnosis import COLUMNS
+from rxrx1_jax.methods.diagnosis import COLUMNS, digits
 from rxrx1_jax.report.tables import Cell, Table
 from rxrx1_jax.training import embed
 from rxrx1_jax.training.run_dir import RunError
 
-NOTES = """
-A method that lowers the first must be read with the others: mixing batches is easy if biology may
-go. The methods are fitted on the wells that are looked at, which takes the first below chance:
-where the mean of every experiment is zero, leaving wells out shifts it the other way."""
+NOTES = f"""
+{diagnosis.CAUTION}
+The methods are fitted on the wells that are looked at, which takes the first below chance: where
+the mean of every experiment is zero, leaving wells out shifts it the other way."""
 
 
 def run_table(workdir: Path) -> Table:
@@ -38,7 +38,7 @@ def _cell(found: tuple[float, float] | None) -> str:
     if found is None:
         return "-"
     mean, chance = found
-    return f"{mean:.{diagnosis.digits(chance)}f} ({chance:.{diagnosis.digits(chance)}f})"
+    return f"{mean:.{digits(chance)}f} ({chance:.{digits(chance)}f})"
 
 
 def main() -> None:

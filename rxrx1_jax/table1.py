@@ -52,16 +52,6 @@ def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str
     return plans
 
 
-def train_all(plans: list[Plan], arguments: list[str]) -> dict[Path, str]:
-    """Runs what is neither complete nor impossible; returns why runs did not complete.
-
-    Exits if one was refused before it began, as the others would be; it has said why.
-    """
-    return sweep.do_all(
-        plans, run_dir.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
-    )
-
-
 def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
     """Prints the table and why it lacks what it lacks, writes both and the page.
 
@@ -107,7 +97,11 @@ def main(argv: list[str]) -> int:
             print(f"{plan.path}: {reason or 'complete'}")
             return int(bool(reason) and not plan.obstacle)
         plans = make_plans(config, workdir, RUNS)
-        reasons = {} if options.collect else train_all(plans, arguments)
+        reasons: dict[Path, str] = {}
+        if not options.collect:  # exits if one is refused before it begins, as the others would be
+            reasons = sweep.do_all(
+                plans, run_dir.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
+            )
         return int(not collect(plans, workdir, reasons))
     except (
         ConfigError, run_dir.RunError, images.DatasetError, ReportError, OSError,

@@ -22,13 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rxrx1_jax.data.files import replacing
+from rxrx1_jax.data.images import METADATA, NUMBERS, TEXT, structured
 
-# Columns of metadata, in the order of the file. A table may lack some; that of its unit it has.
-TEXT = ("site_id", "well_id", "cell_type", "dataset", "experiment", "well", "well_type", "sirna")
-METADATA = (
-    *("site_id", "well_id", "cell_type", "dataset", "experiment"),
-    *("plate", "well", "site", "well_type", "sirna", "sirna_id"),
-)
 UNITS = ("site", "well")
 FEATURE, CLASS = "feature_", "class_"
 
@@ -38,7 +33,7 @@ class Embeddings:
     """A row per site or well, from a run or from anyone.
 
     Attributes:
-      sites: structured array [n]; columns of METADATA, of them at least the id of the unit.
+      sites: structured array [n]; columns of `images.METADATA`, at least the id of the unit.
       x: f32 [n, d].
       log_probs: f32 [n, K] of a network, or None.
       classes: i32 [K] sirna_ids of the columns of log_probs, or None.
@@ -107,7 +102,8 @@ def check_finite(name: str, values: np.ndarray, ids: np.ndarray | None = None) -
 
 def write(embeddings: Embeddings, path: str | os.PathLike, log_probs: bool = False) -> None:
     """Writes the table, and on request the log-probabilities beside it; whole files or none."""
-    path, columns = Path(path), _ids(embeddings)
+    path, given = Path(path), embeddings.sites.dtype.names or ()
+    columns = {name: embeddings.sites[name].tolist() for name in METADATA if name in given}
     about = {"unit": embeddings.unit, "source": json.dumps(dict(embeddings.source))}
     if log_probs:
         if embeddings.log_probs is None or embeddings.classes is None:
@@ -165,25 +161,14 @@ def log_probs_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_log_probs.parquet")
 
 
-def _ids(embeddings: Embeddings) -> dict[str, Any]:
-    given = embeddings.sites.dtype.names or ()
-    return {name: embeddings.sites[name].tolist() for name in METADATA if name in given}
-
-
 def _sites(table: pa.Table) -> np.ndarray:
-    columns = {}
-    for name in METADATA:
-        if name in table.column_names:
-            values = table[name].to_pylist()
-            columns[name] = np.array(values) if name in TEXT else np.array(values, np.int32)
+    columns = {n: table[n].to_pylist() for n in METADATA if n in table.column_names}
     if not columns:
         raise ValueError("no columns of metadata; expected site_id or well_id")
-    out = np.empty(table.num_rows, [(name, values.dtype) for name, values in columns.items()])
-    for name, values in columns.items():
-        if name in TEXT and values.dtype.kind != "U":
-            raise ValueError(f"column {name} is {values.dtype}; expected text in every row")
-        out[name] = values
-    return out
+    for name in columns.keys() & TEXT.keys():
+        if not all(isinstance(value, str) for value in columns[name]):
+            raise ValueError(f"column {name}: expected text in every row")
+    return structured(columns)
 
 
 def _matrix(table: pa.Table, names: list[str]) -> np.ndarray:
@@ -195,7 +180,7 @@ def _matrix(table: pa.Table, names: list[str]) -> np.ndarray:
 
 def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -> None:
     arrays = {
-        name: pa.array(values, pa.int32() if name in ("plate", "site", "sirna_id") else None)
+        name: pa.array(values, pa.int32() if name in NUMBERS else None)
         for name, values in columns.items()
     }
     with replacing(path) as partial:

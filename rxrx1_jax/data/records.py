@@ -10,6 +10,7 @@ import json
 import math
 import os
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Records:
                 f"{self.path}/dataset_info.json: fileFormat is {stored}, training reads tfrecord;"
                 " build the dataset with --file_format=tfrecord, the default of `tfds build`"
             )
-        self.about = {
+        self.about: Mapping[str, str] = {
             "name": "/".join(self.path.parts[-3:-1]),
             "version": self.path.name,
             "source": str(self.metadata.get("source", "")),

@@ -76,40 +76,27 @@ def figure(
 
 
 def _scatter(
-    axis: Axes, x: np.ndarray, groups: np.ndarray, names: Sequence[Any],
+    axis: Axes, profiles: np.ndarray, groups: np.ndarray, names: Sequence[Any],
     unseen: np.ndarray, joined: bool = False,
 ) -> None:  # fmt: skip
-    scores, share = principal_components(x)
-    styles = ((~unseen, "o", 10, 0.7), (unseen, "x", 22, 1.1))
-    rest = ~np.isin(groups, names)
-    for part, marker, size, width in styles:
-        rows = rest & part
-        axis.scatter(
-            scores[rows, 0], scores[rows, 1], s=size, marker=marker, color=GREY, lw=width * 0.8
-        )
+    scores, share = principal_components(profiles)
+
+    def mark(rows: np.ndarray, colour: str, thin: float = 1.0, alpha: float = 1.0) -> None:
+        for part, marker, size, width in ((~unseen, "o", 10, 0.7), (unseen, "x", 22, 1.1)):
+            x, y = scores[rows & part].T
+            axis.scatter(x, y, size, colour, marker=marker, lw=width * thin, alpha=alpha)
+
+    mark(~np.isin(groups, names), GREY, 0.8)
     for k, name in enumerate(names):
         colour = COLOURS[k % len(COLOURS)]
         of = groups == name
         centre = scores[of].mean(axis=0)
         for point in scores[of] if joined else ():
             axis.plot(*zip(centre, point, strict=True), color=colour, lw=0.7, alpha=0.6)
-        for part, marker, size, width in styles:
-            axis.scatter(
-                scores[of & part, 0], scores[of & part, 1], s=size, marker=marker, color=colour,
-                lw=width, alpha=0.8,
-            )  # fmt: skip
+        mark(of, colour, alpha=0.8)
         label = f"{name} (unseen)" if unseen[of].all() else str(name)
-        axis.scatter(
-            centre[0],
-            centre[1],
-            s=70,
-            marker="o",
-            color=colour,
-            edgecolor="#222",
-            lw=1,
-            zorder=3,
-            label=label,
-        )
+        x, y = centre
+        axis.scatter(x, y, 70, colour, edgecolor="#222", lw=1, zorder=3, label=label)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[["top", "right"]].set_visible(False)

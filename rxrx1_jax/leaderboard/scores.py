@@ -8,6 +8,7 @@ import numpy as np
 
 from rxrx1_jax.leaderboard import assess
 from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
+from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Score, Unit, compare, worst_experiment
@@ -84,11 +85,6 @@ class Row(NamedTuple):
         return {unit: part(accuracy) for unit, accuracy in self.accuracy.items()}
 
 
-def budget_of(trained_budget: str, correction: str) -> str:
-    """The wider of the two budgets of information."""
-    return max(trained_budget, find(correction).budget, key=BUDGETS.index)
-
-
 def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
     """The rows of the leaderboard that have a run, by budget, then as the methods file has them."""
     rows = []
@@ -101,8 +97,9 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
             }
             accuracy = {unit: value for unit, value in found.items() if value is not None}
             if accuracy:
-                budget = budget_of(methods.budgets[name], correction)
-                rows.append(Row(name, correction, budget, accuracy))
+                budgets = methods.budgets[name], find(correction).budget
+                wider = max(budgets, key=BUDGETS.index)
+                rows.append(Row(name, correction, wider, accuracy))
     return sorted(rows, key=lambda row: BUDGETS.index(row.budget))
 
 
@@ -118,7 +115,7 @@ def by_site(outcomes: Sequence[Outcome]) -> Score:
     return {o.job.unit: o.run.accuracy["site"]["all"] for o in outcomes if o.run}
 
 
-def diagnoses(outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
+def diagnoses(outcomes: Sequence[Outcome]) -> diagnosis.Figures:
     """{column of rxrx1_jax.diagnose: (mean over runs, mean of chance)} of assessed runs."""
     found: dict[str, list[tuple[float, float]]] = {}
     for outcome in outcomes:
@@ -126,10 +123,7 @@ def diagnoses(outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
             figures = assess.read(outcome.run.path)[assess.DIAGNOSIS].get("figures", {})
             for column, pair in figures.items():
                 found.setdefault(column, []).append(pair)
-    return {
-        column: (float(np.mean([v for v, _ in pairs])), float(np.mean([c for _, c in pairs])))
-        for column, pairs in found.items()
-    }
+    return diagnosis.averages(found)
 
 
 def load_correction(path: Path, correction: str) -> dict[str, Any] | None:

@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, diagnoses, select, verdict
 from rxrx1_jax.methods import diagnosis
-from rxrx1_jax.methods.evidence import BUDGETS
+from rxrx1_jax.methods.evidence import BUDGETS, SEEN
 from rxrx1_jax.methods.statistics import Comparison, Score, by_fold, compare, ratio, summarise
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value, gain, percent
 
 PROTOCOLS = ("batch", "random_site", "random_well")
-BUDGET_NOTES = {
-    "inductive": "the image, and the control statistics of its plate that normalise it",
-    "test controls": "also images of the control wells of the test experiments",
-    "unlabelled test images": "also all images of the test experiments, without labels",
-    "design": "also that a siRNA occurs once in an experiment, plate by plate",
-    "external data": "also weights or embeddings that were trained on other data",
-}
 MUST = {
     "no gap": "no gap: the interval of random by site - batch includes 0",
     "gap": "a gap: the interval of random by site - batch lies above 0",
@@ -38,7 +31,7 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     gains: list[Comparison] = []
     for budget in BUDGETS:
         members = [row for row in rows if row.budget == budget]
-        cells += [[f"{budget}: {BUDGET_NOTES[budget]}"]] if members else []
+        cells += [[f"{budget}: {SEEN[budget]}"]] if members else []
         for row in members:
             name = row.name + (f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else "")
             seeds = Value(100 * summarise(row.by_site).over_seeds)
@@ -112,13 +105,10 @@ def diagnosis_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | No
         return None
     rows.append(["chance", *cells(chance), ""])
     notes = [
-        "Positive-control wells, which are no classes of the network, within cell types. Experiment"
-        " found: a linear probe names the experiment of a site (less is better, down to chance). "
-        "siRNA found again: mean average precision in other experiments. Consistent: share of "
-        "siRNAs whose replicates agree beyond chance. Planted: rank correlation of measured with "
-        "planted distances between siRNAs (synthetic screens). Means over folds and seeds.",
-        "A method that lowers the first must be read with the others: mixing batches is easy if "
-        "biology may go.",
+        "Positive-control wells, which are no classes of the network, within cell types. Means over"
+        " folds and seeds.",
+        *(f"{name}: {about}." for name, about in diagnosis.COLUMNS.items()),
+        diagnosis.CAUTION,
     ]
     head = ["trained", *diagnosis.COLUMNS, "accuracy by site, %"]
     return Table("Batch and biology in the embeddings, uncorrected", head, rows, notes)

@@ -5,7 +5,7 @@ The positive controls are the same siRNAs on every plate, and no classes of the 
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ COLUMNS = {
     " screens)",
 }
 EXPERIMENT, AGAIN, CONSISTENT, PLANTED = COLUMNS
+CAUTION = (
+    "A method that lowers the first must be read with the others: mixing batches is easy if biology"
+    " may go."
+)
 SIGNIFICANT = 0.05
 # Methods that change embeddings and see all controls; each means what it does in corrections.
 TRANSFORMS = tuple(name for name, method in METHODS.items() if method.transforms and method.uses)
@@ -94,11 +98,13 @@ def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> 
             means, label = metrics.mean_profiles(values, mine["sirna_id"])
             planted = metrics.planted_effects(sirnas, label, str(cell_type))
             found[PLANTED].append((metrics.planted_recovery(means, planted), 0.0))
-    return {
-        name: (float(np.mean([v for v, _ in pairs])), float(np.mean([c for _, c in pairs])))
-        for name, pairs in found.items()
-        if pairs
-    }
+    return averages(found)
+
+
+def averages(found: Mapping[str, Sequence[tuple[float, float]]]) -> Figures:
+    """The mean (figure, chance) of each column that has some."""
+    figures = {name: np.mean(pairs, axis=0).tolist() for name, pairs in found.items() if pairs}
+    return {name: (figure, chance) for name, (figure, chance) in figures.items()}
 
 
 def digits(chance: float) -> int:

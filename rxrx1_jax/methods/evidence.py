@@ -6,13 +6,8 @@ Each stage is given `Evidence` that the stages before it have changed. What a me
 the image is declared in `uses`, and `evidence_for` withholds the rest: labels of test and
 validation sites always, controls of experiments without training sites unless "test_controls" is
 declared. A method that does not declare "test_images" is fitted without test sites, and is refused
-if half of them change what another site gets. Results are compared within a budget of information:
-
-    inductive               the image, and its plate's control statistics (the normalisation)
-    test controls           images of the control wells of test experiments
-    unlabelled test images  all images of the test experiments
-    design                  also that a siRNA occurs once in an experiment, plate by plate
-    external data           also weights or embeddings that were trained on other data
+if half of them change what another site gets. Results are compared within a budget of information,
+one of BUDGETS.
 
 `catalogue.METHODS` has ours. A method of your own is a `Method` in any module that Python can
 import, named as module.name; docs/methods.md adds one.
@@ -26,7 +21,14 @@ import numpy as np
 
 from rxrx1_jax.data.embeddings import Embeddings
 
-BUDGETS = ("inductive", "test controls", "unlabelled test images", "design", "external data")
+SEEN = {  # budget -> what predictions may depend on beside the training sites
+    "inductive": "the image, and the control statistics of its plate that normalise it",
+    "test controls": "also images of the control wells of the test experiments",
+    "unlabelled test images": "also all images of the test experiments, without labels",
+    "design": "also that a siRNA occurs once in an experiment, plate by plate",
+    "external data": "also weights or embeddings that were trained on other data",
+}
+BUDGETS = tuple(SEEN)
 USES = ("test_controls", "test_images", "design", "external")  # each has the budget one further
 ROLES = ("train", "val", "test", "context")
 HELD_OUT = ("val", "test")
@@ -37,7 +39,7 @@ CLOSE = 1e-3  # what rounding may change: share of a value, and of a feature's s
 class Evidence(NamedTuple):
     """Sites with what a network says of them."""
 
-    sites: np.ndarray  # structured [n], columns of `embeddings.METADATA`; sirna_id -1: hidden
+    sites: np.ndarray  # structured [n], columns of `images.METADATA`; sirna_id -1: hidden
     role: np.ndarray  # str [n]: train, val, test, or context (control wells of their experiments)
     x: np.ndarray  # f32 [n, d] embeddings
     log_probs: np.ndarray | None  # f32 [n, K] of the network; None where there is none

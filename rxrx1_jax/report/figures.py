@@ -4,12 +4,13 @@ Each function returns a figure; nothing here touches pyplot, so no window system
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rxrx1_jax.data.images import Images
 from rxrx1_jax.methods.statistics import Score, summarise
 from rxrx1_jax.report.runs import FinishedRun, row_label
 from rxrx1_jax.report.table1 import COLUMNS, PAPER, Line, lines_of
@@ -45,14 +46,6 @@ CONTRAST = (
 )
 
 
-class Images(Protocol):
-    """What is needed of `records.Records`."""
-
-    sites: np.ndarray
-
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-
 def row_colours(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
     """A colour for each row of the table, the same in every figure."""
     others = [row for row in sorted({run.row for run in runs}) if row not in ROW_COLOURS]
@@ -61,10 +54,15 @@ def row_colours(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
     }
 
 
+def _shown(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[tuple[str, str]]]:
+    """The runs on all cell types, or all if there are none, and their rows of the table."""
+    shown = [run for run in runs if run.cell_type == "all"] or runs
+    return shown, [line.row for line in lines_of(shown, "site")] or sorted({r.row for r in shown})
+
+
 def learning_curves(runs: list[FinishedRun]) -> Figure:
     """Accuracy and loss against epochs, a column for each row of the table, a line for each run."""
-    shown = [run for run in runs if run.cell_type == "all"] or runs
-    rows = [line.row for line in lines_of(shown, "site")] or sorted({run.row for run in shown})
+    shown, rows = _shown(runs)
     colours = row_colours(runs)
     figure = Figure(figsize=(max(2.4 * len(rows), 4.2), 4.6), layout="constrained")
     axes = figure.subplots(2, len(rows), sharex=True, sharey="row", squeeze=False)
@@ -77,10 +75,11 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
                 for half, colour in (("train", TRAIN_COLOUR), ("test", colours[row])):
                     name = f"{half}_{quantity}"
                     points = [(e["epoch"], scale * e[name]) for e in run.metrics if name in e]
+                    x, y = np.reshape(points, (-1, 2)).T
                     marker = "o" if len(points) == 1 else None
                     # Training values are those of a few batches each: noisy, so drawn thin.
                     width = 0.6 if half == "train" else 1.4
-                    axis.plot(*_xy(points), color=colour, lw=width, marker=marker, ms=3)
+                    axis.plot(x, y, color=colour, lw=width, marker=marker, ms=3)
         lower.set_xlabel("epoch", **TEXT)
         for axis in (upper, lower):
             tidy(axis)
@@ -94,13 +93,13 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
     return figure
 
 
-def cell_type_bars(runs: list[FinishedRun], chance: float, unit: str = "site") -> Figure:
+def cell_type_bars(runs: list[FinishedRun], chance: float) -> Figure:
     """Mean, sd and every fold for each cell type, beside the paper's; chance in %."""
     panels: list[tuple[str, list[Line]]] = []
     if any(run.cell_type == "all" for run in runs):
-        panels.append(("Break-down of one model", lines_of(runs, unit)))
+        panels.append(("Break-down of one model", lines_of(runs, "site")))
     if any(run.cell_type != "all" for run in runs):
-        panels.append(("Separate models", lines_of(runs, unit, separate=True)))
+        panels.append(("Separate models", lines_of(runs, "site", separate=True)))
     figure = Figure(figsize=(10.5, 4.1), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
     colours = row_colours(runs)
@@ -126,7 +125,7 @@ def cell_type_bars(runs: list[FinishedRun], chance: float, unit: str = "site") -
         tidy(axis)
     legend[f"chance, {chance:.2g} %"] = legend.pop("chance")  # last
     figure.legend(legend.values(), legend.keys(), **OUTSIDE | {"ncols": 5})
-    axes[0].set_ylabel(f"test accuracy by {unit} (%)", **TEXT)
+    axes[0].set_ylabel("test accuracy by site (%)", **TEXT)
     return figure
 
 
@@ -150,15 +149,14 @@ class Series(NamedTuple):
     of: Mapping[str, Sequence[float]]
 
 
-def series_of(runs: list[FinishedRun], unit: str = "site") -> list[Series]:
+def series_of(runs: list[FinishedRun]) -> list[Series]:
     """A series for each row of the table."""
-    shown = [run for run in runs if run.cell_type == "all"] or runs
-    rows = [line.row for line in lines_of(shown, unit)] or sorted({run.row for run in shown})
+    shown, rows = _shown(runs)
     colours = row_colours(runs)
     return [
         make_series(
             row_label(row), colours[row],
-            [run.accuracy[unit]["experiment"] for run in shown if run.row == row],
+            [run.accuracy["site"]["experiment"] for run in shown if run.row == row],
         )
         for row in rows
     ]  # fmt: skip
@@ -261,10 +259,8 @@ def choose_sites(records: Images) -> dict[str, tuple[np.ndarray, list[np.ndarray
         sirna_id = sirna_ids[spread_over.argmax()]
         same = candidates[sites["sirna_id"][candidates] == sirna_id]
         _, first = np.unique(sites["experiment"][same], return_index=True)
-        kept = (
-            np.linspace(0, len(first) - 1, min(len(first), SHOWN_EXPERIMENTS)).round().astype(int)
-        )
-        rows = same[first[kept]]
+        kept = np.linspace(0, len(first) - 1, min(len(first), SHOWN_EXPERIMENTS)).round()
+        rows = same[first[kept.astype(int)]]
         chosen[cell_type] = (sites[rows], [records[int(row)] for row in rows])
     return chosen
 
@@ -284,10 +280,6 @@ def _show(axis: Axes, rgb: np.ndarray) -> None:
 
 def _bar(axis: Axes, x: float, mean: float, sd: float | None, width: float, colour: str) -> None:
     axis.bar(x, mean, width * 0.94, yerr=sd, color=colour, error_kw={"lw": 1, "capsize": 2})
-
-
-def _xy(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def tidy(axis: Axes, grid: Literal["x", "y"] = "y") -> None:

@@ -94,9 +94,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue  # cut short when the run was killed; the resumed run wrote the step again
-        _check(path, entry, METRICS, "remove the line", f"line {number}: ")
-        for name in entry.keys() - METRICS:
-            _check(path, entry, {name: NUMBER}, "remove the line", f"line {number}: ")
+        schema = dict.fromkeys(entry if isinstance(entry, dict) else (), NUMBER) | METRICS
+        _check(path, entry, schema, "remove the line", f"line {number}: ")
         entries[entry["step"], "test_accuracy" in entry] = entry
     return [entries[key] for key in sorted(entries)]
 

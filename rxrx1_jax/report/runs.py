@@ -5,6 +5,7 @@ are computed again from the predictions and must agree with results.json.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +91,10 @@ def load_runs(paths: list[Path]) -> dict[Screen, list[FinishedRun]]:
     for path in paths:
         run = load_run(path)
         if run.screen in screens:
-            _check_same_settings(screens[run.screen][0], run)
+            first = screens[run.screen][0]
+            check_same_settings(
+                first.path, _settings_to_share(first), path, _settings_to_share(run)
+            )
         key = (run.screen, run.row, run.cell_type, run.unit.fold)
         if key in seen:
             raise ReportError(
@@ -141,14 +145,15 @@ def row_label(row: tuple[str, str]) -> str:
     return PROTOCOLS.get(protocol, protocol) + (f", {remark}" if remark else "")
 
 
-def _check_same_settings(first: FinishedRun, second: FinishedRun) -> None:
-    """Raises ReportError for the first setting that two runs of one table must not differ in."""
-    one, two = _settings_to_share(first), _settings_to_share(second)
+def check_same_settings(
+    first: Path, one: Mapping[str, Any], second: Path, two: Mapping[str, Any]
+) -> None:
+    """Raises ReportError for the first of these settings, {"section.name": value}, that differs."""
     for field in sorted(one.keys() & two.keys()):  # versions describe the data by other fields
         if one[field] != two[field]:
             raise ReportError(
-                f"{second.path} has {field}={two[field]!r}, {first.path} has {one[field]!r}: runs "
-                "of one table must agree in it; report them separately"
+                f"{second} has {field}={two[field]!r}, {first} has {one[field]!r}: the runs of one"
+                " table must agree in it; name the others separately"
             )
 
 

@@ -200,7 +200,7 @@ def beside_paper(screen: Screen, runs: list[FinishedRun]) -> Table:
 
 def tables(screen: Screen, runs: list[FinishedRun]) -> list[Table]:
     """Accuracy by site and by well, and what was measured here and in the paper."""
-    kinds = [separate for separate in (False, True) if _has(runs, separate)]
+    kinds = sorted({run.cell_type != "all" for run in runs})  # a break-down, separate models
     found = [accuracy_table(runs, unit, kind) for kind in kinds for unit in ("site", "well")]
     return [*found, beside_paper(screen, runs)]
 
@@ -223,10 +223,6 @@ def describe(screen: Screen, runs: list[FinishedRun]) -> str:
     )
 
 
-def _has(runs: list[FinishedRun], separate: bool) -> bool:
-    return any((run.cell_type != "all") == separate for run in runs)
-
-
 def _paper_rows() -> list[list[Cell]]:
     """Batch, Random, their difference and their ratio."""
     rows: list[list[Cell]] = [
@@ -238,11 +234,7 @@ def _paper_rows() -> list[list[Cell]]:
     return rows
 
 
-def _row_order(row: tuple[str, str]) -> tuple[int, int, str, str]:
-    protocols, normalisations = list(PROTOCOLS), list(NORMALISATIONS)
-    protocol, normalisation = row
-    return (
-        normalisations.index(normalisation) if normalisation in normalisations else 99,
-        protocols.index(protocol) if protocol in protocols else 99,
-        *row,
-    )
+def _row_order(row: tuple[str, str]) -> list[tuple[int, str]]:
+    """By normalisation, then protocol, in the order of their tables; unknown ones last."""
+    pairs = zip(reversed(row), (NORMALISATIONS, PROTOCOLS), strict=True)
+    return [([*known, name].index(name), name) for name, known in pairs]

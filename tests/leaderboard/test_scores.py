@@ -162,12 +162,15 @@ def test_verdicts_on_controls(methods, claim, batch, random, held):
         assert row[5] == f"gap {pairs.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def test_budgets_join():
-    assert scores.budget_of("inductive", "none") == "inductive"
-    assert scores.budget_of("unlabelled test images", "centre_scale_plate") == (
-        "unlabelled test images"
-    )
-    assert scores.budget_of("inductive", "assign_once") == "design"
+def test_the_wider_budget_of_training_and_correction_counts(methods, outcomes, monkeypatch):
+    monkeypatch.setattr(scores, "load_correction", lambda path, name: {})
+    corrections = methods.corrections | {"base": ("centre_scale_plate", "assign_once")}
+    budgets = methods.budgets | {"base": "unlabelled test images"}
+    methods = methods._replace(corrections=corrections, budgets=budgets)
+    found = {row.correction: row.budget for row in scores.make_rows(methods, outcomes)
+             if row.trained == "base"}  # fmt: skip
+    wide = "unlabelled test images"
+    assert found == {"none": wide, "centre_scale_plate": wide, "assign_once": "design"}
 
 
 def test_the_best_of_each_budget_is_shown():

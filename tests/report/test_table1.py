@@ -233,6 +233,13 @@ def program(tmp_path):
     return executable(tmp_path / "program", PROGRAM.format(python=sys.executable))
 
 
+def train_all(plans, *options):
+    def work(plan, worker):
+        return sweep.train_one(plan, [], worker)
+
+    return sweep.do_all(plans, run_dir.is_complete, work, *options)
+
+
 def made_up(workdir, *names, sites=20):
     return [sweep.Plan(workdir / name, {}, sites, "") for name in names]
 
@@ -244,7 +251,7 @@ def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, monkeypatch
     (tmp_path / "runs").mkdir()
     with open(tmp_path / "runs" / ".held.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        reasons = table1.train_all(plans, [])
+        reasons = train_all(plans)
     assert {path.name: reason for path, reason in reasons.items()} == {
         "crash": "RuntimeError: out of memory",
         "killed": "ended by SIGKILL",
@@ -259,7 +266,7 @@ def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, monkeypatch
 def test_what_is_refused_before_it_begins_stops_the_command(program, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(SystemExit):
-        table1.train_all(made_up(tmp_path / "runs", "refused", "complete"), [])
+        train_all(made_up(tmp_path / "runs", "refused", "complete"))
     assert capfd.readouterr().err == "error: optim.momentum=2: expected a value in [0, 1)\n"
     assert not (tmp_path / "runs" / "complete").exists()
 
@@ -270,7 +277,7 @@ def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     plans = made_up(tmp_path, "complete-1", "complete-2")
     plans[1] = plans[1]._replace(train_sites=5)
-    table1.train_all([*plans, plans[0]._replace(obstacle="too few")], [])
+    train_all([*plans, plans[0]._replace(obstacle="too few")])
     said = capsys.readouterr().out
     assert f"run 1 of 3: {tmp_path}/complete-1\n" in said
     assert f"run 2 of 3: {tmp_path}/complete-2, about 0:00:10 left\n" in said
