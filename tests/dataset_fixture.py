@@ -1,7 +1,9 @@
-"""The tiny release, built once a session by the real builder: `tiny` = (release, dataset)."""
+"""The tiny release and a finished run on it, each made once for all workers."""
 
+import json
+import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from ml_collections import ConfigDict
@@ -10,27 +12,7 @@ from tiny_release import tiny_rows, write_tiny_release
 from configs import demo
 
 SIZE = 16
-
-
-def write_few(folder: Path, batch_size: int, epochs: int, **sizes: int) -> tuple[ConfigDict, Path]:
-    """(config, its file): the demo's, small, on a synthetic screen of 16 px built in `folder`."""
-    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-    from tfds_builder.rxrx1 import Builder, Rxrx1Config
-
-    parameters = Rxrx1Config(name="few", size=SIZE, screen={**sizes, "plates": 1})
-    Builder(config=parameters, data_dir=folder).download_and_prepare()
-    config = demo.get_config()
-    config.data.dir, config.data.name = str(folder), "rxrx1/few"
-    config.model.width = 8
-    config.optim.batch_size = config.eval.batch_size = batch_size
-    config.optim.epochs, config.optim.warmup_epochs = epochs, 1.0
-    config.train.eval_every, config.train.checkpoint_every = 0, 1
-    path = folder / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
-    return config, path
+STEPS = 8  # of the run: 21 training sites, batches of 8, 3 epochs
 
 
 class Tiny(NamedTuple):
@@ -39,16 +21,102 @@ class Tiny(NamedTuple):
     rows: dict[str, dict[str, str]]  # metadata.csv by site_id
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
+class Finished(NamedTuple):
+    config: ConfigDict
+    workdir: Path
+    results: dict[str, Any]
+
+
+def build(release: Path, data_dir: Path, name: str = "tiny") -> Path:
+    """The dataset that the real builder makes of a release of `SIZE` px."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
     from tfds_builder.rxrx1 import Builder, Rxrx1Config
 
-    release = write_tiny_release(tmp_path_factory.mktemp("tiny") / "rxrx1", SIZE)
-    builder = Builder(
-        config=Rxrx1Config(name="tiny", size=SIZE), data_dir=tmp_path_factory.mktemp("tiny_data")
-    )
+    builder = Builder(config=Rxrx1Config(name=name, size=SIZE), data_dir=data_dir)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=str(release.parent))
     )
-    return Tiny(release, Path(builder.data_path), {row["site_id"]: row for row in tiny_rows()})
+    return Path(builder.data_path)
+
+
+def build_screen(data_dir: Path, **sizes: int) -> None:
+    """Builds rxrx1/few, a synthetic screen of one plate an experiment."""
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
+    from tfds_builder.rxrx1 import Builder, Rxrx1Config
+
+    parameters = Rxrx1Config(name="few", size=SIZE, screen={**sizes, "plates": 1})
+    Builder(config=parameters, data_dir=data_dir).download_and_prepare()
+
+
+def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    """`config`, with config.optim.loss set for the key optim__loss."""
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    return config
+
+
+def make_config(dataset: Path, **changes: Any) -> ConfigDict:
+    """The demo's settings for `STEPS` steps on the tiny dataset; optim__loss=... changes one."""
+    config = demo.get_config()
+    config.data.dir, config.data.name = str(dataset.parents[2]), "rxrx1/tiny"
+    config.data.protocol = "official"  # three experiments are too few for the paper's draws
+    config.model.width = 8
+    config.optim.batch_size = config.eval.batch_size = 8
+    config.optim.epochs, config.optim.warmup_epochs = 3, 1.0
+    config.optim.ema_decay = 0.5
+    config.train.log_every = 2
+    config.train.eval_every = config.train.checkpoint_every = 1
+    return change(config, changes)
+
+
+def write_config(config: ConfigDict, path: Path) -> Path:
+    """A config file of these settings."""
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
+    )
+    return path
+
+
+def write_few(folder: Path, batch_size: int, epochs: int, **sizes: int) -> tuple[ConfigDict, Path]:
+    """(config, its file): the demo's, small, on a synthetic screen of 16 px built in `folder`."""
+    build_screen(folder, **sizes)
+    config = demo.get_config()
+    config.data.dir, config.data.name = str(folder), "rxrx1/few"
+    config.model.width = 8
+    config.optim.batch_size = config.eval.batch_size = batch_size
+    config.optim.epochs, config.optim.warmup_epochs = epochs, 1.0
+    config.train.eval_every, config.train.checkpoint_every = 0, 1
+    return config, write_config(config, folder / "config.py")
+
+
+@pytest.fixture(scope="session")
+def tiny(once) -> Tiny:
+    def make(folder: Path) -> None:
+        build(write_tiny_release(folder / "rxrx1", SIZE), folder / "data")
+
+    folder = once("tiny", make)
+    (dataset,) = folder.glob("data/rxrx1/tiny/*.*.*")
+    return Tiny(folder / "rxrx1", dataset, {row["site_id"]: row for row in tiny_rows()})
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, once) -> Finished:
+    """A finished run on the tiny dataset, read only: `own_run` is a copy to write to."""
+    config = make_config(tiny.dataset)
+
+    def make(folder: Path) -> None:
+        from rxrx1_jax.training import train
+
+        train.train_and_evaluate(config, folder / "run")
+
+    workdir = once("finished", make) / "run"
+    return Finished(config, workdir, json.loads((workdir / "results.json").read_text()))
+
+
+@pytest.fixture
+def own_run(finished, tmp_path) -> Finished:
+    """A copy of the finished run, to write to."""
+    shutil.copytree(finished.workdir, tmp_path / "own_run")
+    return finished._replace(workdir=tmp_path / "own_run")

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import CLASSES, make_state
-from test_train import ROOT, make_config
+from children import PROGRAMS, ROOT, environment
+from dataset_fixture import make_config
+from small_state import CLASSES, make_state
 
 from rxrx1_jax.training import checkpoint, run_dir, train
-
-pytest_plugins = ["dataset_fixture"]
 
 
 @pytest.fixture
@@ -222,42 +221,18 @@ def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
         assert list(checkpoints.all_steps(read=True)) == [1]
 
 
-FULL = """
-import sys, pathlib, numpy as np
-sys.path[:0] = ["tests", "tests/training"]
-from test_checkpoint import CLASSES, make_state
-from rxrx1_jax.training import checkpoint
-workdir = pathlib.Path(sys.argv[1])
-_, state = make_state()
-with checkpoint.manager(workdir, keep=1) as checkpoints:
-    checkpoint.save(checkpoints, 1, state, CLASSES)
-    checkpoint.wait(checkpoints)
-    free = __import__("shutil").disk_usage(workdir).free
-    (workdir / "filler").write_bytes(np.random.default_rng(0).bytes(max(free - 65536, 0)))
-    try:
-        checkpoint.save(checkpoints, 2, state, CLASSES)
-        checkpoint.wait(checkpoints)
-    except checkpoint.CheckpointError as error:
-        print("refused:", error)
-(workdir / "filler").unlink()
-with checkpoint.manager(workdir, keep=1) as checkpoints:
-    print("steps", checkpoints.all_steps(read=True))
-    checkpoint.restore(checkpoints, state, CLASSES)
-"""
-
-
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
     """On a file system of 4 MB, mounted for one process; skipped where that is not allowed."""
     mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
-    inside = f"{mount} && exec {sys.executable} -c '{FULL}' {tmp_path}"
     probe = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
     if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
+    inside = f"{mount} && exec {sys.executable} {PROGRAMS / 'full_disk.py'} {tmp_path}"
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", inside], cwd=ROOT, capture_output=True, text=True
-    )
-    assert "refused: " in done.stdout, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("refused: "))
-    assert "a checkpoint could not be written" in line and "last good one is of step 1" in line
-    assert "0.0 MB free" in line and "steps [1]" in done.stdout
+        ["unshare", "--mount", "sh", "-c", inside],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == [1]
+    assert "step 1" in found["refused"] and "0.0 MB" in found["refused"]

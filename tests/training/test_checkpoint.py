@@ -1,31 +1,12 @@
 """Checkpoints: bit-equal restoring, other classes refused, loading from other projects."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_info import make_info
-from ml_collections import ConfigDict
+from small_state import CLASSES, make_state
 
-from rxrx1_jax.model import networks
-from rxrx1_jax.training import checkpoint, optimizers, steps
-
-CLASSES = np.array([3, 5, 8], np.int32)
-
-
-def make_state(ema=False, seed=0):
-    model = networks.create_model("resnet_demo", width=8)
-    optim = ConfigDict(
-        {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": False,
-         "weight_decay": 1e-4, "warmup_epochs": 0.0, "epochs": 1, "schedule": "cosine",
-         "clip_norm": 0.0}
-    )  # fmt: skip
-    spec = steps.StepSpec(
-        model, *optimizers.create_optimizer(optim, 10), make_info(len(CLASSES)).vocabulary, 10,
-        ema_decay=0.9 * ema,
-    )  # fmt: skip
-    state = steps.create_state(spec, jax.random.key(seed), (16, 16, 6))
-    return model, state.replace(step=jnp.int32(7))
+from rxrx1_jax.training import checkpoint
 
 
 def assert_equal(a, b):

@@ -9,12 +9,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_train import make_config
+from dataset_fixture import make_config
 
 from rxrx1_jax.config import change
 from rxrx1_jax.training import checkpoint, embed, run_dir, train
-
-pytest_plugins = ["dataset_fixture"]
 
 DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)

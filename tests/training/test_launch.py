@@ -5,25 +5,16 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from test_train import make_config
-from two_processes import ROOT, SECONDS, environment
+from children import ROOT, SECONDS, Child, end, environment, stand_in, wait_for
+from commands import run_command
+from dataset_fixture import make_config, write_config
 
 from rxrx1_jax.training import preemption
 
-pytest_plugins = ["dataset_fixture"]
-
 LAUNCH = ROOT / "launch"
-
-
-def executable(path, text):
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
 
 
 def launch(name, *arguments, env, wait=True):
@@ -31,19 +22,15 @@ def launch(name, *arguments, env, wait=True):
 
     It leads a process group of its own, which ends with the test.
     """
-    child = subprocess.Popen(
-        [LAUNCH / name, *map(str, arguments)], cwd=ROOT, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    child = Child([LAUNCH / name, *arguments], env=env, start_new_session=True)
     return outcome(child) if wait else child
 
 
 def outcome(child):
     try:
-        stdout, stderr = child.communicate(timeout=2 * SECONDS)
+        return end([child], 2 * SECONDS)[0]
     finally:
         stop(child)
-    return child.returncode, stdout, stderr
 
 
 def stop(child):
@@ -53,50 +40,14 @@ def stop(child):
         pass
 
 
-def wait_for(condition, child):
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-# Before its first checkpoint slow enough for a signal to arrive between two steps (JAX looks for
-# one every second); process 1 writes its number and step to a file.
-SLOW = """#!{python}
-import os, sys, time
-if sys.argv[1] == "-c":
-    exec(sys.argv[2])
-    sys.exit()
-from pathlib import Path
-from rxrx1_jax import main
-from rxrx1_jax.training import preemption
-given, fresh = preemption.Notice.given, not Path({workdir!r}, "checkpoints").exists()
-def slowly(self, step):
-    if fresh and int(os.environ["JAX_PROCESS_ID"]) == 1:
-        temporary = Path({said!r} + "-")
-        temporary.write_text(f"{{os.getpid()}} {{step}}")
-        temporary.rename({said!r})
-        time.sleep(1)
-    return given(self, step)
-preemption.Notice.given = slowly
-sys.argv = ["main", *sys.argv[3:]]
-sys.exit(main.main(sys.argv[1:]))
-"""
-
-
+@pytest.mark.long
 def test_a_preempted_run_of_two_processes_is_started_again_and_ends(tiny, tmp_path):
     config = make_config(tiny.dataset, optim__epochs=8, train__eval_every=0, train__keep=30)
     config.train.checkpoint_every = 8
-    path = tmp_path / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({config.to_dict()!r})\n"
-    )
+    path = write_config(config, tmp_path / "config.py")
     workdir, said = tmp_path / "run", tmp_path / "said"
-    program = SLOW.format(python=sys.executable, said=str(said), workdir=str(workdir))
-    slow = executable(tmp_path / "slow", program)
-    env = environment(4, tmp_path / "cache") | {"PYTHON": str(slow)}
+    slow = stand_in(tmp_path / "slow", "slow_process", said, workdir)
+    env = environment(4) | {"PYTHON": str(slow)}
     child = launch(
         "local.sh", 2, f"--config={path}", f"--workdir={workdir}", env=env, wait=False
     )  # fmt: skip
@@ -108,12 +59,12 @@ def test_a_preempted_run_of_two_processes_is_started_again_and_ends(tiny, tmp_pa
         raise
     code, stdout, stderr = outcome(child)
     assert code == 0, stderr
-    assert "preempted; restart 1 of 10" in stderr and "restart 2" not in stderr
+    assert "restart 1 of 10" in stderr and "restart 2" not in stderr
     steps = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
     preempted, last = steps  # saved when told to, and at the end
     assert 1 <= preempted < last == json.loads((workdir / "results.json").read_text())["step"] == 21
     assert f"resumed at step {preempted}" in stdout and "on 4 x cpu" in stdout
-    told = f"told to end at step {preempted};"
+    told = f"step {preempted};"
     assert sum(told in line for line in stderr.splitlines()) == 2  # both, at the same step
     assert any(line.startswith("[1] ") and told in line for line in stderr.splitlines())
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -121,46 +72,11 @@ def test_a_preempted_run_of_two_processes_is_started_again_and_ends(tiny, tmp_pa
     assert trained == sorted(set(trained)) and trained[-1] == 21
 
 
-# Stands in for the interpreter: writes down how it was called, then does what PLAN says of its
-# number and of how often it was started before; one word each.
-PROGRAM = """#!{python}
-import json, os, signal, sys, time
-from pathlib import Path
-if sys.argv[1] == "-c":
-    exec(sys.argv[2])
-    sys.exit()
-folder, me = Path({folder!r}), os.environ["JAX_PROCESS_ID"]
-before = len(list(folder.glob(f"call-{{me}}-*")))
-names = ("JAX_", "CUDA_VISIBLE")
-env = {{name: value for name, value in os.environ.items() if name.startswith(names)}}
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-print("output of", me, flush=True)
-print("error of", me, file=sys.stderr, flush=True)
-temporary = folder / f"writing-{{me}}"
-temporary.write_text(json.dumps([sys.argv[1:], env]))
-temporary.rename(folder / f"call-{{me}}-{{before}}")
-plan = os.environ["PLAN"].split()
-word = plan[int(me)].split(",")[before]
-if word == "wait":
-    signal.alarm(60)
-    signal.pause()
-elif word == "deaf":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(60)
-elif word == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-else:
-    sys.exit(int(word))
-"""
-
-
 @pytest.fixture
 def program(tmp_path):
-    """Environment of local.sh with PROGRAM in place of Python, and (number, start) -> its call."""
-    path = executable(
-        tmp_path / "program", PROGRAM.format(python=sys.executable, folder=str(tmp_path))
-    )
-    env = environment(1, tmp_path) | {"PYTHON": str(path), "GRACE": "1"}
+    """Environment of local.sh with planned.py for Python, and (number, start) -> its call."""
+    path = stand_in(tmp_path / "program", "planned", tmp_path)
+    env = environment() | {"PYTHON": str(path), "GRACE": "1"}
     for name in ("JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
         env.pop(name, None)
 
@@ -256,41 +172,13 @@ def test_a_signal_reaches_all_and_is_no_reason_to_start_again(program, tmp_path,
     assert len(list(tmp_path.glob("call-*"))) == 2
 
 
-# Stands in for the programs of a cluster: writes down how it was called; what it answers and its
-# status are lines of ANSWERS, "program argument: status text", the first that fits and, where it
-# ends with "once", only the first time.
-RECORDING = """#!{python}
-import json, os, sys
-from pathlib import Path
-folder = Path({folder!r})
-name = os.path.basename(sys.argv[0])
-env = {{n: os.environ.get(n) for n in ("PYTHON", "RESTARTS")}}
-with open(folder / "calls", "a") as file:
-    file.write(json.dumps([name, sys.argv[1:], env]) + "\\n")
-answers = folder / "answers"
-lines = answers.read_text().splitlines()
-for line in lines:
-    what, _, answer = line.partition(": ")
-    program, *words = what.split(" ")
-    if program == name and all(any(w in a for a in sys.argv[1:]) for w in words):
-        status, _, text = answer.partition(" ")
-        if text.endswith(" once"):
-            text = text.removesuffix(" once")
-            lines.remove(line)
-            answers.write_text("\\n".join(lines))
-        print(text)
-        sys.exit(int(status))
-"""
-
-
 @pytest.fixture
 def cluster(tmp_path):
     """Runs a script among programs of a cluster that answer as told: -> (outcome, calls)."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "srun", "scontrol", "gcloud", "sleep"):
-        text = RECORDING.format(python=sys.executable, folder=str(folder))
-        executable(folder / name, text)
+        stand_in(folder / name, "cluster", folder, name)
 
     def run(script, *arguments, answers="", **variables):
         (folder / "calls").write_text("")
@@ -390,10 +278,9 @@ def test_a_run_on_tpu_hosts(cluster, tmp_path):
     # What a host does with it: here the folder, and a Python that writes down what it gets.
     folder = tmp_path / "my code"
     (folder / ".venv" / "bin").mkdir(parents=True)
-    executable(
-        folder / ".venv" / "bin" / "python",
-        '#!/bin/sh\necho "$PWD $JAX_NUM_PROCESSES"\nprintf "%s\\n" "$@"\nexit 75\n',
-    )
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$PWD $JAX_NUM_PROCESSES"\nprintf "%s\\n" "$@"\nexit 75\n')
+    python.chmod(0o755)
     command = command.replace("/mnt/my\\ code", str(folder).replace(" ", "\\ "))
     host = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert host.returncode == 75
@@ -510,11 +397,5 @@ def test_the_command_of_a_jobset_is_one_of_this_program(jobset):
         "containers"
     ][0]
     assert container["command"] == ["python", "-m", "rxrx1_jax.main"]
-    program = f"import sys; sys.argv = {['main', *container['args']]!r}\n"
-    program += "from rxrx1_jax import main; main.Parser(str(), str()).parse(sys.argv[1:])\n"
-    program += "print('parsed')"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=environment(1, Path("unused")),
-    )  # fmt: skip
-    assert done.stdout == "parsed\n", done.stderr
+    found = run_command("main", *container["args"], "--config.optim.nope=1")
+    assert found.code == 1 and "optim.nope" in found.last  # the other flags exist

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from test_train import make_config
+from dataset_fixture import make_config
 
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import samplers
 from rxrx1_jax.training import run_dir, train
-
-pytest_plugins = ["dataset_fixture"]
 
 
 @pytest.mark.parametrize(

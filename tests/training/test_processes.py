@@ -14,50 +14,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
-from test_train import make_config
-from two_processes import SECONDS, end, environment, free_port, start
+from children import end, environment, free_port, start, wait_for
+from dataset_fixture import STEPS, make_config
 
 from rxrx1_jax.training import processes, train
-
-pytest_plugins = ["dataset_fixture"]
 
 # Relative to the largest number of each array, float32. The same four devices each work on a
 # quarter of the batch, but not on the same rows, and two processes add the four sums in another
 # order than one: a rounding of 6e-8 an addition, which eight updates carry on.
 TOLERANCE = 2e-5
-STEPS = 8
-
-# What each process of a run does here. It writes down which records it read for what.
-WORK = """
-import collections, json, sys
-from pathlib import Path
-from rxrx1_jax.training import processes
-from rxrx1_jax.training import embed
-from rxrx1_jax.data import records
-from rxrx1_jax.training import train
-from ml_collections import ConfigDict
-
-joined = processes.join()
-import jax
-read = collections.Counter()
-original = records.Records.__getitem__
-def counting(self, i):
-    read[int(i)] += 1
-    return original(self, i)
-records.Records.__getitem__ = counting
-
-config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
-counts = {}
-works = {"train": train.train_and_evaluate, "embed": embed.embed_run}
-for name in sys.argv[4:]:
-    read.clear()
-    works[name](config, workdir)
-    counts[name] = dict(read)
-print("said by process", jax.process_index())
-Path(sys.argv[3] + str(jax.process_index())).write_text(
-    json.dumps([joined, jax.process_count(), jax.local_device_count(), counts]))
-processes.leave()
-"""
 
 
 def settings(dataset, **changes):
@@ -65,54 +30,19 @@ def settings(dataset, **changes):
     return make_config(dataset, train__keep=10, optim__label_smoothing=0.1, **changes)
 
 
-# A run whose evaluations take time, so that JAX, which looks for a signal every second, hears one.
-# Each process says when the second batch is due, and what ended it. Orbax has a question of its own
-# then, as when a save of its threads ends in an evaluation.
-SLOW_EVALUATIONS = """
-import json, os, sys, time
-from pathlib import Path
-from rxrx1_jax.training import checkpoint
-from rxrx1_jax.training import processes
-from rxrx1_jax.training import preemption
-from rxrx1_jax.training import train
-from ml_collections import ConfigDict
-
-processes.join()
-import jax
-said = Path(sys.argv[3] + str(jax.process_index()))
-original, make, managers = train.eval_batches, checkpoint.manager, []
-def manager(*arguments):
-    managers.append(make(*arguments))
-    return managers[-1]
-def slowly(*arguments):
-    for i, batch in enumerate(original(*arguments)):
-        if i == 1:
-            managers[0].reached_preemption(3)
-            said.touch()
-        time.sleep(2)
-        yield batch
-train.eval_batches, checkpoint.manager = slowly, manager
-try:
-    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
-except preemption.Preempted as stop:
-    print(stop, file=sys.stderr)
-    processes.leave()
-"""
-
-
 class Done:
     """A run that was made by some number of processes."""
 
-    def __init__(self, workdir, config, processes, cache, works=("train",)):
+    def __init__(self, workdir, config, count, works=("train",)):
         self.workdir = workdir
         counts = workdir.parent / f"{workdir.name}-read"
         arguments = [json.dumps(config.to_dict()), workdir, counts, *works]
-        self.outputs = end(start(WORK, arguments, processes, cache))
+        self.outputs = end(start("work", *arguments, processes=count, devices=4))
         for code, _, stderr in self.outputs:
             assert code == 0, stderr
-        read = [json.loads(Path(f"{counts}{i}").read_text()) for i in range(processes)]
-        for joined, count, devices, _ in read:
-            assert (joined, count, devices) == (processes > 1, processes, 4 // processes)
+        read = [json.loads(Path(f"{counts}{i}").read_text()) for i in range(count)]
+        for joined, there, devices, _ in read:
+            assert (joined, there, devices) == (count > 1, count, 4 // count)
         self.read = [
             {name: Counter({int(row): n for row, n in c.items()}) for name, c in x[-1].items()}
             for x in read
@@ -147,41 +77,34 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(folder):
-    return folder / "cache"
+def one(tiny, folder):
+    return Done(folder / "one", settings(tiny.dataset), 1, ("train", "embed"))
 
 
 @pytest.fixture(scope="module")
-def one(tiny, folder, cache):
-    return Done(folder / "one", settings(tiny.dataset), 1, cache, ("train", "embed"))
+def two(tiny, folder):
+    return Done(folder / "two", settings(tiny.dataset), 2, ("train", "embed"))
 
 
 @pytest.fixture(scope="module")
-def two(tiny, folder, cache):
-    return Done(folder / "two", settings(tiny.dataset), 2, cache, ("train", "embed"))
-
-
-@pytest.fixture(scope="module")
-def two_then_one(tiny, folder, cache):
+def two_then_one(tiny, folder):
     """Two are told to end in the evaluation after step 3, by a signal to the second alone."""
     config, workdir = settings(tiny.dataset, eval__batch_size=4), folder / "two-one"
     arguments = [json.dumps(config.to_dict()), workdir, folder / "evaluates"]
-    children = start(SLOW_EVALUATIONS, arguments, 2, cache)
-    deadline = time.monotonic() + SECONDS
-    while not (folder / "evaluates1").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    children = start("slow_evaluations", *arguments, processes=2, devices=4)
+    wait_for((folder / "evaluates1").exists, children[1])
     children[1].send_signal(signal.SIGTERM)
     for code, _, stderr in end(children):
-        assert code == 0 and "told to end at step 3;" in stderr, stderr
+        assert code == 0 and "step 3;" in stderr, stderr
     assert "test_loss" not in (workdir / "metrics.jsonl").read_text()  # it did not come to its end
-    return Done(workdir, config, 1, cache)
+    return Done(workdir, config, 1)
 
 
 @pytest.fixture(scope="module")
-def one_then_two(tiny, folder, cache, one):
+def one_then_two(tiny, folder, one):
     """Under pmap."""
     config = settings(tiny.dataset, train__parallelism="pmap")
-    return Done(go_on(folder / "one-two", one, 3), config, 2, cache)
+    return Done(go_on(folder / "one-two", one, 3), config, 2)
 
 
 @pytest.mark.parametrize("name", ["two", "two_then_one", "one_then_two"])
@@ -225,47 +148,10 @@ def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request)
             assert table[column].to_pylist() == right[column].to_pylist(), column
 
 
-# A run of two processes, the second of which sees late that a step was not finite: it has begun
-# further ones when the first stops. At fault is a site of the second's share of step 2.
-DIVERGES = """
-import json, sys, time
-from pathlib import Path
-from rxrx1_jax.training import processes
-from rxrx1_jax.training import progress
-from rxrx1_jax.training import train
-from ml_collections import ConfigDict
-
-processes.join()
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-prepare, draw, check = train.prepare, train.train_batches, progress._check_finite
-def poisoned(config):
-    task = prepare(config)
-    batches = draw(config, task, 1)
-    row = multihost_utils.process_allgather(next(batches)["site_index"], tiled=True)[6]
-    batches.close()
-    task.records.sites["control_mean"][row] = np.nan
-    return task
-def slow(*arguments):
-    for batch in draw(*arguments):
-        time.sleep(0.2)
-        yield batch
-def late(step, values):
-    time.sleep(0.5 * jax.process_index())
-    check(step, values)
-train.prepare, train.train_batches, progress._check_finite = poisoned, slow, late
-try:
-    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
-except progress.Diverged as error:
-    sys.exit(f"error: {error}")
-"""
-
-
-def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path, cache):
+def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path):
     config = settings(tiny.dataset, train__eval_every=0, train__checkpoint_every=3)
     workdir = tmp_path / "run"
-    outputs = end(start(DIVERGES, [json.dumps(config.to_dict()), workdir], 2, cache))
+    outputs = end(start("diverges", json.dumps(config.to_dict()), workdir, processes=2, devices=4))
     task = train.prepare(config)
     batches = train.train_batches(config, task, 1)
     expected = task.records.sites["site_id"][np.asarray(next(batches)["site_index"])].tolist()
@@ -273,8 +159,9 @@ def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path, cache)
     assert report["step"] == 2 and report["loss"] == "nan"
     assert report["site_ids"] == expected and report["not_finite"] == [expected[6]]
     code, _, stderr = outputs[0]
-    said = f"step 2: loss is nan, gradient norm nan, of sites {', '.join(expected[:4])} and 4 more"
-    assert code == 1 and said in stderr and "1 of them with pixels that are not finite" in stderr
+    last = next(line for line in stderr.splitlines() if line.startswith("error: "))
+    assert code == 1 and last.startswith("error: step 2: loss is nan")
+    assert ", ".join(expected[:4]) in last and expected[4] not in last
     assert outputs[1][0] != 0
 
 
@@ -297,32 +184,12 @@ def test_only_process_0_prints(one, two):
     assert not [line for line in second.splitlines() if not line.startswith("[Gloo]")]
 
 
-# Processes that work together for ever; the one of the given number raises an error instead.
-TOGETHER = """
-import sys
-from pathlib import Path
-from rxrx1_jax.training import processes
-processes.LOST_SECONDS = 5
-processes.join()
-import jax
-from jax.experimental import multihost_utils
-while True:
-    multihost_utils.sync_global_devices("step")
-    Path(sys.argv[1]).touch()
-    if jax.process_index() == int(sys.argv[2]):
-        sys.exit("error: a disk of mine is full")
-"""
-
-
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_dies_ends_the_other(tmp_path, cache, killed):
+def test_a_process_that_dies_ends_the_other(tmp_path, killed):
     there = tmp_path / "there"
-    children = start(TOGETHER, [there, -1], 2, cache)
+    children = start("together", there, -1, processes=2, devices=4)
     try:
-        deadline = time.monotonic() + SECONDS
-        while not there.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(there.exists, children[0])
         children[killed].send_signal(signal.SIGKILL)
         started = time.monotonic()
         ((code, _, stderr),) = end([children[1 - killed]], seconds=40)
@@ -334,67 +201,46 @@ def test_a_process_that_dies_ends_the_other(tmp_path, cache, killed):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_process_that_fails_does_not_wait_for_the_other(tmp_path, cache, failing):
-    children = start(TOGETHER, [tmp_path / "there", failing], 2, cache)
+def test_a_process_that_fails_does_not_wait_for_the_other(tmp_path, failing):
+    children = start("together", tmp_path / "there", failing, processes=2, devices=4)
     outputs = end(children)
     assert outputs[failing][0] == 1 and "error: a disk of mine is full" in outputs[failing][2]
     assert outputs[1 - failing][0] != 0
 
 
-JOIN = """
-import sys
-from rxrx1_jax.training import processes
-processes.START_SECONDS, processes.LOST_SECONDS = int(sys.argv[1]), 5
-try:
-    joined = processes.join()
-except processes.LaunchError as error:
-    sys.exit(f"error: {error}")
-import jax
-sys.__stdout__.write(f"{joined} {jax.process_index()} of {jax.process_count()}\\n")
-sys.__stdout__.flush()
-if len(sys.argv) > 2:
-    from pathlib import Path
-    try:
-        processes.check_shared(Path(sys.argv[2 + jax.process_index()]))
-    except processes.LaunchError as error:
-        sys.exit(f"error: {error}")
-processes.leave()
-"""
-
-
 @pytest.mark.parametrize("there", [0, 1])
-def test_a_process_that_never_comes(there, cache):
-    (first, second) = start(JOIN, [3], 2, cache)
+def test_a_process_that_never_comes(there):
+    (first, second) = start("join", 3, processes=2)
     (second, first)[there].kill()
     started = time.monotonic()
     (code, _, stderr) = end([(first, second)[there]], seconds=60)[0]
     end([(second, first)[there]])
     assert code == 1 and time.monotonic() - started < 40
-    assert "error: after 3 s the processes of the run have not all joined" in stderr
-    assert "process 0 is expected at 127.0.0.1:" in stderr and "Check failure" not in stderr
+    assert "error: after 3 s" in stderr and "127.0.0.1:" in stderr
+    assert "Check failure" not in stderr
 
 
-def test_a_port_that_is_taken(cache):
+def test_a_port_that_is_taken():
     import socket
 
     with socket.create_server(("", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        children = start(JOIN, [30], 2, cache, JAX_COORDINATOR_ADDRESS=address)
+        children = start("join", 30, processes=2, JAX_COORDINATOR_ADDRESS=address)
         children[1].kill()
         (code, _, stderr), _ = end(children)
     assert code == 1 and "Address already in use" in stderr and "JAX_COORDINATOR_ADDRESS" in stderr
 
 
-def test_a_workdir_that_not_all_share(tmp_path, cache):
+def test_a_workdir_that_not_all_share(tmp_path):
     there = tmp_path / "config.json"
     there.touch()
-    children = start(JOIN, [60, there, tmp_path / "elsewhere" / "config.json"], 2, cache)
+    children = start("join", 60, there, tmp_path / "no" / "config.json", processes=2)
     # The first waits for nothing here; it is the second that must say what is wrong.
     _, (code, _, stderr) = end(children)
-    assert code == 1 and "a filesystem that all hosts share" in stderr, stderr
+    assert code == 1 and f"error: {tmp_path / 'no' / 'config.json'}" in stderr, stderr
 
 
-def test_two_tasks_of_a_slurm_step_join(cache):
+def test_two_tasks_of_a_slurm_step_join():
     """JAX's own reading of Slurm's variables; the port is made of the number of the job."""
     for _ in range(100):
         if (port := free_port()) >= 65535 - 2**12 + 1:
@@ -406,12 +252,12 @@ def test_two_tasks_of_a_slurm_step_join(cache):
         "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1",
     }  # fmt: skip
     children = [
-        start(JOIN, [60], 1, cache, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))[0]
+        start("join", 60, **variables, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))[0]
         for i in range(2)
     ]
     outputs = end(children)
     assert [code for code, _, _ in outputs] == [0, 0], outputs
-    assert [out.splitlines()[-1] for _, out, _ in outputs] == ["True 0 of 2", "True 1 of 2"]
+    assert [out.splitlines()[-1] for _, out, _ in outputs] == ["True 0 2", "True 1 2"]
 
 
 class Asked(Exception):
@@ -429,7 +275,7 @@ def ask(monkeypatch):
 
     def asked(**variables):
         for name in [*os.environ]:
-            if name not in environment(1, Path()):
+            if name not in environment():
                 monkeypatch.delenv(name)
         for name in ("JAX_LOCAL_DEVICE_IDS", "MEGASCALE_NUM_SLICES", "JAX_NUM_PROCESSES"):
             monkeypatch.delenv(name, raising=False)
@@ -516,6 +362,6 @@ def test_impossible_variables_are_named(ask, changes, said):
         ask(**ADDRESS | changes)
 
 
-def test_a_cluster_that_jax_does_not_know(cache):
-    ((code, _, stderr),) = end(start(JOIN, [30], 1, cache, JAX_NUM_PROCESSES="auto"))
-    assert code == 1 and "error: JAX finds no cluster here" in stderr
+def test_a_cluster_that_jax_does_not_know():
+    ((code, _, stderr),) = end(start("join", 30, JAX_NUM_PROCESSES="auto"))
+    assert code == 1 and "error: JAX finds no cluster" in stderr

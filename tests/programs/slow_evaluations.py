@@ -1,0 +1,44 @@
+"""A run whose evaluations take time, so that JAX, which looks for a signal every second, hears one.
+
+Each process says when the second batch is due, and what ended it. Orbax has a question of its own
+then, as when a save of its threads ends in an evaluation.
+Arguments: the settings as JSON, workdir, the prefix of the file that says it.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rxrx1_jax.training import checkpoint, preemption, processes, train
+
+processes.join()
+
+import jax  # noqa: E402
+
+said = Path(sys.argv[3] + str(jax.process_index()))
+original, make, managers = train.eval_batches, checkpoint.manager, []
+
+
+def manager(*arguments):
+    managers.append(make(*arguments))
+    return managers[-1]
+
+
+def slowly(*arguments):
+    for i, batch in enumerate(original(*arguments)):
+        if i == 1:
+            managers[0].reached_preemption(3)
+            said.touch()
+        time.sleep(2)
+        yield batch
+
+
+train.eval_batches, checkpoint.manager = slowly, manager
+try:
+    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+except preemption.Preempted as stop:
+    print(stop, file=sys.stderr)
+    processes.leave()

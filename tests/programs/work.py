@@ -1,0 +1,40 @@
+"""One process of a run: trains, embeds, and writes down which records it read for what.
+
+Arguments: the settings as JSON, workdir, the prefix of its report, what to do.
+"""
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rxrx1_jax.data import records
+from rxrx1_jax.training import embed, processes, train
+
+joined = processes.join()
+
+import jax  # noqa: E402
+
+read: collections.Counter[int] = collections.Counter()
+original = records.Records.__getitem__
+
+
+def counting(self, i):
+    read[int(i)] += 1
+    return original(self, i)
+
+
+records.Records.__getitem__ = counting
+config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
+works = {"train": train.train_and_evaluate, "embed": embed.embed_run}
+counts = {}
+for name in sys.argv[4:]:
+    read.clear()
+    works[name](config, workdir)
+    counts[name] = dict(read)
+print("said by process", jax.process_index())
+report = [joined, jax.process_count(), jax.local_device_count(), counts]
+Path(sys.argv[3] + str(jax.process_index())).write_text(json.dumps(report))
+processes.leave()
