@@ -1,5 +1,6 @@
 """Statistics of control pixels against NumPy over the PNG files, read with Pillow."""
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -143,9 +144,8 @@ def returning(what):
 
 
 def test_a_function_of_the_users(tiny, records, monkeypatch):
-    import test_normalisation as module  # by the name that the setting has
-
-    monkeypatch.setattr(module, "SEEN", {})
+    monkeypatch.setitem(sys.modules, "test_normalisation", sys.modules[__name__])
+    monkeypatch.setattr(sys.modules[__name__], "SEEN", {})
     before = records.sites.copy()
     rows = np.array([5, 40, 3])
     for kind, level in (("constant", 100), ("constant(level=3.5)", 3.5)):
@@ -154,7 +154,7 @@ def test_a_function_of_the_users(tiny, records, monkeypatch):
         np.testing.assert_array_equal(std, np.repeat(before["site"][rows][:, None], CHANNELS, 1))
     np.testing.assert_array_equal(records.sites, before)
 
-    seen, treated = module.SEEN["sites"], before["well_type"] == "treatment"
+    seen, treated = SEEN["sites"], before["well_type"] == "treatment"
     assert treated.any() and set(before["sirna_id"][treated]) > {0, 1}
     assert set(seen["sirna_id"][treated]) == {-1} and set(seen["sirna"][treated]) == {""}
     for name in before.dtype.names:

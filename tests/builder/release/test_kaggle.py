@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_metadata import EDITS, check_sites, edited
+from table_edits import EDITS, check_sites, edited
 from tiny_release import (
     COLUMNS,
     KAGGLE_TABLES,
