@@ -80,7 +80,7 @@ test: $(VENV)/.dev
 WORK ?= $(DATA)/benchmarks
 bench: $(VENV)/.dev
 	@mkdir -p $(WORK)
-	@set -e; for name in encoding loaders build train_step scaling cost_model; do \
+	@set -e; for name in encoding loaders build train_step forms scaling cost_model; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@set -e; for name in end_to_end evaluation startup; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name --work=$(WORK); done
