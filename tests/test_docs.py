@@ -115,6 +115,17 @@ def test_commands_parse(page):
                 assert re.search(rf'"(--)?{flag.removeprefix("--")}"', source), words
 
 
+def test_the_map_of_the_code_is_right():
+    rows = re.findall(r"^\| `([\w/]+)/` \| .* \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(),
+                      re.MULTILINE)  # fmt: skip
+    assert {folder for folder, _ in rows} == {"tfds_builder/rxrx1"} | {
+        f"rxrx1_jax/{path.parent.name}" for path in (ROOT / "rxrx1_jax").glob("*/__init__.py")
+    }
+    for folder, files in rows:
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", files):
+            assert (ROOT / folder / name).exists(), name
+
+
 def test_the_config_of_the_training_page_is_one(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/train.md").read_text(), re.DOTALL)
     (program,) = (block for block in blocks if "def get_config" in block)
