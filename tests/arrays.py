@@ -12,21 +12,27 @@ LAYOUT = [("site_id", "U32"), ("well_id", "U32"), ("cell_type", "U8"), ("dataset
           ("well_type", "U16"), ("sirna", "U16"), ("sirna_id", "i4")]  # fmt: skip
 
 
+def make_sites(wells, sites=(1, 2)) -> np.ndarray:
+    """The sites of wells (experiment, plate, well, well_type, sirna_id), all columns."""
+    rows = []
+    for experiment, plate, well, well_type, sirna_id in wells:
+        name, cell_type = f"{experiment}_{plate}_{well}", experiment.split("-")[0]
+        rows += [(f"{name}_{site}", name, cell_type, "train", experiment, plate, well, site,
+                  well_type, f"s{sirna_id}", sirna_id) for site in sites]  # fmt: skip
+    return np.array(rows, LAYOUT)
+
+
 def small_evidence() -> Evidence:
     """Two plates an experiment, three siRNAs and three control wells each, two sites a well."""
-    rows, role = [], []
-    for turn, (experiment, part) in enumerate(EXPERIMENTS.items()):
+    wells = []
+    for turn, experiment in enumerate(EXPERIMENTS):
         for plate in range(1, PLATES + 1):
-            ids = [(k, "treatment") for k in range(TREATMENTS * PLATES)]
-            ids = ids[(plate + turn) % PLATES :: PLATES] + [(1138, "negative_control")] * CONTROLS
-            for well, (sirna_id, kind) in enumerate(ids):
-                for site in (1, 2):
-                    name = f"{experiment}_{plate}_B{well:02}"
-                    rows.append((f"{name}_{site}", name, experiment.split("-")[0], "train",
-                                 experiment, plate, f"B{well:02}", site, kind, f"s{sirna_id}",
-                                 sirna_id))  # fmt: skip
-                    role.append(part if kind == "treatment" else "context")
-    sites = np.array(rows, LAYOUT)
+            ids = [("treatment", k) for k in range(TREATMENTS * PLATES)]
+            ids = ids[(plate + turn) % PLATES :: PLATES] + [("negative_control", 1138)] * CONTROLS
+            wells += [(experiment, plate, f"B{i:02}", *of) for i, of in enumerate(ids)]
+    sites = make_sites(wells)
+    role = np.array([EXPERIMENTS[name] for name in sites["experiment"]])
+    role = np.where(sites["well_type"] == "treatment", role, "context")
     rng = np.random.default_rng(0)
     centre = rng.normal(size=(1139, 6))
     shift = {name: rng.normal(size=6) for name in EXPERIMENTS}
@@ -34,6 +40,4 @@ def small_evidence() -> Evidence:
     x = (x + 0.5 * rng.normal(size=x.shape)).astype(np.float32)
     logits = rng.normal(size=(len(sites), TREATMENTS * PLATES)).astype(np.float32)
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return Evidence(
-        sites, np.array(role), x, log_probs, np.arange(TREATMENTS * PLATES, dtype=np.int32)
-    )
+    return Evidence(sites, role, x, log_probs, np.arange(TREATMENTS * PLATES, dtype=np.int32))

@@ -7,37 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arrays import make_sites
 
 from rxrx1_jax.methods import assignment
 
 REAL = Path(__file__).parents[3] / "shared/realdata/metadata_reconstructed.csv.gz"
-LAYOUT = [
-    ("site_id", "U24"), ("well_id", "U20"), ("cell_type", "U5"), ("experiment", "U8"),
-    ("plate", "i4"), ("well", "U3"), ("site", "i4"), ("well_type", "U16"), ("sirna_id", "i4"),
-]  # fmt: skip
 PLATES, PER_PLATE = 3, 2
 CLASSES = np.array([40, 41, 50, 51, 60, 61])  # groups 0, 1, 2
 
 
-def row(experiment, plate, well, site, sirna_id, well_type="treatment"):
-    well_id = f"{experiment}_{plate}_{well}"
-    return (
-        f"{well_id}_{site}", well_id, "RPE", experiment, plate, well, site, well_type, sirna_id,
-    )  # fmt: skip
+def screen(rotations, sites=(1, 2), seed=0, more=()):
+    """One experiment per rotation; plate p (from 1) holds group (p - 1 + rotation) mod 3.
 
-
-def screen(rotations, sites=2, seed=0):
-    """One experiment per rotation; plate p (from 1) holds group (p - 1 + rotation) mod 3."""
+    more: further wells, as of `make_sites`, with one site each.
+    """
     rng = np.random.default_rng(seed)
-    rows = []
+    wells = []
     for number, rotation in enumerate(rotations):
         for plate in range(PLATES):
             group = (plate + rotation) % PLATES
             sirnas = rng.permutation(CLASSES[group * PER_PLATE : (group + 1) * PER_PLATE])
-            for well, sirna in enumerate(sirnas):
-                rows += [row(f"E{number}", plate + 1, f"B0{well}", s + 1, sirna)
-                         for s in range(sites)]  # fmt: skip
-    return np.array(rows, LAYOUT)
+            wells += [(f"E{number}", plate + 1, f"B0{well}", "treatment", sirna)
+                      for well, sirna in enumerate(sirnas)]  # fmt: skip
+    return np.append(make_sites(wells, sites), make_sites(more, sites=(1,)))
 
 
 def noisy_scores(sites, classes=CLASSES, noise=2.0, seed=1):
@@ -99,20 +91,6 @@ def test_plate_groups_are_the_best_of_all_rotations_and_permutations(seed):
     np.testing.assert_array_equal(predicted[wells], CLASSES[[column for _, column in best]])
 
 
-def test_the_design_helps_and_fixes_the_plates():
-    sites = screen([e % 3 for e in range(63)])
-    scores, role = noisy_scores(sites), roles(sites, *(f"E{e}" for e in range(3, 63)))
-    test = role == "test"
-
-    def accuracy(predicted):
-        return np.mean(predicted[test] == sites["sirna_id"][test])
-
-    plain = accuracy(CLASSES[scores.argmax(axis=1)])
-    once = accuracy(assignment.assign_once(scores, sites, CLASSES, role))
-    groups = accuracy(assignment.assign_plate_groups(scores, sites, CLASSES, role))
-    assert plain < accuracy(by_well(scores, sites)) < once < groups
-
-
 def test_groups_of_a_constructed_screen():
     rotations = [0, 2, 1, 1]
     sites = screen(rotations)
@@ -129,7 +107,8 @@ def test_groups_of_a_constructed_screen():
 def test_groups_of_the_real_screen():
     with gzip.open(REAL, "rt", encoding="utf-8") as file:
         lines = [line for line in csv.DictReader(file) if line["site"] == "1"]
-    sites = np.array([tuple(line[name] for name, _ in LAYOUT) for line in lines], LAYOUT)
+    columns = ("experiment", "plate", "well", "well_type", "sirna_id")
+    sites = make_sites(([line[name] for name in columns] for line in lines), sites=(1,))
     dataset = np.array([line["dataset"] for line in lines])
     groups, _ = assignment.sirna_groups(sites, dataset)
     assert np.bincount(list(groups.values())).tolist() == [277] * 4
@@ -168,7 +147,7 @@ class TestAssignments:
             np.testing.assert_array_equal(decide(scores, other, CLASSES, role), expected)
 
     def test_training_wells_of_the_experiment_take_their_sirnas(self, decide):
-        sites = screen([0, 1, 2], sites=1)
+        sites = screen([0, 1, 2], sites=(1,))
         role = np.full(len(sites), "train")
         role[[-1, -3]] = "test"  # the wells of 50 or 51 and 40 or 41 (plates 2 and 3 of E2)
         scores = np.zeros((len(sites), 6))  # no evidence at all
@@ -201,14 +180,13 @@ class TestAssignments:
         )
 
     def test_more_wells_than_sirnas(self, decide):
-        sites = np.append(screen([0, 1, 2, 0]), np.array([row("E3", 1, "O23", 1, 40)], LAYOUT))
+        sites = screen([0, 1, 2, 0], more=[("E3", 1, "O23", "treatment", 40)])
         scores, role = noisy_scores(sites, noise=0.1), roles(sites, "E3")
         predicted = decide(scores, sites, CLASSES, role)
         np.testing.assert_array_equal(predicted[role == "test"], sites["sirna_id"][role == "test"])
 
     def test_controls_are_left_alone(self, decide):
-        control = np.array([row("E3", 1, "C03", 1, 1108, "positive_control")], LAYOUT)
-        sites = np.append(screen([0, 1, 2, 0]), control)
+        sites = screen([0, 1, 2, 0], more=[("E3", 1, "C03", "positive_control", 1108)])
         scores = noisy_scores(sites)
         role = np.append(roles(sites[:-1], "E3"), "context")
         predicted = decide(scores, sites, CLASSES, role)
@@ -252,8 +230,8 @@ class TestAssignments:
 
 
 def test_wells_left_over_stay_in_the_group_of_their_plate():
-    sites = screen([0, 1, 2, 0], sites=1)
-    sites = np.append(sites[:-1], np.array([row("E3", 1, "O23", 1, 41)], LAYOUT))
+    sites = screen([0, 1, 2, 0], sites=(1,))
+    sites = np.append(sites[:-1], make_sites([("E3", 1, "O23", "treatment", 41)], sites=(1,)))
     role = roles(sites, "E3")
     scores = noisy_scores(sites, noise=0.01)
     scores[-1, CLASSES == 60] += 4  # looks like a siRNA of another plate, whose well is missing

@@ -1,9 +1,11 @@
 """Diagnosis of embeddings: a planted batch effect is seen, its removal too, and biology with it."""
 
+import itertools
 import sys
 
 import numpy as np
 import pytest
+from arrays import make_sites
 
 from rxrx1_jax import diagnose
 from rxrx1_jax.data.embeddings import Embeddings
@@ -18,17 +20,9 @@ FOUND, AGAIN, CONSISTENT, PLANTED = diagnosis.COLUMNS
 @pytest.fixture(scope="module")
 def screen():
     """Ten siRNAs on one plate of each of four experiments, two wells of two sites each."""
-    rows = [
-        (f"{e}_1_W{k}{w}_{s}", f"{e}_1_W{k}{w}", "HUVEC", e, 1, "positive_control", f"s{k}", k)
-        for e in ("HUVEC-01", "HUVEC-02", "HUVEC-03", "HUVEC-04")
-        for k in range(10)
-        for w in (0, 1)
-        for s in (1, 2)
-    ]
-    kinds = [("site_id", "U24"), ("well_id", "U24"), ("cell_type", "U8"), ("experiment", "U16"),
-             ("plate", "i4"), ("well_type", "U16"), ("sirna", "U8"),
-             ("sirna_id", "i4")]  # fmt: skip
-    sites = np.array(rows, kinds)
+    experiments = ("HUVEC-01", "HUVEC-02", "HUVEC-03", "HUVEC-04")
+    wells = itertools.product(experiments, range(10), (0, 1))
+    sites = make_sites((e, 1, f"W{k}{w}", "positive_control", k) for e, k, w in wells)
     rng = np.random.default_rng(0)
     planted = rng.normal(size=(10, 5))
     biology = planted[sites["sirna_id"]] + 0.3 * rng.normal(size=(len(sites), 5))

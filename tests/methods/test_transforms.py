@@ -7,16 +7,12 @@ import sys
 import numpy as np
 import pytest
 import scipy.linalg
+from arrays import LAYOUT, make_sites
 
 from rxrx1_jax.methods import transforms
 from rxrx1_jax.methods.combat_harmony import combat, harmony
 
-LAYOUT = [
-    ("site_id", "U24"), ("well_id", "U20"), ("cell_type", "U5"), ("experiment", "U8"),
-    ("plate", "i4"), ("well", "U3"), ("site", "i4"), ("well_type", "U16"), ("sirna_id", "i4"),
-]  # fmt: skip
-EXPERIMENTS = {"RPE-01": "RPE", "RPE-02": "RPE", "RPE-03": "RPE", "U2OS-01": "U2OS",
-               "U2OS-02": "U2OS"}  # fmt: skip
+EXPERIMENTS = ("RPE-01", "RPE-02", "RPE-03", "U2OS-01", "U2OS-02")
 PLATES, WELLS, D = 2, 24, 5  # the first 12 wells of a plate are controls
 ON_CONTROLS = (transforms.centre_scale, transforms.sphering, transforms.tvn)
 ON_ALL_ROWS = (combat, harmony)
@@ -26,18 +22,15 @@ EXTRAS = {combat: "analysis", harmony: "harmony"}
 
 @pytest.fixture
 def sites():
-    rows = []
-    for experiment, cell_type in EXPERIMENTS.items():
-        for plate in range(1, PLATES + 1):
-            for well in range(WELLS):
-                control = well < WELLS // 2
-                rows.append((
-                    f"{experiment}_{plate}_{well:02}_1", f"{experiment}_{plate}_{well:02}",
-                    cell_type, experiment, plate, f"{well:02}", 1,
-                    "positive_control" if control else "treatment",
-                    1108 + well if control else well % 4,
-                ))  # fmt: skip
-    return np.array(rows, LAYOUT)
+    kinds = [("positive_control", 1108 + well) for well in range(WELLS // 2)]
+    kinds += [("treatment", well % 4) for well in range(WELLS // 2)]
+    return make_sites(
+        ((experiment, plate, f"{well:02}", *kind)
+         for experiment in EXPERIMENTS
+         for plate in range(1, PLATES + 1)
+         for well, kind in enumerate(kinds)),
+        sites=(1,),
+    )  # fmt: skip
 
 
 @pytest.fixture
