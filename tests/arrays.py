@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rxrx1_jax.methods.centroids import TEMPERATURE
 from rxrx1_jax.methods.evidence import Evidence
 
 EXPERIMENTS = {"HUVEC-01": "train", "HUVEC-02": "train", "HUVEC-03": "test", "RPE-01": "test",
@@ -41,3 +42,19 @@ def small_evidence() -> Evidence:
     logits = rng.normal(size=(len(sites), TREATMENTS * PLATES)).astype(np.float32)
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     return Evidence(sites, role, x, log_probs, np.arange(TREATMENTS * PLATES, dtype=np.int32))
+
+
+def read_out_by_hand(x, evidence):
+    """What `centroids` of x gives the test sites, as a loop: log-softmax of cosines, float64."""
+    sites, train = evidence.sites, evidence.role == "train"
+    unit = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    out = []
+    for row, site in zip(unit, sites, strict=True):
+        means = []
+        for sirna in evidence.classes:
+            of = train & (sites["sirna_id"] == sirna)
+            own = of & (sites["cell_type"] == site["cell_type"])
+            means.append(unit[own if own.any() else of].sum(axis=0))
+        cosine = [row @ mean / np.linalg.norm(mean) / TEMPERATURE for mean in means]
+        out.append(cosine - np.log(np.exp(cosine).sum()))
+    return np.array(out)[evidence.role == "test"]

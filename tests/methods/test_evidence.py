@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from arrays import EXPERIMENTS, small_evidence
+from arrays import EXPERIMENTS, read_out_by_hand, small_evidence
 
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import assignment, catalogue, transforms
 from rxrx1_jax.methods.catalogue import METHODS, find
-from rxrx1_jax.methods.centroids import TEMPERATURE, centroids
+from rxrx1_jax.methods.centroids import centroids
 from rxrx1_jax.methods.combat_harmony import combat, harmony
 from rxrx1_jax.methods.evidence import (
     BUDGETS,
@@ -95,22 +95,6 @@ def test_without_test_controls_they_do_not_matter(evidence, name):
     assert not (same and name in ("centre_scale_plate", "tvn_plate", "combat_experiment"))
 
 
-def by_hand(x, evidence):
-    """The read-out of embeddings as a loop: log-softmax of cosines to centroids, float64."""
-    sites, train = evidence.sites, evidence.role == "train"
-    unit = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    out = []
-    for row, site in zip(unit, sites, strict=True):
-        means = []
-        for sirna in evidence.classes:
-            of = train & (sites["sirna_id"] == sirna)
-            own = of & (sites["cell_type"] == site["cell_type"])
-            means.append(unit[own if own.any() else of].sum(axis=0))
-        cosine = [row @ mean / np.linalg.norm(mean) / TEMPERATURE for mean in means]
-        out.append(cosine - np.log(np.exp(cosine).sum()))
-    return np.array(out)[evidence.role == "test"]
-
-
 def assigned_by_hand(assign, log_probs, evidence):
     ids = assign(log_probs, evidence.sites, evidence.classes, evidence.role)
     return np.where(ids[:, None] == evidence.classes, 0, -50)[evidence.role == "test"]
@@ -141,9 +125,9 @@ def test_each_method_computes_what_it_says(evidence, name):
     if name in EMBEDDED:
         function, by, on = EMBEDDED[name]
         fit = (given.role == on) if on else np.full(len(given.role), True)
-        expected = by_hand(function(given.x, given.sites, fit, by), given)
+        expected = read_out_by_hand(function(given.x, given.sites, fit, by), given)
     elif name == "centroids":
-        expected = by_hand(given.x, given)
+        expected = read_out_by_hand(given.x, given)
     elif name in ASSIGNED:
         expected = assigned_by_hand(ASSIGNED[name], log_probs, given)
     else:

@@ -1,8 +1,8 @@
 """Reports of made-up runs whose every accuracy is chosen, against figures worked out by hand."""
 
 import json
+import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -244,21 +244,6 @@ def test_a_run_of_version_0_2_shares_a_table_with_one_of_today(tmp_path):
         load_runs([old, new])
 
 
-class Parsed(HTMLParser):
-    def __init__(self, html: str):
-        super().__init__()
-        self.images, self.text, self.alts = [], "", []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "img":
-            self.images.append(dict(attributes)["src"])
-            self.alts.append(dict(attributes)["alt"])
-
-    def handle_data(self, data):
-        self.text += data
-
-
 class FakeRecords:
     """Screen of two siRNAs; siRNA 7 is in every experiment. Pixel = experiment gain x gradient."""
 
@@ -289,11 +274,11 @@ def test_page_is_complete_and_self_contained(demo, tmp_path, monkeypatch):
     path, remarks = page.write_page(load_runs(demo), out)
     assert path == out / "index.html" and remarks == []
     html = path.read_text()
-    parsed = Parsed(html)
-    assert sorted(parsed.images) == sorted(p.name for p in out.glob("*.png"))
-    assert len(parsed.images) == 5 and all(parsed.alts)
+    images = re.findall(r'<img src="([^"]+)" alt="[^"]+">', html)
+    assert sorted(images) == sorted(p.name for p in out.glob("*.png"))
+    assert len(images) == html.count("<img") == 5
     assert {p.suffix for p in out.iterdir()} == {".html", ".png"}  # nothing half-written
-    for name in parsed.images:
+    for name in images:
         picture = cv2.imread(str(out / name))
         assert min(picture.shape[:2]) > 200 and picture.std() > 5
     screen, runs = one_screen(demo)
@@ -352,32 +337,15 @@ def test_torn_and_repeated_lines_of_a_resumed_run(tmp_path):
     assert last == 0.25 and len(loaded.metrics) == 36
 
 
-def test_montage_sites_and_contrast():
-    records = FakeRecords()
-    chosen = figures.choose_sites(records)
+def test_sites_of_the_montages():
+    chosen = figures.choose_sites(FakeRecords())
     assert list(chosen) == ["HUVEC", "RPE", "HEPG2", "U2OS"]
     sites, images = chosen["RPE"]
+    assert len(images) == len(sites)
     # siRNA 2 is lower but in one experiment only; controls are never shown.
     assert [(s["experiment"], s["sirna_id"]) for s in sites] == [
         *(("RPE-01", 7), ("RPE-02", 7), ("RPE-03", 7))
     ]
-    low, high = faux_colours.contrast_limits(images, (1, 99.5))
-    everything = np.concatenate([image.reshape(6, -1) for image in images], axis=1)
-    for c in range(6):
-        ordered = np.sort(everything[c])
-        n = len(ordered) - 1
-        assert ordered[int(0.01 * n)] <= low[c] <= ordered[int(0.01 * n) + 1]
-        assert ordered[int(0.995 * n)] <= high[c] <= ordered[int(0.995 * n) + 1]
-    bright = faux_colours.stretch(images[2], low, high).mean()
-    assert bright > 1.5 * faux_colours.stretch(images[0], low, high).mean()
-
-
-def test_composite_colours():
-    planes = np.zeros((6, 1, 3), np.float32)
-    planes[2, 0, 0] = 1  # actin alone: red
-    planes[[2, 5], 0, 1] = 1, 0.5  # red and half yellow: 1 - 0 * .5, 1 - .5, 0
-    assert faux_colours.composite(planes)[0].tolist() == [[1, 0, 0], [1, 0.5, 0], [0, 0, 0]]
-    assert faux_colours.composite(np.ones((6, 2, 2), np.float32)).max() <= 1
 
 
 def test_flat_channel_stays_black():
