@@ -128,18 +128,6 @@ def do(job: Job, plan: Plan, arguments: list[str], worker: Worker, refused: dict
     return last if status is None else sweep.ending(status, last) if status else ""
 
 
-def run_jobs(plans: dict[Job, Plan], arguments: list[str], workers: int) -> dict[Path, str]:
-    """Does what is not done; returns {path: reason} of what failed."""
-    jobs = {plan.path: job for job, plan in plans.items()}
-    refused: dict[Any, str] = {}
-    return sweep.do_all(
-        list(plans.values()),
-        lambda path: is_done(jobs[path], path),
-        lambda plan, worker: do(jobs[plan.path], plan, arguments, worker, refused),
-        workers,
-    )
-
-
 def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
     """What became of each job, for the page."""
     found = []
@@ -183,10 +171,16 @@ def main(argv: list[str]) -> int:
         records.find_dataset(config.data.dir, config.data.name)
         jobs = make_jobs(methods, config.data.name, folds, seeds)
         plans = make_plans(config, methods, jobs, workdir)
-        reasons = {}
+        reasons: dict[Path, str] = {}
         if not options.collect:
-            arguments = main_lib.arguments_of_config(options)
-            reasons = run_jobs(plans, arguments, options.workers)
+            arguments, refused = main_lib.arguments_of_config(options), dict[Any, str]()
+            job_at = {plan.path: job for job, plan in plans.items()}
+            reasons = sweep.do_all(
+                list(plans.values()),
+                lambda path: is_done(job_at[path], path),
+                lambda plan, worker: do(job_at[plan.path], plan, arguments, worker, refused),
+                options.workers,
+            )
         found = outcomes(plans, reasons)
         text, written, remarks = page.write(methods, found, workdir / "report")
         print("\n".join(["", text, *remarks, f"Page: {written}"]))

@@ -107,13 +107,9 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
         return
     try:
         found = embeddings.read(chosen[0].path / embed.FILE)
-    except (OSError, ValueError) as error:
-        remarks.append(f"No maps of embeddings: {error}")
-        return
-    sites = found.sites
-    try:
+        sites = found.sites
         after = transforms.centre_scale(found.x, sites, sites["well_type"] != "treatment", "plate")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         remarks.append(f"No maps of embeddings: {error}")
         return
     wells = sites["well_type"] == "positive_control"
@@ -121,14 +117,10 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
               np.unique(sites["cell_type"])}  # fmt: skip
     cell_type = max(counts, key=lambda name: (counts[name], name == MAP_CELL_TYPE))
     unseen = set(chosen[0].accuracy["site"]["experiment"])
+    stages = [("before", found.x[wells]), ("after", after[wells])]
     page.picture(
         "maps",
-        embedding_map.figure(
-            [("before", found.x[wells]), ("after", after[wells])],
-            sites[wells],
-            cell_type,
-            unseen,
-        ),
+        embedding_map.figure(stages, sites[wells], cell_type, unseen),
         f"Positive controls (the same siRNAs on every plate, no classes of the network), run "
         f"{chosen[0].path.parent.name}/{chosen[0].path.name}: the first two principal components "
         "of the mean embedding of each siRNA in each experiment, before and after "

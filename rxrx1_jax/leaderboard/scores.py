@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rxrx1_jax.leaderboard import assess
 from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, Unit, compare, worst_experiment
+from rxrx1_jax.methods.statistics import Score, Unit, compare
 from rxrx1_jax.report.files import read_predictions
 from rxrx1_jax.report.runs import FinishedRun
 from rxrx1_jax.report.tables import gain
@@ -62,26 +60,10 @@ class Row(NamedTuple):
 
     @property
     def by_site(self) -> Score:
-        return self._score(lambda a: a["site"]["all"])
+        return self.score(lambda a: a["site"]["all"])
 
-    @property
-    def by_well(self) -> Score:
-        return self._score(lambda a: a["well"]["all"])
-
-    @property
-    def top5(self) -> Score:
-        return self._score(lambda a: a["top5"])
-
-    @property
-    def by_cell_type(self) -> Score:
-        """By site, each cell type counting the same (macro average)."""
-        return self._score(lambda a: float(np.mean(list(a["site"]["cell_type"].values()))))
-
-    @property
-    def worst_experiment(self) -> Score:
-        return self._score(lambda a: worst_experiment(a["site"]["experiment"])[1])
-
-    def _score(self, part: Callable[[Mapping[str, Any]], float]) -> Score:
+    def score(self, part: Callable[[Mapping[str, Any]], float]) -> Score:
+        """The figure that `part` takes from the accuracies of each run."""
         return {unit: part(accuracy) for unit, accuracy in self.accuracy.items()}
 
 

@@ -1,13 +1,24 @@
 """The tables of the leaderboard."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, diagnoses, select, verdict
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.evidence import BUDGETS, SEEN
-from rxrx1_jax.methods.statistics import Comparison, Score, by_fold, compare, ratio, summarise
+from rxrx1_jax.methods.statistics import (
+    Comparison,
+    Score,
+    by_fold,
+    compare,
+    ratio,
+    summarise,
+    worst_experiment,
+)
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value, gain, percent
 
 PROTOCOLS = ("batch", "random_site", "random_well")
@@ -17,14 +28,20 @@ MUST = {
     "chance": "chance: the intervals of both accuracies include it",
 }
 
+FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # of predictions.accuracies
+    "by well": lambda a: a["well"]["all"],
+    "top-5": lambda a: a["top5"],
+    "cell-type mean": lambda a: float(np.mean(list(a["site"]["cell_type"].values()))),
+    "worst experiment": lambda a: worst_experiment(a["site"]["experiment"])[1],
+}
+
 
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = folds x seeds that were asked for."""
     base: Score = next((row.by_site for row in rows if row.name == methods.baseline), {})
     folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
     one_world = len({world for world, _ in folds}) == 1
-    head = ["method", "by site", "over seeds", "by well", "top-5", "cell-type mean"]
-    head += ["worst experiment", "gain by site (95 % interval)"]
+    head = ["method", "by site", "over seeds", *FIGURES, "gain by site (95 % interval)"]
     if len(folds) > 1:
         head += [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
     cells: list[list[Cell]] = []
@@ -35,7 +52,7 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
         for row in members:
             name = row.name + (f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else "")
             seeds = Value(100 * summarise(row.by_site).over_seeds)
-            scores = (row.by_well, row.top5, row.by_cell_type, row.worst_experiment)
+            scores = map(row.score, FIGURES.values())
             pairs = {} if row.name == methods.baseline else row.by_site
             gains.append(compare(pairs, base))
             cells.append(

@@ -156,28 +156,20 @@ class TestAssignments:
             np.testing.assert_array_equal(predicted[[-1, -3]], sites["sirna_id"][[-1, -3]])
         assert set(predicted[[-1, -3]]) == set(sites["sirna_id"][[-1, -3]])
 
-    def test_a_training_site_of_the_same_well_does_not_take_its_sirna(self, decide):
-        sites = screen([0, 1, 2])
-        by_site = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
-        scores = noisy_scores(sites, seed=5)
-        test = by_site == "test"
-        alone = (sites["experiment"] != "E2") | test
-        np.testing.assert_array_equal(
-            decide(scores, sites, CLASSES, by_site)[test],
-            decide(scores[alone], sites[alone], CLASSES, roles(sites[alone], "E2"))[test[alone]],
-        )
-        best = CLASSES[scores.argmax(axis=1)]
-        assert (decide(scores, sites, CLASSES, by_site) != best)[test].any()
-
-    def test_scores_of_training_sites_do_not_reach_test_sites_of_the_well(self, decide):
+    def test_a_training_site_of_the_same_well_says_nothing_of_it(self, decide):
+        """Neither its siRNA, which the well may have, nor scores that were fitted to its label."""
         sites = screen([0, 1, 2])
         role = np.where((sites["experiment"] == "E2") & (sites["site"] == 2), "test", "train")
-        scores = noisy_scores(sites, noise=8.0, seed=6)
-        fitted = np.where((role == "train")[:, None], 100 * noisy_scores(sites, noise=0), scores)
+        test = role == "test"
+        alone = (sites["experiment"] != "E2") | test
+        scores = noisy_scores(sites, seed=5)
+        scores[~test] = 100 * noisy_scores(sites, noise=0)[~test]
+        found = decide(scores, sites, CLASSES, role)[test]
         np.testing.assert_array_equal(
-            decide(fitted, sites, CLASSES, role)[role == "test"],
-            decide(scores, sites, CLASSES, role)[role == "test"],
+            found,
+            decide(scores[alone], sites[alone], CLASSES, roles(sites[alone], "E2"))[test[alone]],
         )
+        assert (found != CLASSES[scores.argmax(axis=1)][test]).any()
 
     def test_more_wells_than_sirnas(self, decide):
         sites = screen([0, 1, 2, 0], more=[("E3", 1, "O23", "treatment", 40)])

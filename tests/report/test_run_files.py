@@ -22,26 +22,21 @@ def holds(content):
     return lambda path: path.write_text(content)
 
 
-def without(field):
-    def change(path):
-        with edited(path) as content:
-            *sections, name = field.split(".")
-            for section in sections:
-                content = content[section]
-            del content[name]
-
-    return change
-
-
-def with_value(field, value):
+def with_value(field, value=None, remove=False):
     def change(path):
         with edited(path) as content:
             *sections, name = field.split(".")
             for section in sections:
                 content = content[section]
             content[name] = value
+            if remove:
+                del content[name]
 
     return change
+
+
+def without(field):
+    return with_value(field, remove=True)
 
 
 def more(line):
