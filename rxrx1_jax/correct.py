@@ -19,9 +19,9 @@ from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.methods import corrections, statistics
 from rxrx1_jax.methods.catalogue import METHODS, find
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.methods.statistics import Score, Unit
 from rxrx1_jax.report.runs import check_same_settings
-from rxrx1_jax.report.tables import Cell, Table, Value, gain
+from rxrx1_jax.report.tables import Cell, Table, gain, percent
 from rxrx1_jax.training import predictions
 from rxrx1_jax.training.run_dir import RunError, read_settings
 
@@ -43,20 +43,23 @@ def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> Table:
 
 
 def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
-    scored = [predictions.accuracies(tables[name]) for tables in runs.values()]
-    worst = [statistics.worst_experiment(s["site"]["experiment"])[1] for s in scored]
-    cells: list[Cell] = [name]
-    for values in ([s["site"]["all"] for s in scored], [s["well"]["all"] for s in scored], worst):
-        found = statistics.spread(values)
-        cells.append(Value(100 * found.mean, sd=100 * found.sd))
+    def scores(name: str) -> list[Score]:
+        found = [predictions.accuracies(tables[name]) for tables in runs.values()]
+        figures = [
+            (a["site"]["all"], a["well"]["all"],
+             statistics.worst_experiment(a["site"]["experiment"])[1])
+            for a in found
+        ]  # fmt: skip
+        units = [Unit("", k, 0) for k in range(len(found))]
+        return [dict(zip(units, column, strict=True)) for column in zip(*figures, strict=True)]
+
+    cells: list[Cell] = [name, *map(percent, scores(name))]
     if name == BASE:
         return [*cells, ""]
     if len(runs) == 1:
         (tables,) = runs.values()
         return [*cells, gain(statistics.paired_difference(tables[name], tables[BASE]))]
-    base = [predictions.accuracies(tables[BASE]) for tables in runs.values()]
-    pairs = ({Unit("", k, 0): s["site"]["all"] for k, s in enumerate(of)} for of in (scored, base))
-    return [*cells, gain(statistics.compare(*pairs))]
+    return [*cells, gain(statistics.compare(scores(name)[0], scores(BASE)[0]))]
 
 
 def _to_share(run: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The pictures of the leaderboard: gains, gaps, accuracy by experiment."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -77,20 +78,17 @@ def gap_bars(scores: Mapping[str, Mapping[str, Score]], chance: float) -> Figure
             if protocol != "batch" and gap.n:
                 text = f"{100 * gap.mean:+.1f}\n× {ratio(score, found['batch']):.2f}"
                 axis.text(place, top + 1.5, text, ha="center", va="bottom", fontsize=8)
-    for protocol in protocols:
-        colour = ROW_COLOURS[protocol, "plate_control"]
-        axis.bar(0, 0, color=colour, label=PROTOCOLS[protocol])
-    axis.axhline(chance, color="#222", lw=0.8, ls=":", label=f"chance, {chance:.2g} %")
+    legend: dict[str, Any] = {
+        PROTOCOLS[protocol]: axis.bar(0, 0, color=ROW_COLOURS[protocol, "plate_control"])
+        for protocol in protocols
+    }
+    legend[f"chance, {chance:.2g} %"] = axis.axhline(chance, color="#222", lw=0.8, ls=":")
     axis.set_xticks(range(len(scores)), list(scores))
     axis.set_ylim(0, min(112, highest + 14))
     axis.set_ylabel("test accuracy by site (%)", **TEXT)
     tidy(axis)
-    handles, labels = axis.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda k: labels[k].startswith("chance"))
-    figure.legend(
-        [handles[k] for k in order], [labels[k] for k in order],
-        **OUTSIDE | {"ncols": 4 if len(scores) > 2 else 2},
-    )  # fmt: skip
+    columns = 4 if len(scores) > 2 else 2
+    figure.legend(legend.values(), legend.keys(), **OUTSIDE | {"ncols": columns})
     return figure
 
 

@@ -25,12 +25,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class Spread(NamedTuple):
-    mean: float
-    sd: float  # n - 1 in the denominator; NaN for a single value
-    n: int
-
-
 class Unit(NamedTuple):
     """What a run was measured on. Seeds of a fold share its training and test sites."""
 
@@ -53,7 +47,7 @@ class Comparison(NamedTuple):
     """A difference of two scores over the units of both; all NaN where n is 0."""
 
     mean: float
-    sd: float  # as in Spread
+    sd: float  # n - 1 in the denominator; NaN for a single pair
     low: float  # of the t interval; NaN for a single pair
     high: float
     n: int
@@ -64,14 +58,6 @@ def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
     if not accuracy:
         raise ValueError("no experiments: expected the accuracy of one at least")
     return min(accuracy.items(), key=lambda pair: (pair[1], pair[0]))
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of a figure over folds or seeds."""
-    if not len(values):
-        raise ValueError("no values: expected those of one fold or seed at least")
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return Spread(float(np.mean(values)), sd, len(values))
 
 
 def by_fold(score: Score) -> dict[tuple[str, int], float]:
@@ -87,11 +73,11 @@ def summarise(score: Score) -> Summary:
     if not score:
         return Summary(math.nan, math.nan, math.nan, 0)
     means = by_fold(score)
-    folds = spread(list(means.values()))
     squares = sum((value - means[unit[:2]]) ** 2 for unit, value in score.items())
     degrees = len(score) - len(means)
     seeds = math.sqrt(squares / degrees) if degrees else math.nan
-    return Summary(folds.mean, folds.sd, seeds, len(score))
+    folds = list(means.values())
+    return Summary(float(np.mean(folds)), _sd(folds), seeds, len(score))
 
 
 def compare(a: Score, b: Score) -> Comparison:
@@ -103,7 +89,8 @@ def compare(a: Score, b: Score) -> Comparison:
     units = sorted(a.keys() & b.keys())
     if not units:
         return Comparison(math.nan, math.nan, math.nan, math.nan, 0)
-    mean, sd, n = spread([a[unit] - b[unit] for unit in units])
+    pairs = [a[unit] - b[unit] for unit in units]
+    mean, sd, n = float(np.mean(pairs)), _sd(pairs), len(pairs)
     half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if n > 1 else math.nan
     return Comparison(mean, sd, float(mean - half), float(mean + half), n)
 
@@ -175,3 +162,8 @@ def paired_difference(a: pa.Table, b: pa.Table) -> Interval:
         raise ValueError(f"site {ids[0][same.argmin()]} has two labels: expected the same data")
     right = [(table["prediction"].to_numpy() == label).astype(np.float64) for table in (a, b)]
     return bootstrap_interval(right[0] - right[1], np.array(a["well_id"].to_pylist()))
+
+
+def _sd(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

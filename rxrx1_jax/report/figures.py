@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rxrx1_jax.data.images import Images
 from rxrx1_jax.methods.statistics import Score, summarise
 from rxrx1_jax.report.runs import FinishedRun, row_label
-from rxrx1_jax.report.table1 import COLUMNS, PAPER, Line, lines_of
+from rxrx1_jax.report.table1 import COLUMNS, PAPER, lines_of
 from tfds_builder.faux_colours import (
     CHANNEL_COLOURS,
     CHANNEL_PERCENTILES,
@@ -95,11 +95,10 @@ def learning_curves(runs: list[FinishedRun]) -> Figure:
 
 def cell_type_bars(runs: list[FinishedRun], chance: float) -> Figure:
     """Mean, sd and every fold for each cell type, beside the paper's; chance in %."""
-    panels: list[tuple[str, list[Line]]] = []
-    if any(run.cell_type == "all" for run in runs):
-        panels.append(("Break-down of one model", lines_of(runs, "site")))
-    if any(run.cell_type != "all" for run in runs):
-        panels.append(("Separate models", lines_of(runs, "site", separate=True)))
+    panels = [
+        ("Separate models" if kind else "Break-down of one model", lines_of(runs, "site", kind))
+        for kind in sorted({run.cell_type != "all" for run in runs})
+    ]
     figure = Figure(figsize=(10.5, 4.1), layout="constrained")
     axes = figure.subplots(1, len(panels) + 1, sharey=True, squeeze=False)[0]
     colours = row_colours(runs)

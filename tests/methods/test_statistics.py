@@ -22,7 +22,7 @@ def sites(seed=0, wells=60):
     return right[order], names[order]
 
 
-# worst experiment, spread
+# worst experiment, scores
 
 
 def test_worst_experiment_is_the_lowest_and_the_first_name_among_equals():
@@ -30,14 +30,6 @@ def test_worst_experiment_is_the_lowest_and_the_first_name_among_equals():
     assert cmp.worst_experiment(accuracy) == ("HUVEC-09", 0.2)
     with pytest.raises(ValueError, match="no experiments"):
         cmp.worst_experiment({})
-
-
-def test_spread_is_mean_and_sample_deviation():
-    assert cmp.spread([0.1, 0.2, 0.6]) == pytest.approx((0.3, math.sqrt(0.07), 3))
-    single = cmp.spread([0.4])
-    assert single.mean == 0.4 and math.isnan(single.sd) and single.n == 1
-    with pytest.raises(ValueError, match="no values"):
-        cmp.spread([])
 
 
 UNITS = [cmp.Unit("w", fold, seed) for fold in range(3) for seed in range(2)]
