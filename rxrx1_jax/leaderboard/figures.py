@@ -64,7 +64,7 @@ def gap_bars(scores: Mapping[str, Mapping[str, Score]], chance: float) -> Figure
     """
     figure = Figure(figsize=(max(4.5, 1.2 + 2.1 * len(scores)), 4.2), layout="constrained")
     axis = figure.subplots()
-    protocols = [p for p in PROTOCOLS if any(p in found for found in scores.values())]
+    protocols = [p for p in PROTOCOLS if any(found.get(p) for found in scores.values())]
     width, highest = 0.8 / len(protocols), 0.0
     for x, found in enumerate(scores.values()):
         for i, protocol in enumerate(protocols):

@@ -9,7 +9,7 @@ from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.leaderboard import embedding_map, figures, tables
 from rxrx1_jax.leaderboard.methods import Methods
-from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, make_rows, select
+from rxrx1_jax.leaderboard.scores import Outcome, Row, gap_scores, make_rows, select
 from rxrx1_jax.methods import transforms
 from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import DOTS, experiment_dots
@@ -55,7 +55,14 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
         show(tables.accuracy_table(methods, rows, asked), "Leaderboard")
         _gain_picture(methods, rows, page)
         show(tables.gap_table(methods, outcomes), "Gap")
-        _gap_picture(methods, outcomes, chance, page)
+        if gaps := gap_scores(methods, outcomes):
+            page.picture(
+                "gaps",
+                figures.gap_bars(gaps, chance),
+                "Bars: mean over folds of the means over seeds; whiskers: ± 1 sd over folds; "
+                "points: runs. Above the random splits: difference from the batch split in points, "
+                "and ratio.",
+            )
         page.heading("Experiments")
         page.picture(
             "experiments",
@@ -82,21 +89,6 @@ def _gain_picture(methods: Methods, rows: Sequence[Row], page: Page) -> None:
             figures.gains(rows, methods.baseline),
             "Gain by site over the baseline. Large dots: mean; lines: 95 % t interval over pairs "
             "of the same fold and seed; small dots: folds (mean over seeds).",
-        )
-
-
-def _gap_picture(methods: Methods, outcomes: Sequence[Outcome], chance: float, page: Page) -> None:
-    scores = {}
-    for name in methods.gap:
-        found = {p: by_site(select(outcomes, name, p)) for p in tables.PROTOCOLS}
-        if found["batch"] and (found["random_site"] or found["random_well"]):
-            scores[name] = {protocol: score for protocol, score in found.items() if score}
-    if scores:
-        page.picture(
-            "gaps",
-            figures.gap_bars(scores, chance),
-            "Bars: mean over folds of the means over seeds; whiskers: ± 1 sd over folds; points: "
-            "runs. Above the random splits: difference from the batch split in points, and ratio.",
         )
 
 

@@ -16,6 +16,7 @@ from rxrx1_jax.report.tables import gain
 from rxrx1_jax.training.predictions import accuracies
 
 FEWEST = 3  # runs that a verdict needs; with two the interval is too wide to mean anything
+PROTOCOLS = ("batch", "random_site", "random_well")
 NONE = "none"  # no correction: the network's own predictions
 
 
@@ -90,6 +91,15 @@ def select(
 ) -> list[Outcome]:
     wanted = (control, trained, protocol)
     return [o for o in outcomes if (o.job.control, o.job.trained, o.job.protocol) == wanted]
+
+
+def gap_scores(methods: Methods, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Score]]:
+    """{method: {protocol: accuracy by site}} of those with runs on the batch and a random split."""
+    found = {
+        name: {protocol: by_site(select(outcomes, name, protocol)) for protocol in PROTOCOLS}
+        for name in methods.gap
+    }
+    return {n: of for n, of in found.items() if of["batch"] and sum(map(bool, of.values())) > 1}
 
 
 def by_site(outcomes: Sequence[Outcome]) -> Score:

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from rxrx1_jax.leaderboard.methods import Methods
-from rxrx1_jax.leaderboard.scores import Outcome, Row, by_site, diagnoses, select, verdict
+from rxrx1_jax.leaderboard.scores import (
+    Outcome,
+    Row,
+    by_site,
+    diagnoses,
+    gap_scores,
+    select,
+    verdict,
+)
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.evidence import BUDGETS, SEEN
 from rxrx1_jax.methods.statistics import (
@@ -21,7 +29,6 @@ from rxrx1_jax.methods.statistics import (
 )
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value, gain, percent
 
-PROTOCOLS = ("batch", "random_site", "random_well")
 MUST = {
     "no gap": "no gap: the interval of random by site - batch includes 0",
     "gap": "a gap: the interval of random by site - batch lies above 0",
@@ -86,13 +93,11 @@ def gap_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None:
     head = ["method", "batch", "random by site", "random by well"]
     head += ["by site - batch", "ratio", "by well - batch", "ratio"]
     rows: list[list[Cell]] = []
-    for name in methods.gap:
-        batch, site, well = (by_site(select(outcomes, name, p)) for p in PROTOCOLS)
-        if batch and (site or well):
-            line: list[Cell] = [name, *map(percent, (batch, site, well))]
-            for random in (site, well):
-                line += [gain(compare(random, batch)), Value(ratio(random, batch), 2)]
-            rows.append(line)
+    for name, found in gap_scores(methods, outcomes).items():
+        line: list[Cell] = [name, *map(percent, found.values())]
+        for random in (found["random_site"], found["random_well"]):
+            line += [gain(compare(random, found["batch"])), Value(ratio(random, found["batch"]), 2)]
+        rows.append(line)
     notes = [
         "By site throughout. In the random split by site the other site of a test well may have "
         "been trained on; in that by well both sites are held out together. Differences in points, "

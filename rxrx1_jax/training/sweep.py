@@ -1,8 +1,7 @@
 """Many runs by one command: each in a process of its own, resumed or skipped, one or more at once.
 
-A run is `python -m rxrx1_jax.main` with some fields of the config changed. A crash leaves the
-others alone, and memory and device are free again after each, for 2 to 3 s of start-up. A lock
-beside each run keeps two commands that share a directory from running the same one.
+A run is `python -m rxrx1_jax.main` with some fields of the config changed. A lock beside each run
+keeps two commands that share a directory from running the same one.
 """
 
 import contextlib

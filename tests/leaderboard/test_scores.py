@@ -129,6 +129,16 @@ def test_gap_table_against_pandas(methods, outcomes):
         assert part == [f"{pairs.mean():+.1f} ({low:+.1f} to {high:+.1f})", f"{ratio:.2f}"]
 
 
+def test_gap_bars_are_the_means_over_folds(methods, outcomes):
+    axis = figures.gap_bars(scores.gap_scores(methods, outcomes), 25.0).axes[0]
+    data = frame(outcomes).query("trained == 'base'")
+    means = 100 * data.groupby(["protocol", "fold"])["site"].mean().groupby("protocol").mean()
+    heights = sorted(bar.get_height() for bar in axis.patches if bar.get_height())
+    assert heights == pytest.approx(sorted(means))
+    assert len(axis.texts) == 2  # above each random split
+    assert "chance" in axis.figure.legends[0].get_texts()[-1].get_text()
+
+
 @pytest.mark.parametrize(
     ("claim", "batch", "random", "held"),
     [

@@ -119,16 +119,6 @@ def test_interval_has_no_width_where_all_is_right_or_there_is_one_well():
     assert cmp.bootstrap_interval(np.array([1, 0]), np.array(["a", "a"])) == (0.5, 0.5, 0.5)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says():
-    # 300 screens of 80 wells, hits of both sites equal: resampling sites would cover about 83 %.
-    covered = []
-    for seed in range(300):
-        right = np.repeat(np.random.default_rng(seed).random(80) < 0.4, 2)
-        found = cmp.bootstrap_interval(right, np.repeat(np.arange(80), 2), seed=seed, draws=400)
-        covered.append(found.low <= 0.4 <= found.high)
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.04)
-
-
 def test_interval_follows_the_seed_and_not_the_order_of_rows_or_the_size_of_blocks(monkeypatch):
     right, wells = sites()
     order = np.random.default_rng(1).permutation(len(wells))
