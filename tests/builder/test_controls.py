@@ -38,7 +38,7 @@ def is_control(site) -> bool:
 
 
 def read(sites, image=fake_image):
-    return controls.read_statistics(sites, image, progress=False)
+    return controls.read_statistics(sites, image)
 
 
 def without(sites, *dropped):
@@ -64,9 +64,9 @@ def test_sums_are_exact_per_plate_and_well_type(sites):
     assert set(sums) == keys
     for key in keys:
         pixels = stacked([s for s in sites if (s.experiment, s.plate, s.well_type) == key])
-        assert sums[key].pixels == pixels.shape[1]
-        assert sums[key].sum == tuple(pixels.sum(axis=1))
-        assert sums[key].sum_of_squares == tuple((pixels**2).sum(axis=1))
+        count, first, second = sums[key].tolist()
+        assert count == [pixels.shape[1]] * 6 and first == pixels.sum(axis=1).tolist()
+        assert second == (pixels**2).sum(axis=1).tolist()
 
 
 @pytest.mark.parametrize("channels", [3, 6])
@@ -231,38 +231,25 @@ def test_metadata_states_every_statistic(sites):
 def test_everything_follows_from_the_stored_sums(sites):
     statistics = read(without(sites, "HUVEC-02"))
     stored = json.loads(json.dumps(statistics.to_json()))
+    assert list(stored["control_pixels"]) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
+    group = stored["control_pixels"]["HUVEC-01"]["2"]["negative_control"]
+    assert group["count"] == 2 * 2 * 64  # B02 and the further untreated well, two sites each
     sums = controls.sums_from_json(stored["control_pixels"])
-    assert sums == statistics.sums
-    again = controls.choose_statistics(statistics.plate, sums)
-    assert again.to_json() == stored
+    assert {key: group.tolist() for key, group in sums.items()} == {
+        key: group.tolist() for key, group in statistics.sums.items()
+    }
+    assert controls.choose_statistics(statistics.plate, sums).to_json() == stored
 
 
 def test_no_cancellation_where_float64_sums_fail():
     """10^13 pixels of 255, one of 254: float64 arithmetic gives a std of 0 or worse."""
     n = 10**13
-    sums = controls.PixelSums(n, (255 * n - 1,) * 6, (255**2 * n - 509,) * 6)
-    mean, std = controls.mean_and_std(sums)
+    mean, std = controls.mean_and_std(np.array([[n], [255 * n - 1], [255**2 * n - 509]]))
     variance = Fraction(255**2 * n - 509, n) - Fraction(255 * n - 1, n) ** 2
     np.testing.assert_allclose(std, math.sqrt(variance), rtol=1e-7)
-    assert (mean == np.float32(255)).all()
+    assert np.float32(mean) == np.float32(255)
     naive = (255**2 * n - 509) / n - ((255 * n - 1) / n) ** 2
     assert not math.isclose(naive, float(variance), rel_tol=1e-3)
-
-
-def test_constant_channel_has_zero_std():
-    mean, std = controls.mean_and_std(controls.image_sums(np.full((6, 4, 4), 7, np.uint8)))
-    assert mean.tolist() == [7.0] * 6 and std.tolist() == [0.0] * 6
-
-
-def test_json_layout(sites):
-    statistics = read(sites)
-    sums, tree = statistics.sums, statistics.to_json()["control_pixels"]
-    assert list(tree) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
-    assert list(tree["U2OS-01"]) == ["1"]
-    group = tree["HUVEC-01"]["2"]["negative_control"]
-    assert group["count"] == 2 * 2 * 64  # B02 and the further untreated well, two sites each
-    assert group["sum"] == list(sums["HUVEC-01", 2, "negative_control"].sum)
-    assert all(type(value) is int for value in group["sum_of_squares"])
 
 
 def test_map_in_order_is_bounded_and_stops_early():

@@ -7,9 +7,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from tfds_builder.rxrx1.examples import Encoded, StoredImage  # noqa: E402
 from tfds_builder.rxrx1.machine import build_lock  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import Site  # noqa: E402
 from tfds_builder.rxrx1.shards import SHARD_BYTES, plan_shards, write_shards  # noqa: E402
-from tfds_builder.rxrx1.staging import Shard, Staging, remove_leftovers  # noqa: E402
+from tfds_builder.rxrx1.staging import Staging, remove_leftovers  # noqa: E402
 
 VERSION = "1.0.0"
 SIZES = {"HUVEC-01": 40, "RPE-02": 13, "U2OS-05": 1}  # sites of each experiment
@@ -89,7 +89,7 @@ def build(folder: Path, encode, sites=None, file_format="tfrecord") -> None:
         if not (folder / VERSION).exists():
             with tfds.core.utils.incomplete_dir(folder / VERSION) as into:
                 staging = make_staging(folder, file_format)
-                write_shards(plan, encode, staging, 1, progress=False)
+                write_shards(plan, encode, staging)
                 staging.place(plan, into)
                 places = [staging.stored_images(shard) for shard in plan]
                 Path(into, "dataset_info.json").write_text(json.dumps(places))
@@ -206,7 +206,7 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
     victim = plan[3].sites[2].site_id
     failing = Encode(encode.log, fail_at=victim)
     with pytest.raises(ValueError, match=rf"^images/{victim}.png cannot be decoded$"):
-        write_shards(plan, failing, staging, 1, progress=False)
+        write_shards(plan, failing, staging)
     first = staged(tmp_path / "rxrx1")
     assert sorted(first) == sorted(shard.name for shard in plan[:3])
     # Each has its sidecar; the file that it was writing is gone.
@@ -216,7 +216,7 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
     short = first[plan[1].name]
     short.write_bytes(short.read_bytes()[:-1])
     (staging.folder / f"{plan[5].name}.0123.tmp").write_bytes(b"half")
-    written = write_shards(plan, Encode(encode.log, "second"), staging, 1)
+    written = write_shards(plan, Encode(encode.log, "second"), staging)
     message = capsys.readouterr().err
     assert "Resuming: 0 of 3 experiments, 2 of 8 shards are there" in message
     assert "54/54" in message
@@ -234,7 +234,7 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
         size = sum(len(record(site)) for site in make_sites() if site.experiment == split)
         assert sum(part.bytes for part in parts) == size
     assert not list(staging.folder.glob("*.tmp"))
-    assert write_shards(plan, None, staging, 1, progress=False) == written  # nothing to encode
+    assert write_shards(plan, None, staging) == written  # nothing to encode
 
     (tmp_path / "into").mkdir()
     staging.place(plan, tmp_path / "into")
@@ -251,7 +251,7 @@ def test_other_data_and_formats_are_kept_apart(tmp_path):
     ]
     for staging in stagings:
         encode = Encode(str(tmp_path / f"log{stagings.index(staging)}"))
-        write_shards(plan, encode, staging, 1, progress=False)
+        write_shards(plan, encode, staging)
         assert len(encode.calls()) == sum(SIZES.values())
     assert len({staging.folder for staging in stagings}) == 3
     fewer = dataclasses.replace(plan[0], sites=plan[0].sites[:-1])  # cut by other code
@@ -260,25 +260,6 @@ def test_other_data_and_formats_are_kept_apart(tmp_path):
         stagings[0].write(fewer, map(encoded, plan[0].sites))
     with pytest.raises(ValueError, match="file_format='riegeli'.*tfrecord"):
         make_staging(tmp_path, "riegeli")
-
-
-def test_look_ahead_is_bounded(tmp_path):
-    """A writer that stands still stops the encoders after a few sites."""
-    plan = plan_shards(make_sites({"HUVEC-01": 400}), SITE_BYTES)
-    staging = make_staging(tmp_path)
-    encode = Encode(str(tmp_path / "log"))
-    seen = []
-    write = Staging.write
-
-    def slow(self, shard: Shard, examples):
-        time.sleep(0.05)
-        seen.append(len(encode.calls()) - 8 * len(seen))
-        return write(self, shard, examples)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Staging, "write", slow)
-        write_shards(plan[:10], encode, staging, 1, progress=False)
-    assert max(seen) <= 2 * shards_module.map_in_order.__globals__["usable_cpus"]() + 1
 
 
 # Kills
@@ -412,22 +393,16 @@ def test_second_build_stops_at_once(tmp_path, processes):
 # Full disks
 
 
-def test_too_little_space_is_refused_before_writing(tmp_path, monkeypatch):
+def test_needed_space_is_compared_with_the_free(tmp_path, monkeypatch):
     plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path)
-    encode = Encode(str(tmp_path / "log"))
-    usage = shards_module.Staging.check_space.__globals__["shutil"]._ntuple_diskusage
+    usage = shutil._ntuple_diskusage
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**8))
     expected = r"54 sites of about 3800000 bytes need 0.2 GB, 0.1 GB are free, 0.1 GB are missing"
     with pytest.raises(OSError, match=expected):
-        write_shards(plan, encode, staging, 10**7, progress=False)
-    assert encode.calls() == []
-    # once shards are there, what they take counts and not the estimate
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
-    with pytest.raises(ValueError):
-        failing = Encode(encode.log, fail_at=plan[3].sites[0].site_id)
-        write_shards(plan, failing, staging, 10**7, progress=False)
+        staging.check_space(plan, 10**7)
+    write_shards(plan[:3], encoded, staging)  # what these take counts now, not the estimate
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**5))
-    assert len(write_shards(plan, encoded, staging, 10**7, progress=False)) == 3
+    staging.check_space(plan, 10**7)
 
 
 @contextlib.contextmanager
@@ -478,10 +453,10 @@ def test_beam_writes_the_same_files_and_resumes(tmp_path, reference, monkeypatch
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `Encode`
     plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path / "rxrx1")
-    write_shards(plan[:2], encoded, staging, 1, progress=False)
+    write_shards(plan[:2], encoded, staging)
     encode, options = Encode(str(tmp_path / "log")), PipelineOptions(flags)
-    run = {"progress": False, "beam_runner": "FnApiRunner", "beam_options": options}
-    written = write_shards(plan, encode, staging, 1, **run)
+    run = {"beam_runner": "FnApiRunner", "beam_options": options}
+    written = write_shards(plan, encode, staging, **run)
     calls = encode.calls()
     expected = sorted(site.site_id for shard in plan[2:] for site in shard.sites)
     assert sorted(site_id for *_, site_id in calls) == expected
@@ -499,9 +474,9 @@ def test_beam_names_the_file_at_fault(tmp_path, monkeypatch):
     plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path / "rxrx1")
     encode = Encode(str(tmp_path / "log"), fail_at=plan[3].sites[2].site_id)
     with pytest.raises(Exception, match=f"images/{encode.fail_at}.png cannot be decoded"):
-        write_shards(plan, encode, staging, 1, progress=False, beam_runner="FnApiRunner")
+        write_shards(plan, encode, staging, beam_runner="FnApiRunner")
     assert plan[3].name not in staged(tmp_path / "rxrx1")
     assert not list(staging.folder.glob("*.tmp"))
     monkeypatch.setattr(shards_module, "__package__", "rxrx1")
     with pytest.raises(RuntimeError, match="--imports=tfds_builder.rxrx1"):
-        write_shards(plan, encoded, staging, 1, progress=False, beam_runner="FnApiRunner")
+        write_shards(plan, encoded, staging, beam_runner="FnApiRunner")

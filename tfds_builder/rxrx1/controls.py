@@ -2,19 +2,18 @@
 
 The paper standardises intensities "by the mean and standard deviation of the control intensities
 per channel per plate". Pixels of positive and negative controls are pooled, both sites of a well:
-untreated wells alone are 1.0-2.7 times brighter than their plate at large. Sums are exact
-integers, so the figures depend neither on the order of the sites nor on the number of threads.
+untreated wells alone are 1.0-2.7 times brighter than their plate at large. Sums are exact, so the
+figures depend neither on the order of the sites nor on the number of threads.
 
 A part of a release may have plates, even experiments, without any control. What serves a plate is
 the first usable of SOURCES; a group of wells is usable if none of its channels is constant.
 """
 
 import logging
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,19 +28,12 @@ SOURCES = {  # of the statistics of a plate, best first
     "plate_sites": "all its sites",
     "experiment_sites": "all sites of its experiment",
 }
-_LEVELS = np.arange(256, dtype=np.int64)
+_LEVELS = np.arange(256)
 
+Sums = np.ndarray  # int64 [3, C]: pixels, their sum and the sum of their squares, of each channel
 Key = tuple[str, int, str]  # experiment, plate, well_type
 Plate = tuple[str, int]  # experiment, plate
 MeanStd = tuple[np.ndarray, np.ndarray]  # float32 [C] each, counts
-
-
-class PixelSums(NamedTuple):
-    """Exact pixel sums per channel, over the sites of one group of wells."""
-
-    pixels: int  # of one channel
-    sum: tuple[int, ...]  # [C]
-    sum_of_squares: tuple[int, ...]  # [C]
 
 
 @dataclass(frozen=True)
@@ -49,13 +41,13 @@ class Statistics:
     """What standardises the images of a dataset. Equal for any order of the sites.
 
     Attributes:
-      sums: exact sums of all controls, by plate and well_type; of treatments too in experiments
-        whose controls are not usable. Everything else follows from them.
-      plate: mean and population standard deviation of each plate, float32 [C] each, in counts.
+      sums: of all controls, by plate and well_type; of treatments too in experiments whose controls
+        are not usable. Everything else follows from them.
+      plate: mean and population standard deviation of each plate.
       source: which of SOURCES they come from.
     """
 
-    sums: Mapping[Key, PixelSums]
+    sums: Mapping[Key, Sums]
     plate: Mapping[Plate, MeanStd]
     source: Mapping[Plate, str]
 
@@ -69,42 +61,41 @@ class Statistics:
           negative_control {plate, experiment}: untreated wells alone, where there are any.
         Decimals are the shortest that give the float32 of the records back.
         """
-        pixels: dict[str, dict] = {}
-        plates: dict[str, dict] = {}
-        untreated: dict[str, dict] = {}
+        pixels: dict[str, dict] = defaultdict(lambda: defaultdict(dict))
+        plates: dict[str, dict] = defaultdict(dict)
+        untreated: dict[str, dict] = defaultdict(dict)
         for (experiment, plate, well_type), group in sorted(self.sums.items()):
-            pixels.setdefault(experiment, {}).setdefault(str(plate), {})[well_type] = {
-                "count": group.pixels,
-                "sum": list(group.sum),
-                "sum_of_squares": list(group.sum_of_squares),
+            count, first, second = group.tolist()
+            pixels[experiment][str(plate)][well_type] = {
+                "count": count[0],
+                "sum": first,
+                "sum_of_squares": second,
             }
             if well_type == "negative_control":
-                untreated.setdefault(experiment, {})[str(plate)] = _entry(mean_and_std(group))
+                untreated[experiment][str(plate)] = group
         for (experiment, plate), statistics in sorted(self.plate.items()):
-            entry = _entry(statistics, self.source[experiment, plate])
-            plates.setdefault(experiment, {})[str(plate)] = entry
-        names = sorted(plates)
-        negative = {name: _groups(self.sums, name, types=("negative_control",)) for name in names}
+            plates[experiment][str(plate)] = _entry(*statistics, self.source[experiment, plate])
+        whole = _choose(self.sums, self.plate, "experiment")
         return {
             "control_pixels": pixels,
             "control_statistics": {
                 "plate": plates,
-                "experiment": {name: _entry(*_choose(self.sums, name)) for name in names},
+                "experiment": {name: _entry(*chosen) for (name, _), chosen in whole.items()},
                 "negative_control": {
-                    "plate": untreated,
+                    "plate": {
+                        name: {plate: _entry(*mean_and_std(group)) for plate, group in of.items()}
+                        for name, of in untreated.items()
+                    },
                     "experiment": {
-                        name: _entry(mean_and_std(pool(groups)))
-                        for name, groups in negative.items()
-                        if groups
+                        name: _entry(*mean_and_std(sum(of.values())))
+                        for name, of in untreated.items()
                     },
                 },
             },
         }
 
 
-def read_statistics(
-    sites: Sequence[Site], read: Callable[[Site], np.ndarray], progress: bool = True
-) -> Statistics:
+def read_statistics(sites: Sequence[Site], read: Callable[[Site], np.ndarray]) -> Statistics:
     """Reads the control sites, and all sites of experiments without usable controls.
 
     One warning tells which plates are not standardised by controls of their own.
@@ -112,37 +103,37 @@ def read_statistics(
     Args:
       sites: all sites of the dataset.
       read: site -> uint8 [C, H, W]; called from several threads.
-      progress: shows a bar.
     """
     controls = [site for site in sites if site.well_type in CONTROL_TYPES]
-    sums = _read_sums(controls, read, "Reading controls", progress)
+    sums = _read_sums(controls, read, "Reading controls")
     # Where the pooled controls of an experiment are not usable, those of none of its plates are.
-    names = sorted({site.experiment for site in sites})
-    lacking = {name for name in names if not usable(_groups(sums, name, types=CONTROL_TYPES))}
+    served = _choose(sums, {key[:2] for key in sums}, "experiment").items()
+    usable = {experiment for (experiment, _), (_, std, _) in served if std.all()}
+    lacking = {site.experiment for site in sites} - usable
     others = [s for s in sites if s.experiment in lacking and s.well_type not in CONTROL_TYPES]
     if others:
         label = f"Reading {len(lacking)} experiments without usable controls"
-        sums |= _read_sums(others, read, label, progress)
+        sums |= _read_sums(others, read, label)
     statistics = choose_statistics({(site.experiment, site.plate) for site in sites}, sums)
     _warn(statistics)
     return statistics
 
 
-def choose_statistics(plates: Iterable[Plate], sums: Mapping[Key, PixelSums]) -> Statistics:
+def choose_statistics(plates: Iterable[Plate], sums: Mapping[Key, Sums]) -> Statistics:
     """The statistics that follow from the sums, for plates that have sums in their experiment."""
-    chosen = {(name, number): _choose(sums, name, number) for name, number in sorted(plates)}
+    chosen = _choose(sums, plates, "plate")
     return Statistics(
         dict(sums),
-        {plate: statistics for plate, (statistics, _) in chosen.items()},
-        {plate: source for plate, (_, source) in chosen.items()},
+        {plate: (mean, std) for plate, (mean, std, _) in chosen.items()},
+        {plate: source for plate, (_, _, source) in chosen.items()},
     )
 
 
-def sums_from_json(tree: Mapping[str, Mapping]) -> dict[Key, PixelSums]:
+def sums_from_json(tree: Mapping[str, Mapping]) -> dict[Key, Sums]:
     """`Statistics.sums` from metadata.json's control_pixels."""
     return {
-        (experiment, int(plate), well_type): PixelSums(
-            group["count"], tuple(group["sum"]), tuple(group["sum_of_squares"])
+        (experiment, int(plate), well_type): np.array(
+            [[group["count"]] * len(group["sum"]), group["sum"], group["sum_of_squares"]]
         )
         for experiment, plates in tree.items()
         for plate, groups in plates.items()
@@ -150,111 +141,74 @@ def sums_from_json(tree: Mapping[str, Mapping]) -> dict[Key, PixelSums]:
     }
 
 
-def image_sums(image: np.ndarray) -> PixelSums:
+def pixel_sums(image: np.ndarray) -> Sums:
     """Sums over the pixels of one image, uint8 [C, H, W]."""
-    histograms = [np.bincount(plane.ravel(), minlength=256) for plane in image]
-    return PixelSums(
-        image[0].size,
-        tuple(int(h @ _LEVELS) for h in histograms),
-        tuple(int(h @ _LEVELS**2) for h in histograms),
-    )
+    histograms = np.stack([np.bincount(plane.ravel(), minlength=256) for plane in image])
+    return np.stack([histograms.sum(1), histograms @ _LEVELS, histograms @ _LEVELS**2])
 
 
-def pool(parts: Iterable[PixelSums]) -> PixelSums:
-    """Sums of a union of disjoint groups of pixels."""
-    counts, sums, squares = zip(*parts, strict=True)
-    return PixelSums(
-        sum(counts),
-        tuple(sum(channel) for channel in zip(*sums, strict=True)),
-        tuple(sum(channel) for channel in zip(*squares, strict=True)),
-    )
-
-
-def mean_and_std(sums: PixelSums) -> MeanStd:
+def mean_and_std(sums: Sums) -> MeanStd:
     """Mean and population standard deviation, float32 [C] each, in counts (0..255).
 
     S1/n and sqrt((n*S2 - S1^2) / n^2) in Python integers: rounded once, no cancellation. A
     constant channel has a standard deviation of zero; it is left to consumers to guard it.
     """
-    n = sums.pixels
-    mean = [s1 / n for s1 in sums.sum]
-    std = [
-        math.sqrt((n * s2 - s1 * s1) / (n * n))
-        for s1, s2 in zip(sums.sum, sums.sum_of_squares, strict=True)
-    ]
-    return np.array(mean, np.float32), np.array(std, np.float32)
-
-
-def usable(groups: Sequence[PixelSums]) -> bool:
-    """Whether the groups together hold pixels, and more than one value in every channel."""
-    if not groups:
-        return False
-    n, first, second = pool(groups)
-    return all(n * s2 > s1 * s1 for s1, s2 in zip(first, second, strict=True))
+    n, first, second = sums.astype(object)
+    variance = ((n * second - first * first) / (n * n)).astype(np.float64)
+    return (first / n).astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def _choose(
-    sums: Mapping[Key, PixelSums], experiment: str, plate: int | None = None
-) -> tuple[MeanStd, str]:
-    """Statistics and source of one plate, or (plate None) of a whole experiment."""
-    every = {
-        "plate_controls": _groups(sums, experiment, plate, CONTROL_TYPES),
-        "experiment_controls": _groups(sums, experiment, None, CONTROL_TYPES),
-        "plate_sites": _groups(sums, experiment, plate),
-        "experiment_sites": _groups(sums, experiment),
-    }
-    found = {
-        source: every[source]
-        for source in SOURCES
-        if every[source] and (plate is not None or source.startswith("experiment"))
-    }
-    # With a channel that is constant all over the experiment, the best source still serves.
-    source = next((s for s, groups in found.items() if usable(groups)), next(iter(found)))
-    return mean_and_std(pool(found[source])), source
-
-
-def _groups(
-    sums: Mapping[Key, PixelSums],
-    experiment: str,
-    plate: int | None = None,
-    types: Sequence[str] | None = None,
-) -> list[PixelSums]:
-    return [
-        group
-        for (e, p, well_type), group in sums.items()
-        if e == experiment and plate in (None, p) and (types is None or well_type in types)
-    ]
+    sums: Mapping[Key, Sums], plates: Iterable[Plate], by: str
+) -> dict[Plate, tuple[np.ndarray, np.ndarray, str]]:
+    """Mean, std and source of each plate, or of its experiment (`by` "plate" or "experiment")."""
+    chosen = {}
+    for plate in sorted(plates):
+        for source in SOURCES if by == "plate" else ("experiment_controls", "experiment_sites"):
+            place = plate if source.startswith("plate") else plate[:1]
+            groups = [
+                group
+                for key, group in sums.items()
+                if key[: len(place)] == place
+                and (key[2] in CONTROL_TYPES or source.endswith("sites"))
+            ]
+            if groups:
+                mean, std = mean_and_std(np.sum(groups, axis=0))
+                # With a channel that is constant all over, the best source still serves.
+                if std.all() or plate not in chosen:
+                    chosen[plate] = mean, std, source
+                if std.all():
+                    break
+    return chosen
 
 
 def _read_sums(
-    sites: Sequence[Site], read: Callable[[Site], np.ndarray], label: str, progress: bool
-) -> dict[Key, PixelSums]:
-    totals: dict[Key, PixelSums] = {}
-    results = map_in_order(lambda site: image_sums(read(site)), sites)
-    bar = tqdm(results, label, len(sites), unit=" sites", disable=not progress)
+    sites: Sequence[Site], read: Callable[[Site], np.ndarray], label: str
+) -> dict[Key, Sums]:
+    totals: dict[Key, Sums] = {}
+    results = map_in_order(lambda site: pixel_sums(read(site)), sites)
+    bar = tqdm(results, label, len(sites), unit=" sites")
     for site, sums in zip(sites, bar, strict=True):
         key = (site.experiment, site.plate, site.well_type)
-        totals[key] = pool((totals[key], sums)) if key in totals else sums
+        totals[key] = totals[key] + sums if key in totals else sums
     return totals
 
 
-def _entry(statistics: MeanStd, source: str | None = None) -> dict[str, Any]:
-    mean, std = ([float(str(value)) for value in part] for part in statistics)
-    return {"mean": mean, "std": std} | ({"source": source} if source else {})
+def _entry(mean: np.ndarray, std: np.ndarray, source: str = "") -> dict[str, Any]:
+    figures = ([float(str(value)) for value in part] for part in (mean, std))
+    return dict(zip(("mean", "std"), figures, strict=True)) | ({"source": source} if source else {})
 
 
 def _warn(statistics: Statistics) -> None:
     """Logs which plates fell back on what, and why."""
     by_source: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     reasons: Counter[str] = Counter()
-    constant = []
     for (experiment, plate), source in statistics.source.items():
         if source != "plate_controls":
             by_source[source][experiment].append(plate)
-            own = _groups(statistics.sums, experiment, plate, CONTROL_TYPES)
+            own = any((experiment, plate, kind) in statistics.sums for kind in CONTROL_TYPES)
             reasons["with a constant channel in them" if own else "without control wells"] += 1
-        if not statistics.plate[experiment, plate][1].all():
-            constant.append(f"{experiment} plate {plate}")
+    constant = [f"{e} plate {p}" for (e, p), (_, std) in statistics.plate.items() if not std.all()]
     if by_source:
         why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         served = "; ".join(
@@ -262,10 +216,9 @@ def _warn(statistics: Statistics) -> None:
             + ", ".join(f"{name} {'+'.join(map(str, plates))}" for name, plates in found.items())
             for source, found in by_source.items()
         )
-        count = sum(reasons.values())
         logging.warning(
             "%d of %d plates have no usable controls of their own (%s). What serves them: %s",
-            count, len(statistics.source), why, served,
+            reasons.total(), len(statistics.source), why, served,
         )  # fmt: skip
     if constant:
         logging.warning(

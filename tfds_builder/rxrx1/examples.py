@@ -14,14 +14,14 @@ import deflate
 import numpy as np
 import tensorflow_datasets as tfds
 
-from .controls import image_sums
+from .controls import pixel_sums
 from .images import View, read_image
 from .release.metadata import CHANNELS, Site
 from .release.release import Release
 
 ZLIB_LEVEL = 6  # of libdeflate; 9 saves 2 % of the disk for four times the work, 1 costs 6 %
 
-Statistics = Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]]
+Statistics = Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]]  # those of each plate
 
 
 class StoredImage(NamedTuple):
@@ -31,8 +31,8 @@ class StoredImage(NamedTuple):
     size: int  # bytes
     record: int  # bytes of the whole record
     adler32: int  # of the planes
-    pixel_sum: tuple[int, ...]  # [C]
-    pixel_sum2: tuple[int, ...]  # [C], of squares
+    pixel_sum: list[int]  # [C]
+    pixel_sum2: list[int]  # [C], of squares
 
 
 class Encoded(NamedTuple):
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 def locate(example: bytes, stream: bytes, image: np.ndarray) -> StoredImage:
     """Describes the zlib stream of `image` in a record that holds it."""
-    _, first, second = image_sums(image)
+    _, first, second = pixel_sums(image).tolist()
     checksum = int.from_bytes(stream[-4:], "big")  # RFC 1950: a stream ends with it
     return StoredImage(example.index(stream), len(stream), len(example), checksum, first, second)
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import struct
 import zlib
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ RGB_SIZE = 256  # side of the WILDS layout's images, pixels
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB = 0, 2  # PNG colour types
-_SITES_PER_TASK = 16  # few enough for a smooth bar, many enough to cost nothing
 _FAULTS_SHOWN = 10
 
 
@@ -59,7 +57,7 @@ class View:
             )
 
 
-def check_images(release: Release, view: View, progress: bool = True) -> None:
+def check_images(release: Release, view: View) -> None:
     """Reads every image file of the view whole, so that no broken one stops a build hours later.
 
     Each file must exist and be a PNG of `source_size` x `source_size` 8-bit grayscale pixels (RGB
@@ -72,27 +70,24 @@ def check_images(release: Release, view: View, progress: bool = True) -> None:
         many); or the release cannot give this view.
     """
     _check_view(release, view)
-    sites = release.sites
-    tasks = [sites[i : i + _SITES_PER_TASK] for i in range(0, len(sites), _SITES_PER_TASK)]
 
-    def check(task: Sequence[Site]) -> list[tuple[str, str, str]]:
+    def check(site: Site) -> list[tuple[str, str, str]]:
         return [
             (site.site_id, name, fault)
-            for site in task
-            for name in _files(release, site, view)
+            for name in release.image_names(site)[: view.channels]
             if (fault := _read(release, name, view)[1])
         ]
 
     count = 0
     first: list[tuple[str, str, str]] = []
-    bar = tqdm(total=len(sites), desc="Checking images", unit=" sites", disable=not progress)
     # Both what threads wait for, the disk, and what they compute, the CRC, leave the GIL free.
-    results = map_in_order(check, tasks, 4 * usable_cpus())
+    results = map_in_order(check, release.sites, 4 * usable_cpus())
+    bar = tqdm(total=len(release.sites), desc="Checking images", unit=" sites")
     with bar, contextlib.closing(results):
-        for task, found in zip(tasks, results, strict=True):
+        for found in results:
             count += len(found)
             first += found[: _FAULTS_SHOWN - len(first)]
-            bar.update(len(task))
+            bar.update()
     if count:
         place = places(release, {site_id for site_id, _, _ in first})
         shown = "\n  ".join(
@@ -117,7 +112,7 @@ def read_image(release: Release, site: Site, view: View) -> np.ndarray:
     """
     _check_view(release, view)
     planes: list[np.ndarray] = []
-    for name in _files(release, site, view):
+    for name in release.image_names(site)[: view.channels]:
         pixels = _decode(release, site, name, view)
         if pixels.ndim == 3:
             planes += [pixels[..., channel] for channel in (2, 1, 0)]  # OpenCV decodes to BGR
@@ -137,11 +132,6 @@ def _check_view(release: Release, view: View) -> None:
             f" (of images of {view.source_size} px) cannot be made from it: build config wilds, or"
             " get the official release or the Kaggle data"
         )
-
-
-def _files(release: Release, site: Site, view: View) -> list[str]:
-    """The files that a view needs."""
-    return release.image_names(site)[: view.channels]
 
 
 def _decode(release: Release, site: Site, name: str, view: View) -> np.ndarray:

@@ -128,7 +128,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
                 ' "experiments": ["HUVEC-01"], "sites": [1]}\''
             )
         release = self._open_release(self._folder(dl_manager, download_config.manual_dir))
-        view = self._view(release)
+        source_size = self.builder_config.source_size or self.builder_config.size
+        if release.layout == "wilds" and self.builder_config.size <= images.RGB_SIZE:
+            source_size = images.RGB_SIZE  # cropped already
+        view = self.builder_config.view(source_size)
         site_bytes = view.channels * view.size**2
         plan = shards.plan_shards(release.sites, site_bytes)
         stage = staging.Staging(
@@ -146,7 +149,6 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             plan,
             encode,
             stage,
-            site_bytes,
             beam_runner=download_config.beam_runner,
             beam_options=download_config.beam_options,
         )
@@ -219,13 +221,6 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         # One folder for all configs that need the archives: they are checked once.
         folder = dl_manager.download_dir / f"rxrx1_archives_{config.archives}"
         return downloads.fetch(downloads.ARCHIVES[config.archives], dl_manager, folder)
-
-    def _view(self, release: Release) -> images.View:
-        config = self.builder_config
-        source_size = config.source_size or config.size
-        if release.layout == "wilds" and config.size <= images.RGB_SIZE:
-            source_size = images.RGB_SIZE  # cropped already
-        return config.view(source_size)
 
     def _check_and_read_controls(
         self,

@@ -64,8 +64,6 @@ def write_shards(
     shards: Sequence[Shard],
     encode: Encoder,
     staging: Staging,
-    site_bytes: int,
-    progress: bool = True,
     beam_runner: Any = None,
     beam_options: Any = None,
 ) -> dict[str, list[Written]]:
@@ -75,8 +73,6 @@ def write_shards(
       shards: of the whole dataset, from `plan_shards`.
       encode: makes the record of a site.
       staging: where finished shards lie.
-      site_bytes: of one raw image, for the check of free space.
-      progress: shows a bar over sites, with the time left.
       beam_runner: a Beam runner or its name; this or `beam_options` makes Beam do the work.
         Workers need this package installed, `encode`'s files and the folder of `staging`.
       beam_options: `PipelineOptions` of Beam.
@@ -85,15 +81,14 @@ def write_shards(
       {split: what its shards hold, in order}.
 
     Raises:
-      OSError: not enough space, or a file could not be written; finished shards are kept.
+      OSError: a file could not be written; finished shards are kept.
       Exception: whatever `encode` raised; under Beam a RuntimeError that quotes it.
     """
     staging.prepare()
     finished = staging.finished(shards)
     missing = [shard for shard in shards if shard.name not in finished]
-    staging.check_space(shards, site_bytes)
     done = sum(written.examples for written in finished.values())
-    if finished and progress:
+    if finished:
         splits = {shard.split for shard in shards}
         whole = len(splits - {shard.split for shard in missing})
         tqdm.write(
@@ -106,7 +101,6 @@ def write_shards(
         initial=done,
         desc="Writing records",
         unit=" sites",
-        disable=not progress,
     )
     with bar:
         if missing and (beam_runner is not None or beam_options is not None):

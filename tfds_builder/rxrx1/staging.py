@@ -157,7 +157,7 @@ class Staging:
                 " directory, or build a part of the release",
             )
 
-    def write(self, shard: Shard, examples: Iterable[Encoded]) -> Written:
+    def write(self, shard: Shard, examples: Iterable[Encoded]) -> None:
         """Writes and finishes one shard, its sidecar before it.
 
         Args:
@@ -169,38 +169,35 @@ class Staging:
             removed, and the message names it. Errors of `examples` pass as they are.
         """
         temporary = self.folder / f"{shard.name}.{uuid.uuid4().hex}.tmp"
-        count = size = 0
         images: list[StoredImage] = []
-        fault: Exception | None = None
+        faults: list[Exception] = []  # of `examples`
 
-        def counted() -> Iterator[tuple[str, bytes]]:
-            nonlocal count, size, fault
+        def noted() -> Iterator[tuple[str, bytes]]:
             try:
                 for example, image in examples:
-                    count, size = count + 1, size + len(example)
                     images.append(image)
                     yield shard.name, example  # neither format stores the key
             except Exception as error:
-                fault = error
+                faults.append(error)
                 raise
 
         file_format = file_adapters.FileFormat(self.file_format)
         adapter = file_adapters.ADAPTER_FOR_FORMAT[file_format]
         try:
-            adapter.write_examples(temporary, counted())
-            if count != len(shard.sites):
-                raise ValueError(f"{count} examples for {len(shard.sites)} sites")
+            adapter.write_examples(temporary, noted())
+            if len(images) != len(shard.sites):
+                raise ValueError(f"{len(images)} examples for {len(shard.sites)} sites")
             sidecar = self._sidecar(shard)
             machine.write_whole(sidecar, json.dumps(images).encode())
             if not is_remote(self.config_folder):
                 machine.flush(sidecar)
                 machine.flush(temporary)
-            on_disk = temporary.stat().length
-            name = f"{shard.name}.{count}-examples.{size}-bytes.{on_disk}-on-disk"
+            size, on_disk = sum(image.record for image in images), temporary.stat().length
+            name = f"{shard.name}.{len(images)}-examples.{size}-bytes.{on_disk}-on-disk"
             temporary.replace(self.folder / name)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
-            if fault is not None:
+            for fault in faults:
                 raise fault  # noqa: B904  closing the file may have failed as well: no matter
             if not isinstance(error, Exception):
                 raise
@@ -208,12 +205,10 @@ class Staging:
                 f"shard {shard.name} could not be written to {temporary}: {error}. Finished shards"
                 " are kept: remove the cause and run the same command again"
             ) from error
-        return Written(count, size)
 
     def stored_images(self, shard: Shard) -> list[StoredImage]:
         """Where the images of a finished shard lie, in the order of its sites."""
-        rows = json.loads(self._sidecar(shard).read_text())
-        return [StoredImage(a, b, c, d, tuple(e), tuple(f)) for a, b, c, d, e, f in rows]
+        return [StoredImage(*row) for row in json.loads(self._sidecar(shard).read_text())]
 
     def _sidecar(self, shard: Shard) -> epath.Path:
         return self.folder / f"{shard.name}{_SIDECAR}"

@@ -70,7 +70,7 @@ def images_of(axis):
 
 
 def test_every_well_of_the_plate_is_in_its_place(tiny, builder):
-    wells = show._read_plate(builder, "HUVEC-01", 2, progress=False)
+    wells = show._read_plate(builder, "HUVEC-01", 2)
     rows = [r for r in ROWS.values() if (r["experiment"], r["plate"]) == ("HUVEC-01", "2")]
     lowest = {r["well"]: r for r in sorted(rows, key=lambda r: r["site"], reverse=True)}
     assert list(wells) == sorted(lowest)
@@ -104,18 +104,16 @@ def test_every_well_of_the_plate_is_in_its_place(tiny, builder):
 
 
 def test_plate_with_a_missing_first_site_and_an_unknown_label(builder):
-    wells = show._read_plate(builder, "HUVEC-01", 1, progress=False)
+    wells = show._read_plate(builder, "HUVEC-01", 1)
     assert wells["D04"].fields["site"] == 2 and wells["C03"].fields["site"] == 1
     assert "site 2 where it is missing" in figures.plate_figure(wells).axes[0].get_title(loc="left")
-    unlabelled = show._read_plate(builder, "HUVEC-02", 2, progress=False)
+    unlabelled = show._read_plate(builder, "HUVEC-02", 2)
     texts = [text.get_text() for text in figures.plate_figure(unlabelled).axes[0].texts]
     assert texts.count("?") == 1 and "-1" not in texts
 
 
 def test_sirna_in_every_experiment(builder):
-    sites = show._read_sirna(
-        builder, 1, ("HUVEC-01", 2), sorted(builder.info.splits), progress=False
-    )
+    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), sorted(builder.info.splits))
     assert list(sites) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
     assert {site.fields["sirna_id"] for site in sites.values()} == {1}
     assert sites["HUVEC-01"].fields["plate"] == 2
@@ -125,7 +123,7 @@ def test_sirna_in_every_experiment(builder):
     show_all, show.SHOWN_EXPERIMENTS = show.SHOWN_EXPERIMENTS, 1
     try:
         names = sorted(builder.info.splits)
-        sites = show._read_sirna(builder, 1, ("HUVEC-02", None), names, progress=False)
+        sites = show._read_sirna(builder, 1, ("HUVEC-02", None), names)
     finally:
         show.SHOWN_EXPERIMENTS = show_all
     assert list(sites) == ["HUVEC-02", "U2OS-01"]
@@ -136,7 +134,7 @@ def test_sirna_of_one_cell_type_is_standardised_too(tiny, builder, tmp_path):
     assert main(["show", str(tiny.dataset), *options]) == 0
     assert (tmp_path / "sirna_1_HUVEC.png").exists()
     names = ["HUVEC-01", "HUVEC-02"]
-    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), names, progress=False)
+    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), names)
     axes = [axis for axis in figures.sirna_figure(sites).axes if axis.get_visible()]
     drawn = [np.asarray(axis.get_images()[0].get_array()) for axis in axes]
     assert len(drawn) == 4  # two rows of two experiments

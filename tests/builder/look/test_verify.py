@@ -44,7 +44,7 @@ def array_record(tiny, tmp_path_factory) -> Path:
 
 
 def faults_of(folder: Path, everything: bool = False) -> dict[str, list[str]]:
-    checks = verify.verify(stored.open_dataset(folder), everything, progress=False)
+    checks = verify.verify(stored.open_dataset(folder), everything)
     return {check.name: check.faults for check in checks if check.faults}
 
 

@@ -55,7 +55,7 @@ def test_official_ids(official, tmp_path):
     assert opened.layout == "kaggle" and expected.layout == "official"
     assert opened.sites == tuple(without_names(s, labelled=False) for s in expected.sites)
     assert opened.fingerprint != expected.fingerprint
-    check_images(opened, VIEW, progress=False)
+    check_images(opened, VIEW)
     for ours, theirs in zip(opened.sites[::9], expected.sites[::9], strict=True):
         image = read_image(opened, ours, VIEW)
         assert (image == read_image(expected, theirs, VIEW)).all()
@@ -76,7 +76,7 @@ def test_official_metadata_beside_gives_names_and_labels(official, tmp_path, lat
     opened = open_release(root)
     assert opened.layout == "kaggle"
     assert opened.sites == open_release(official).sites
-    check_images(opened, VIEW, progress=False)
+    check_images(opened, VIEW)
 
 
 def test_wells_that_only_the_later_tables_have_are_labelled_too(official, tmp_path):
@@ -212,7 +212,7 @@ def test_which_sites_exist_is_seen_from_the_images(official, tmp_path, caplog):
     opened = open_release(root)
     assert "1 of 31 wells have one site only" in caplog.text
     with pytest.raises(ReleaseError, match="^5 image file") as error:  # an incomplete site
-        check_images(opened, VIEW, progress=False)
+        check_images(opened, VIEW)
     assert "train.csv, line 2, site HUVEC-01_1_D04_2: " in str(error.value)
     (folder / "D04_s2_w6.png").unlink()
     with pytest.raises(ReleaseError, match=r"train.csv, line 2: well HUVEC-01_1_D04 has no image"):

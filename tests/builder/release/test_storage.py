@@ -81,10 +81,10 @@ def test_archives_are_read_by_many_threads_and_after_a_fork(tiny, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(storage.read, names * 3))
     assert contents == [(tiny / name).read_bytes() for name in names] * 3
-    before = storage._holders["images"]._zip
-    storage._holders["images"]._process = -1  # as a forked child sees it
+    archive = storage._holders["images"]
+    before = archive._opened = archive._opened._replace(process=-1)  # as a forked child sees it
     assert storage.read(IMAGE) == (tiny / IMAGE).read_bytes()
-    assert storage._holders["images"]._zip is not before
+    assert archive._opened.zip is not before.zip
 
 
 def test_extracted_files_go_before_archives_and_two_archives_are_refused(tiny, tmp_path):

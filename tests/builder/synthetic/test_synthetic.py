@@ -28,7 +28,7 @@ TINY = Screen(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return write_release(TINY, tmp_path_factory.mktemp("tiny") / "screen", 1, progress=False)
+    return write_release(TINY, tmp_path_factory.mktemp("tiny") / "screen", 1)
 
 
 def _files(root):
@@ -90,7 +90,7 @@ def test_release_reader_accepts_it(tiny):
 
 
 def test_processes_and_order_do_not_change_a_byte(tiny, tmp_path):
-    again = write_release(TINY, tmp_path / "two", processes=2, progress=False)
+    again = write_release(TINY, tmp_path / "two", processes=2)
     assert _files(again) == _files(tiny)
     sites = screen_sites(TINY)
     backwards = [render_site(TINY, s) for s in reversed(sites[:6])][::-1]
@@ -100,24 +100,24 @@ def test_processes_and_order_do_not_change_a_byte(tiny, tmp_path):
 
 
 def test_interrupted_run_is_completed_and_finished_run_left_alone(tiny, tmp_path):
-    whole = write_release(TINY, tmp_path / "s", 1, progress=False)
+    whole = write_release(TINY, tmp_path / "s", 1)
     lost = whole / "images/HUVEC-01/Plate1/B02_s1_w3.png"
     kept = whole / "images/HUVEC-01/Plate1/B02_s2_w3.png"
     os.utime(kept, (1, 1))
     lost.unlink()
-    write_release(TINY, whole, 1, progress=False)
+    write_release(TINY, whole, 1)
     assert not lost.exists()  # truth.json says finished: returned at once
     (whole / "truth.json").unlink()
-    write_release(TINY, whole, 1, progress=False)
+    write_release(TINY, whole, 1)
     assert _files(whole) == _files(tiny) and kept.stat().st_mtime == 1
 
 
 def test_other_parameters_or_foreign_folder_are_refused(tiny, tmp_path):
     with pytest.raises(metadata.ReleaseError, match="seed 0 .asked: 5"):
-        write_release(replace(TINY, seed=5), tiny, 1, progress=False)
+        write_release(replace(TINY, seed=5), tiny, 1)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(metadata.ReleaseError, match="not empty"):
-        write_release(TINY, tmp_path, 1, progress=False)
+        write_release(TINY, tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -226,7 +226,7 @@ def test_an_unknown_kind_of_effects_is_refused():
 
 def test_a_screen_written_before_effects_is_the_same(tiny, tmp_path):
     root = tmp_path / "old"
-    write_release(TINY, root, 1, progress=False)
+    write_release(TINY, root, 1)
     stored = json.loads((root / "screen.json").read_text())
     assert stored.pop("effects") == "all"
     (root / "screen.json").write_text(json.dumps(stored))

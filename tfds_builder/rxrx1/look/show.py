@@ -29,7 +29,6 @@ def show(
     plate: int | None = None,
     sirna_id: int | None = None,
     cell_type: str | None = None,
-    progress: bool = True,
 ) -> list[Path]:
     """Writes three PNG files into `out` and returns their paths.
 
@@ -38,7 +37,6 @@ def show(
       experiment, plate: default: the first, cell types in the paper's order.
       sirna_id: default: the lowest treatment on the plate.
       cell_type: look at its experiments alone.
-      progress: shows bars.
 
     Raises:
       DatasetError: no such experiment, plate, siRNA or cell type; says which there are.
@@ -55,14 +53,16 @@ def show(
         raise stored.DatasetError(
             f"no experiment {experiment} in {builder.data_path}; there are {', '.join(experiments)}"
         )
-    wells = _read_plate(builder, experiment, plate, progress)
+    wells = _read_plate(builder, experiment, plate)
     plate = next(iter(wells.values())).fields["plate"]
     if sirna_id is None:
-        ids = sorted(w.fields["sirna_id"] for w in wells.values() if _is_treatment(w.fields))
-        sirna_id = ids[0] if ids else next(iter(wells.values())).fields["sirna_id"]
+        fields = [well.fields for well in wells.values()]
+        treatments = [f for f in fields if f["well_type"] == "treatment"]
+        ids = {f["sirna_id"] for f in treatments} - {metadata.UNKNOWN}
+        sirna_id = min(ids, default=fields[0]["sirna_id"])
     on_plate = any(well.fields["sirna_id"] == sirna_id for well in wells.values())
     wanted = (experiment, plate if on_plate else None)
-    sites = _read_sirna(builder, sirna_id, wanted, experiments, progress)
+    sites = _read_sirna(builder, sirna_id, wanted, experiments)
     if not sites:
         raise stored.DatasetError(
             f"no site of sirna_id {sirna_id} in {builder.data_path}; on plate {plate} of"
@@ -83,7 +83,7 @@ def show(
 
 
 def _read_plate(
-    builder: tfds.core.DatasetBuilder, experiment: str, plate: int | None, progress: bool
+    builder: tfds.core.DatasetBuilder, experiment: str, plate: int | None
 ) -> dict[str, Picture]:
     """{well: thumbnail of its lowest site} of one plate, in the order of the wells."""
     plates = sorted(map(int, builder.info.metadata["control_statistics"]["plate"][experiment]))
@@ -93,7 +93,7 @@ def _read_plate(
             f"no plate {plate} of {experiment} in {builder.data_path}; there are {plates}"
         )
     wells: dict[str, Picture] = {}
-    for fields in _read(builder, experiment, f"Plate {plate} of {experiment}", progress):
+    for fields in _read(builder, experiment, f"Plate {plate} of {experiment}"):
         well = wells.get(fields["well"])
         if fields["plate"] == plate and (not well or fields["site"] < well.fields["site"]):
             image = stored.inflate(fields.pop("image"), builder.info.features["image"].shape)
@@ -106,7 +106,6 @@ def _read_sirna(
     sirna_id: int,
     wanted: tuple[str, int | None],
     experiments: list[str],
-    progress: bool,
 ) -> dict[str, Picture]:
     """{experiment: the first stored site of the siRNA}.
 
@@ -119,7 +118,7 @@ def _read_sirna(
         if len(of_cell_type) == SHOWN_EXPERIMENTS:
             continue
         plate = wanted[1] if experiment == wanted[0] else None
-        for fields in _read(builder, experiment, f"siRNA {sirna_id}, {experiment}", progress):
+        for fields in _read(builder, experiment, f"siRNA {sirna_id}, {experiment}"):
             if fields["sirna_id"] == sirna_id and plate in (None, fields["plate"]):
                 image = stored.inflate(fields.pop("image"), shape)
                 found[experiment] = Picture(fields, image)
@@ -128,10 +127,10 @@ def _read_sirna(
 
 
 def _read(
-    builder: tfds.core.DatasetBuilder, experiment: str, label: str, progress: bool
+    builder: tfds.core.DatasetBuilder, experiment: str, label: str
 ) -> Iterator[dict[str, Any]]:
     total = builder.info.splits[experiment].num_examples
-    with tqdm(total=total, desc=label, unit=" sites", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc=label, unit=" sites", leave=False) as bar:
         for file in stored.experiment_files(builder, experiment):
             for record in stored.read_records(file):
                 bar.update()
@@ -156,7 +155,3 @@ def _cell_type(experiment: str) -> str:
 def _order(experiment: str) -> tuple[int, str]:
     """Cell types in the paper's order."""
     return [*metadata.CELL_TYPES, _cell_type(experiment)].index(_cell_type(experiment)), experiment
-
-
-def _is_treatment(fields: dict[str, Any]) -> bool:
-    return fields["well_type"] == "treatment" and fields["sirna_id"] != metadata.UNKNOWN

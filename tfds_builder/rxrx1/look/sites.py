@@ -17,7 +17,7 @@ from ..examples import StoredImage, locate
 from . import stored
 
 
-def write_table(builder: tfds.core.DatasetBuilder, progress: bool = True) -> Path:
+def write_table(builder: tfds.core.DatasetBuilder) -> Path:
     """Writes `sites.parquet` beside the records, and its checksum into metadata.json.
 
     Every record is read and compared with its checksum. A kill leaves the dataset as it was, or
@@ -41,7 +41,7 @@ def write_table(builder: tfds.core.DatasetBuilder, progress: bool = True) -> Pat
     shape = info.features["image"].shape
     total = sum(files.values())
     records: list[tuple[int, dict[str, Any], StoredImage]] = []
-    with tqdm(total=total, desc="Reading", unit=" sites", disable=not progress) as bar:
+    with tqdm(total=total, desc="Reading", unit=" sites") as bar:
         for number, (file, expected) in enumerate(files.items()):
             before = len(records)
             for fields, image in _read(file, shape):
@@ -108,32 +108,26 @@ def table_faults(
     records: Sequence[tuple[Path, Mapping[str, Any], StoredImage]],
 ) -> list[str]:
     """Rows of one experiment's files against its records: the first difference of a column."""
-    numbers = {name: i for i, (name, _) in enumerate(metadata["table"]["files"])}
-    faults = [f"{file}: not in metadata.json's table" for file in files if file.name not in numbers]
-    for file in files:
-        name, size = metadata["table"]["files"][numbers.get(file.name, 0)]
-        if name == file.name and file.stat().st_size != size:
-            faults.append(f"{file}: {file.stat().st_size} bytes, {size} by metadata.json's table")
+    listed = dict(metadata["table"]["files"])
+    sizes = {file: file.stat().st_size for file in files}
+    faults = [
+        f"{file}: {size} bytes, {listed.get(file.name)} by metadata.json's table"
+        for file, size in sizes.items()
+        if size != listed.get(file.name)
+    ]
     if faults:
         return faults
-    shards = [numbers[file.name] for file in files]
-    rows = found.filter(pc.is_in(found["shard"], pa.array(shards, pa.int32())))
-    channels = len(records[0][2].pixel_sum)
-    again = table.make(
-        (
-            (numbers[file.name], {**fields, "release_row": -1}, image)
-            for file, fields, image in records
-        ),
-        channels,
-        files[0].name.count(".tfrecord-") == 1,
-    )
+    numbers = {name: number for number, name in enumerate(listed)}
+    shards = pa.array([numbers[file.name] for file in files], pa.int32())
+    rows = found.filter(pc.is_in(found["shard"], shards))
+    ours = ((numbers[file.name], {**of, "release_row": -1}, image) for file, of, image in records)
+    again = table.make(ours, len(records[0][2].pixel_sum), ".tfrecord-" in files[0].name)
     if len(rows) != len(again):
         return [f"{table.FILE}: {len(rows)} rows of {files[0].name}, {len(again)} records"]
-    for name in set(again.column_names) - {"release_row"}:
-        ours, theirs = rows[name].to_pylist(), again[name].to_pylist()
-        for row, (said, is_) in enumerate(zip(ours, theirs, strict=True)):
+    for name in sorted(set(again.column_names) - {"release_row"}):
+        columns = (again["site_id"], rows[name], again[name])
+        for site, said, is_ in zip(*(column.to_pylist() for column in columns), strict=True):
             if said != is_:
-                site = again["site_id"][row]
                 faults.append(f"{table.FILE}: {name} of {site} is {said}, the record gives {is_}")
                 break
-    return sorted(faults)
+    return faults

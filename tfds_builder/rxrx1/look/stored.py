@@ -4,6 +4,7 @@ TFRecord and ArrayRecord files are read alike, record by record, so that a fault
 """
 
 import contextlib
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,7 @@ def parse(record: bytes) -> dict[str, Any]:
 
 def inflate(stream: bytes, shape: Sequence[int]) -> np.ndarray:
     """The zlib stream of a record's image -> uint8 [C, H, W]. ValueError where it is damaged."""
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     try:
         plain = deflate.zlib_decompress(stream, size)
     except deflate.DeflateError as error:

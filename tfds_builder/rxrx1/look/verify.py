@@ -6,7 +6,8 @@ pixels are taken again from the stored images and must equal those in metadata.j
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,30 +40,25 @@ class _Site(NamedTuple):
     """What is kept of a record when its image has been dropped."""
 
     fields: dict[str, Any]
-    sums: controls.PixelSums | None  # of the image, where it counts for the statistics
-    feature_faults: list[str]
-    image_fault: str
-    image: StoredImage | None = None
+    faults: list[str]  # of the fields
+    image: StoredImage | str  # or what is wrong with it; "" where the record holds none
 
 
-def verify(
-    builder: tfds.core.DatasetBuilder, everything: bool = False, progress: bool = True
-) -> list[Check]:
+def verify(builder: tfds.core.DatasetBuilder, everything: bool = False) -> list[Check]:
     """All checks, in the order in which they are best read.
 
     Args:
       builder: from `stored.open_dataset`.
       everything: read all experiments, not one of each cell type.
-      progress: shows a bar.
     """
     experiments = sorted(builder.info.splits)
     if not everything:
         first = {name.rpartition("-")[0]: name for name in reversed(experiments)}
         experiments = sorted(first.values())
     return [
-        *_check_files(builder, progress),
+        *_check_files(builder),
         _check_partitions(builder),
-        *_check_contents(builder, experiments, progress),
+        *_check_contents(builder, experiments),
     ]
 
 
@@ -90,7 +86,7 @@ def report(builder: tfds.core.DatasetBuilder, checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _check_files(builder: tfds.core.DatasetBuilder, progress: bool) -> Iterator[Check]:
+def _check_files(builder: tfds.core.DatasetBuilder) -> Iterator[Check]:
     """Every file is there and holds as many records as dataset_info.json says."""
     splits = sorted(builder.info.splits)
     files = {
@@ -99,7 +95,7 @@ def _check_files(builder: tfds.core.DatasetBuilder, progress: bool) -> Iterator[
         for file, count in stored.experiment_files(builder, name).items()
     }
     missing, wrong, total = [], [], 0
-    for file, expected in tqdm(files.items(), "Counting", unit=" files", disable=not progress):
+    for file, expected in tqdm(files.items(), "Counting", unit=" files"):
         try:
             found = stored.count_records(file)
         except OSError as error:
@@ -118,7 +114,7 @@ def _check_files(builder: tfds.core.DatasetBuilder, progress: bool) -> Iterator[
 def _check_partitions(builder: tfds.core.DatasetBuilder) -> Check:
     """Every experiment is of one partition; the whole release has the official counts."""
     counts = {name: split.num_examples for name, split in builder.info.splits.items()}
-    partitions = builder.info.metadata.get("partitions", {})
+    partitions = builder.info.metadata["partitions"]
     listed = sorted(name for names in partitions.values() for name in names)
     faults = []
     if listed != sorted(counts):
@@ -138,88 +134,79 @@ def _check_partitions(builder: tfds.core.DatasetBuilder) -> Check:
     return Check("official release", text, faults)
 
 
-def _check_contents(
-    builder: tfds.core.DatasetBuilder, experiments: list[str], progress: bool
-) -> Iterator[Check]:
+def _check_contents(builder: tfds.core.DatasetBuilder, experiments: list[str]) -> Iterator[Check]:
     """Reads all records of the experiments."""
     info = builder.info
     damaged: list[str] = []
     insane: list[str] = []
     images: list[str] = []
     statistics: list[str] = []
-    sums = controls.sums_from_json(info.metadata["control_pixels"])
-    counts = {"records": 0, "plates": 0, "rows": 0}
     wrong_rows: list[str] = []
+    records = plates = rows = 0
     try:
         table = tables.read_table(builder)
     except (stored.DatasetError, OSError) as error:
         table = None
         wrong_rows.append(str(error))
     total = sum(info.splits[name].num_examples for name in experiments)
-    with tqdm(total=total, desc="Reading", unit=" sites", disable=not progress) as bar:
+    with tqdm(total=total, desc="Reading", unit=" sites") as bar:
         for experiment in experiments:
             sites: dict[str, _Site] = {}
             whole = True
             entries: list[tuple[Path, Mapping[str, Any], StoredImage]] = []
             files = list(stored.experiment_files(builder, experiment))
-            types = {key[2] for key in sums if key[0] == experiment} | {*controls.CONTROL_TYPES}
             for file in files:
                 try:
-                    for number, site in enumerate(_read(file, experiment, types, info.features)):
+                    for number, site in enumerate(_read(file, experiment, info.features)):
                         bar.update()
-                        counts["records"] += 1
+                        records += 1
                         key = str(site.fields.get("site_id", "no site_id"))
                         where = f"{file}, record {number}, {key}:"
                         if key in sites:
                             insane.append(f"{where} the second record of this site")
                         sites[key] = site
-                        insane += [f"{where} {fault}" for fault in site.feature_faults]
-                        if site.image_fault:
-                            images.append(f"{where} {site.image_fault}")
-                        whole &= not (site.feature_faults or site.image_fault)
-                        if site.image:
+                        insane += [f"{where} {fault}" for fault in site.faults]
+                        if isinstance(site.image, StoredImage):
                             entries.append((file, site.fields, site.image))
+                        elif site.image:
+                            images.append(f"{where} {site.image}")
+                        whole &= isinstance(site.image, StoredImage) and not site.faults
                 except (stored.DatasetError, OSError) as error:
                     damaged.append(str(error))
                     whole = False
             insane += _partition_faults(experiment, sites, info.metadata)
-            if whole:
-                of_experiment = {key: group for key, group in sums.items() if key[0] == experiment}
-                statistics += _statistics_faults(experiment, sites, of_experiment, info.metadata)
-                counts["plates"] += len({site.fields["plate"] for site in sites.values()})
-                if table is not None and entries:
-                    wrong_rows += tables.table_faults(table, files, info.metadata, entries)
-                    counts["rows"] += len(entries)
-            else:
+            if not whole:
                 statistics.append(f"{experiment}: not compared, records of it are faulty")
-    shown = f"{counts['records']:,} records, {len(experiments)} of {len(info.splits)} experiments"
+                continue
+            statistics += _statistics_faults(experiment, entries, info)
+            plates += len({site.fields["plate"] for site in sites.values()})
+            if table is not None and entries:
+                wrong_rows += tables.table_faults(table, files, info.metadata, entries)
+                rows += len(entries)
+    shown = f"{records:,} records, {len(experiments)} of {len(info.splits)} experiments"
     yield Check("checksums", shown, damaged)
     yield Check("features", shown, insane)
     yield Check("images", " x ".join(map(str, info.features["image"].shape)) + " each", images)
-    yield Check("control statistics", f"{counts['plates']} plates, taken again", statistics)
-    listed = f"{counts['rows']:,} rows" if "table" in info.metadata else "none, written by `table`"
+    yield Check("control statistics", f"{plates} plates, taken again", statistics)
+    listed = f"{rows:,} rows" if "table" in info.metadata else "none, written by `table`"
     yield Check("table of sites", listed, wrong_rows)
 
 
-def _read(
-    file: Path, experiment: str, types: set[str], features: tfds.features.FeaturesDict
-) -> Iterator[_Site]:
-    """The records of a file, inflated in threads; sums of the images of wells in `types`."""
+def _read(file: Path, experiment: str, features: tfds.features.FeaturesDict) -> Iterator[_Site]:
+    """The records of a file, inflated in threads."""
 
     def work(record: bytes) -> _Site:
         try:
             fields = stored.parse(record)
         except ValueError as error:
-            return _Site({}, None, [str(error)], "")
+            return _Site({}, [str(error)], "")
         stream = fields.pop("image", b"")
         faults = site_faults(fields, experiment, features)
         try:
             image = stored.inflate(stream, features["image"].shape)
         except ValueError as error:
-            return _Site(fields, None, faults, str(error))
-        place = locate(record, stream, image)
-        sums = controls.PixelSums(image[0].size, place.pixel_sum, place.pixel_sum2)
-        return _Site(fields, sums if fields.get("well_type") in types else None, faults, "", place)
+            return _Site(fields, faults, str(error))
+        return _Site(fields, faults, locate(record, stream, image))
 
     yield from machine.map_in_order(work, stored.read_records(file))
 
@@ -229,7 +216,7 @@ def _partition_faults(
 ) -> list[str]:
     """An experiment is in one official partition, the one that metadata.json lists it in."""
     found = {site.fields.get("dataset") for site in sites.values()}
-    listed = {p for p, names in metadata.get("partitions", {}).items() if experiment in names}
+    listed = {p for p, names in metadata["partitions"].items() if experiment in names}
     if not sites or found == listed:
         return []
     return [f"{experiment}: its sites say dataset {found}, metadata.json's partitions {listed}"]
@@ -237,40 +224,46 @@ def _partition_faults(
 
 def _statistics_faults(
     experiment: str,
-    sites: Mapping[str, _Site],
-    sums: Mapping[controls.Key, controls.PixelSums],
-    metadata: Mapping[str, Any],
+    entries: Sequence[tuple[Path, Mapping[str, Any], StoredImage]],
+    info: tfds.core.DatasetInfo,
 ) -> list[str]:
     """Stored sums and statistics against those of the stored images."""
-    found: dict[controls.Key, controls.PixelSums] = {}
-    for site in sites.values():
-        if site.sums:
-            key = (experiment, site.fields["plate"], site.fields["well_type"])
-            found[key] = controls.pool((found[key], site.sums)) if key in found else site.sums
-    faults = [
-        f"{experiment} plate {plate}, {well_type}: the images sum up to"
-        f" {found.get((experiment, plate, well_type))}, metadata.json's control_pixels say"
-        f" {sums.get((experiment, plate, well_type))}"
-        for _, plate, well_type in sorted(found.keys() | sums.keys())
-        if found.get((experiment, plate, well_type)) != sums.get((experiment, plate, well_type))
-    ]
+    pixels = math.prod(info.features["image"].shape[1:])
+    sums = controls.sums_from_json(info.metadata["control_pixels"])
+    sums = {key: group for key, group in sums.items() if key[0] == experiment}
+    types = {*controls.CONTROL_TYPES, *(well_type for _, _, well_type in sums)}
+    found: dict[controls.Key, np.ndarray] = {}
+    for _, fields, image in entries:
+        if fields["well_type"] in types:
+            key = (experiment, fields["plate"], fields["well_type"])
+            first = np.array(image.pixel_sum)
+            site = np.stack([np.full_like(first, pixels), first, image.pixel_sum2])
+            found[key] = found[key] + site if key in found else site
+    faults = []
+    for key in sorted(found.keys() | sums.keys()):
+        ours, said = (of[key].tolist() if key in of else None for of in (found, sums))
+        if ours != said:
+            faults.append(
+                f"{experiment} plate {key[1]}, {key[2]}: the images sum up to {ours},"
+                f" metadata.json's control_pixels say {said}"
+            )
     if faults or not found:
         return faults
-    plates = {(experiment, site.fields["plate"]) for site in sites.values()}
+    plates = {(experiment, fields["plate"]) for _, fields, _ in entries}
     statistics = controls.choose_statistics(plates, found)
-    for site_id, site in sites.items():
-        mean, std = statistics.plate[experiment, site.fields["plate"]]
-        stored_mean, stored_std = (site.fields[f"control_{name}"] for name in ("mean", "std"))
+    for _, fields, _ in entries:
+        mean, std = statistics.plate[experiment, fields["plate"]]
+        stored_mean, stored_std = fields["control_mean"], fields["control_std"]
         if not (np.array_equal(mean, stored_mean) and np.array_equal(std, stored_std)):
             faults.append(
-                f"{site_id}: control_mean {stored_mean} and control_std {stored_std}, the pixels"
-                f" give {mean} and {std}"
+                f"{fields['site_id']}: control_mean {stored_mean} and control_std {stored_std}, the"
+                f" pixels give {mean} and {std}"
             )
     taken = statistics.to_json()["control_statistics"]
     for name in ("plate", "experiment", "negative_control plate", "negative_control experiment"):
         expected, listed = (
             functools.reduce(lambda part, key: part.get(key, {}), (*name.split(), experiment), tree)
-            for tree in (taken, metadata.get("control_statistics", {}))
+            for tree in (taken, info.metadata["control_statistics"])
         )
         if expected != listed:
             faults.append(

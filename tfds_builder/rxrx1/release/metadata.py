@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CHANNELS = (  # file suffix w1..w6, the paper's order
     "nuclei",
@@ -18,19 +18,6 @@ CHANNELS = (  # file suffix w1..w6, the paper's order
     "nucleoli and cytoplasmic RNA",
     "mitochondria",
     "Golgi",
-)
-COLUMNS = (  # of metadata.csv, in the official order
-    "site_id",
-    "well_id",
-    "cell_type",
-    "dataset",
-    "experiment",
-    "plate",
-    "well",
-    "site",
-    "well_type",
-    "sirna",
-    "sirna_id",
 )
 CELL_TYPES = ("HUVEC", "RPE", "HEPG2", "U2OS")
 WELL_TYPES = ("treatment", "positive_control", "negative_control")
@@ -81,6 +68,15 @@ class Site(NamedTuple):
         return int(self.well[1:])
 
 
+COLUMNS = Site._fields  # of metadata.csv, in the official order
+# Rows that have the same value in a column agree in others.
+_AGREE = {
+    "well_id": ("dataset", "well_type", "sirna", "sirna_id"),
+    "sirna": ("sirna_id",),
+    "sirna_id": ("sirna",),
+}
+
+
 def read_metadata(
     data: bytes, source: str, datasets: Sequence[str] = DATASETS
 ) -> dict[str, tuple[int, Site]]:
@@ -98,9 +94,7 @@ def read_metadata(
       ReleaseError: names the line and field at fault.
     """
     sites: dict[str, tuple[int, Site]] = {}
-    wells: dict[str, tuple[int, Site]] = {}  # well_id -> first line and site of the well
-    names: dict[str, tuple[int, Site]] = {}  # sirna -> first line and site with it
-    ids: dict[int, tuple[int, Site]] = {}  # sirna_id -> the same
+    first: dict[tuple[str, Any], tuple[int, Site]] = {}  # (column, value) -> the first with it
     for line, row in rows(data, source, COLUMNS):
         where = f"{source}, line {line}"
         site = _site(row, where, datasets)
@@ -109,18 +103,17 @@ def read_metadata(
                 f"{where}, field site_id: {site.site_id!r} is already on line"
                 f" {sites[site.site_id][0]}; a site may be listed once, remove one of the two rows"
             )
-        entry = sites[site.site_id] = line, site
-        first = wells.setdefault(site.well_id, entry)
-        _check_agreement(
-            entry, first, "well_id", ("dataset", "well_type", "sirna", "sirna_id"), where
-        )
-        if site.sirna_id != UNKNOWN:
-            _check_agreement(
-                entry, names.setdefault(site.sirna, entry), "sirna", ("sirna_id",), where
-            )
-            _check_agreement(
-                entry, ids.setdefault(site.sirna_id, entry), "sirna_id", ("sirna",), where
-            )
+        sites[site.site_id] = line, site
+        for key in _AGREE if site.sirna_id != UNKNOWN else ["well_id"]:
+            value = getattr(site, key)
+            before, other = first.setdefault((key, value), (line, site))
+            for field in _AGREE[key]:
+                found, expected = getattr(site, field), getattr(other, field)
+                if found != expected:
+                    raise ReleaseError(
+                        f"{where}, field {field}: found {found!r} for {key} {value!r}, but line"
+                        f" {before} says {expected!r}; correct one of the two rows"
+                    )
     if not sites:
         raise ReleaseError(f"{source} has no rows below its header; get the file again")
     return sites
@@ -225,29 +218,5 @@ def _site(row: Mapping[str, str], where: str, datasets: Sequence[str]) -> Site:
     if (sirna == UNTREATED) != (well_type == "negative_control"):
         expected = f"{UNTREATED!r} for a negative_control and for nothing else"
         raise refusal(where, row, "sirna", expected)
-    return Site(
-        row["site_id"],
-        well_id,
-        row["cell_type"],
-        row["dataset"],
-        row["experiment"],
-        int(row["plate"]),
-        row["well"],
-        int(row["site"]),
-        well_type,
-        sirna,
-        int(row["sirna_id"]),
-    )
-
-
-def _check_agreement(
-    entry: tuple[int, Site], first: tuple[int, Site], key: str, fields: Sequence[str], where: str
-) -> None:
-    """Rows with the same `key` must agree in `fields`; `first` is the first such row."""
-    for field in fields:
-        found, expected = getattr(entry[1], field), getattr(first[1], field)
-        if found != expected:
-            raise ReleaseError(
-                f"{where}, field {field}: found {found!r} for {key} {getattr(entry[1], key)!r},"
-                f" but line {first[0]} says {expected!r}; correct one of the two rows"
-            )
+    numbers: dict[str, Any] = {name: int(row[name]) for name in ("plate", "site", "sirna_id")}
+    return Site(**{name: row[name] for name in COLUMNS} | numbers)

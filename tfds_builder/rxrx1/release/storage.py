@@ -10,7 +10,7 @@ import os
 import threading
 import zipfile
 from collections.abc import Collection
-from typing import Any
+from typing import NamedTuple
 
 from etils import epath
 
@@ -32,9 +32,6 @@ class _Folder:
 
     def __init__(self, path: epath.Path):
         self.path = path
-
-    def holds(self, top: str) -> bool:
-        return (self.path / top).exists()
 
     def read(self, name: str) -> bytes:
         path = self.path / name
@@ -62,6 +59,15 @@ class _Folder:
         return os.fspath(self.path / name)
 
 
+class _Contents(NamedTuple):
+    """The table of contents of an archive."""
+
+    process: int  # that opened the file: a fork may not share its offset
+    zip: zipfile.ZipFile
+    folders: dict[str, dict[str, None]]  # as in the archive -> names in it
+    prefixes: dict[str, str]  # of TREES and TABLES -> what stands before it, "rxrx1/"
+
+
 class _Archive:
     """A zip archive. Its table of contents is read on first use, once in each process.
 
@@ -71,96 +77,75 @@ class _Archive:
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self._close()
-
-    def _close(self) -> None:
         self._lock = threading.Lock()
-        self._process: int | None = None  # that opened the file: a fork may not share its offset
-        self._zip: zipfile.ZipFile
-        self._folders: dict[str, dict[str, None]]  # as in the archive -> names in it
-        self._prefixes: dict[str, str]  # of TREES and TABLES -> what stands before it, "rxrx1/"
+        self._opened: _Contents | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+    def __reduce__(self) -> tuple:
+        return _Archive, (self.path,)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
-        self._close()
-
-    def _open(self) -> None:
-        if self._process == os.getpid():
-            return
+    def _open(self) -> _Contents:
+        opened = self._opened
+        if opened and opened.process == os.getpid():
+            return opened
         with self._lock:
-            if self._process == os.getpid():
-                return
-            with contextlib.ExitStack() as on_error:
-                try:
-                    file = on_error.enter_context(self.path.open("rb"))
-                    self._zip = zipfile.ZipFile(file)
-                except Exception as error:  # zipfile raises all sorts over a broken table
-                    raise ReleaseError(
-                        f"{self.path} cannot be opened as a zip archive ({error}); it is damaged or"
-                        " its download was cut off: compare its size, download it again"
-                    ) from error
-                on_error.pop_all()
-            folders: dict[str, dict[str, None]] = {}
-            for name in self._zip.namelist():
-                folder, _, base = name.rpartition("/")
-                folders.setdefault(folder, {})[base] = None
-            for folder in list(folders):
-                while folder:
-                    folder, _, base = folder.rpartition("/")
-                    folders.setdefault(folder, {})[base] = None
-            self._folders = folders
-            self._prefixes = self._find_prefixes()
-            self._process = os.getpid()
+            if self._opened is opened:  # no other thread was faster
+                self._opened = self._read_contents()
+        return self._open()
 
-    def _find_prefixes(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+    def _read_contents(self) -> _Contents:
+        with contextlib.ExitStack() as on_error:
+            try:
+                opened = zipfile.ZipFile(on_error.enter_context(self.path.open("rb")))
+            except Exception as error:  # zipfile raises all sorts over a broken table
+                raise ReleaseError(
+                    f"{self.path} cannot be opened as a zip archive ({error}); it is damaged or"
+                    " its download was cut off: compare its size, download it again"
+                ) from error
+            on_error.pop_all()
+        folders: dict[str, dict[str, None]] = {}
+        for name in opened.namelist():
+            folder, _, base = name.rpartition("/")
+            folders.setdefault(folder, {})[base] = None
+        for folder in list(folders):
+            while folder:
+                folder, _, base = folder.rpartition("/")
+                folders.setdefault(folder, {})[base] = None
+        prefixes: dict[str, str] = {}
         # The shallowest is meant, and of these the first by name.
-        for folder in sorted(self._folders, key=lambda folder: (folder.count("/"), folder)):
+        for folder in sorted(folders, key=lambda folder: (folder.count("/"), folder)):
             if folder.split("/")[0] == "__MACOSX":  # resource forks, named as the files are
                 continue
-            for top in TREES + TABLES:
-                if top in self._folders[folder]:
-                    found.setdefault(top, f"{folder}/" if folder else "")
-        return found
+            for top in folders[folder].keys() & {*TREES, *TABLES}:
+                prefixes.setdefault(top, f"{folder}/" if folder else "")
+        return _Contents(os.getpid(), opened, folders, prefixes)
 
     def _member(self, name: str) -> str:
-        return self._prefixes.get(name.split("/")[0], "") + name
-
-    def holds(self, top: str) -> bool:
-        self._open()
-        return top in self._prefixes
+        return self._open().prefixes.get(name.split("/")[0], "") + name
 
     def read(self, name: str) -> bytes:
-        self._open()
-        member = self._member(name)
+        archive, where = self._open().zip, self.describe(name)
         try:
-            info = self._zip.getinfo(member)
+            info = archive.getinfo(self._member(name))
         except KeyError:
-            raise FileNotFoundError(self.describe(name)) from None
+            raise FileNotFoundError(where) from None
         if info.flag_bits & 1:
-            raise ReleaseError(f"{self.describe(name)} is encrypted; expected a plain archive")
+            raise ReleaseError(f"{where} is encrypted; expected a plain archive")
         try:
-            return self._zip.read(info)
+            return archive.read(info)
         except Exception as error:  # bad CRC or header, unknown method, broken stream, short file
             raise ReleaseError(
-                f"{self.describe(name)} cannot be read ({type(error).__name__}: {error}); the"
-                " archive is damaged, download it again"
+                f"{where} cannot be read ({type(error).__name__}: {error}); the archive is"
+                " damaged, download it again"
             ) from error
 
     def exists(self, name: str) -> bool:
-        self._open()
         folder, _, base = self._member(name).rpartition("/")
-        return base in self._folders.get(folder, ())
+        return base in self._open().folders.get(folder, ())
 
     def names(self, folder: str) -> Collection[str]:
-        self._open()
-        return sorted(filter(None, self._folders.get(self._member(folder), ())))
+        return sorted(filter(None, self._open().folders.get(self._member(folder), ())))
 
     def describe(self, name: str) -> str:
-        self._open()
         return f"{self.path}: {self._member(name)}"
 
 
@@ -204,8 +189,8 @@ class Storage:
           ReleaseError: several archives have it, or an archive that may have it is broken.
         """
         if top not in self._holders:
-            extracted = [folder for folder in self._folders if folder.holds(top)]
-            packed = [] if extracted else [zipped for zipped in self._archives if zipped.holds(top)]
+            extracted = [folder for folder in self._folders if folder.exists(top)]
+            packed = [] if extracted else [file for file in self._archives if file.exists(top)]
             if len(packed) > 1:
                 paths = ", ".join(os.fspath(archive.path) for archive in packed)
                 raise ReleaseError(

@@ -12,7 +12,6 @@ so sites are drawn in any order, by any number of processes, and an interrupted 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -100,11 +99,6 @@ class Screen:
         return out
 
 
-def sirna_name(sirna_id: int) -> str:
-    """A name that cannot be taken for a real product id."""
-    return UNTREATED if sirna_id == UNTREATED_ID else f"synthetic{sirna_id:04d}"
-
-
 def screen_sites(screen: Screen) -> list[Site]:
     """All sites in the official order: test first, then experiment, plate, well, site."""
     out = []
@@ -114,10 +108,12 @@ def screen_sites(screen: Screen) -> list[Site]:
             group = (plate - 1 + number) % screen.plates
             for well, (well_type, sirna_id) in _plate_layout(screen, experiment, plate, group):
                 well_id = f"{experiment}_{plate}_{well}"
+                # A name that cannot be taken for a real product id.
+                sirna = UNTREATED if sirna_id == UNTREATED_ID else f"synthetic{sirna_id:04d}"
                 out += [
                     Site(
                         f"{well_id}_{site}", well_id, cell_type, dataset, experiment, plate, well,
-                        site, well_type, sirna_name(sirna_id), sirna_id,
+                        site, well_type, sirna, sirna_id,
                     )
                     for site in range(1, screen.sites + 1)
                 ]  # fmt: skip
@@ -142,7 +138,7 @@ def site_phenotype(screen: Screen, site: Site) -> tuple[np.ndarray, planted.Opti
     """Latent phenotype [24] and optics of a site's well."""
     experiment = _experiment_effect(screen, site.experiment)
     plate = _plate_effect(screen, site.experiment, site.plate)
-    well = planted.well_effect(screen.seed, site.experiment, site.plate, site.row, site.column)
+    well = _well_effect(screen, site)
     effect = _sirna_effects(screen, site.sirna_id)[site.cell_type]
     phenotype = planted.well_phenotype(effect, experiment, plate, well)
     return phenotype, planted.well_optics(experiment, plate, well)
@@ -162,6 +158,10 @@ def _plate_effect(screen: Screen, experiment: str, plate: int) -> planted.LocalE
     if screen.effects == "gain":
         return effect._replace(shift=np.zeros_like(effect.shift))
     return effect
+
+
+def _well_effect(screen: Screen, site: Site) -> planted.LocalEffect:
+    return planted.well_effect(screen.seed, site.experiment, site.plate, site.row, site.column)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -186,12 +186,6 @@ def screen_truth(screen: Screen, sites: list[Site]) -> dict:
     def plain(effect) -> dict:
         return {k: np.round(v, 5).tolist() for k, v in effect._asdict().items()}
 
-    def well_nuisance(site: Site) -> Iterator[tuple[str, dict]]:
-        effect = planted.well_effect(
-            screen.seed, site.experiment, site.plate, site.row, site.column
-        )
-        yield site.well_id, plain(effect)
-
     plates = sorted({(site.experiment, site.plate) for site in sites})
     return {
         "screen": {"drawing": DRAWING, **asdict(screen)},
@@ -211,5 +205,5 @@ def screen_truth(screen: Screen, sites: list[Site]) -> dict:
             f"{experiment}_{plate}": plain(_plate_effect(screen, experiment, plate))
             for experiment, plate in plates
         },
-        "wells": dict(pair for site in sites if site.site == 1 for pair in well_nuisance(site)),
+        "wells": {s.well_id: plain(_well_effect(screen, s)) for s in sites if s.site == 1},
     }

@@ -30,9 +30,7 @@ from .screen import (
 )  # fmt: skip
 
 
-def write_release(
-    screen: Screen, out_dir: str | os.PathLike, processes: int | None = None, progress: bool = True
-) -> Path:
+def write_release(screen: Screen, root: Path, processes: int | None = None) -> Path:
     """Write the whole release and return its folder.
 
     processes: worker processes (None: one per core this process may use; 1: none are started). A
@@ -42,7 +40,6 @@ def write_release(
     Raises:
         ReleaseError: the folder holds a screen of other parameters, or something else.
     """
-    root = Path(out_dir)
     if claim(root, screen):
         return root
     sites = screen_sites(screen)
@@ -51,7 +48,7 @@ def write_release(
     if processes is None:
         processes = usable_cpus()
     work = functools.partial(_write_site, screen, str(root))
-    with tqdm(total=len(sites), unit="site", desc="synthetic screen", disable=not progress) as bar:
+    with tqdm(total=len(sites), unit="site", desc="synthetic screen") as bar:
         if processes <= 1:
             for site in sites:
                 work(site)
