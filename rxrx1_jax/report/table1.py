@@ -77,18 +77,17 @@ def lines_of(runs: list[FinishedRun], unit: str, separate: bool = False) -> list
     return lines
 
 
-def gaps(lines: list[Line], unit: str) -> list[list[Cell]]:
+def gaps(lines: list[Line]) -> list[list[Cell]]:
     """Rows for random against batch at the same normalisation: points, then the ratio of means.
 
-    Both are over the folds that both have. By well, random_site is left out (`gap_notes`).
+    Both are over the folds that both have.
     """
     by_row = {line.row: line for line in lines}
     rows: list[list[Cell]] = []
     for line in lines:
         protocol, normalisation = line.row
         batch = by_row.get(("batch", normalisation))
-        left_out = unit == "well" and protocol == "random_site"
-        if batch is None or left_out or not protocol.startswith("random"):
+        if batch is None or not protocol.startswith("random"):
             continue
         pairs = list(zip(line.scores, batch.scores, strict=True))
         points = (compare(*pair) for pair in pairs)
@@ -101,20 +100,19 @@ def gaps(lines: list[Line], unit: str) -> list[list[Cell]]:
     return rows
 
 
-def gap_notes(lines: list[Line], unit: str) -> list[str]:
-    """What `gaps` leaves out of these lines."""
-    if len(gaps(lines, unit)) == len(gaps(lines, "site")):
-        return []
-    return [
-        f"{PROTOCOLS['random_site']} is not compared with batch here: most of its test wells have "
-        "one test site, those of the other splits two."
-    ]
-
-
 def accuracy_table(runs: list[FinishedRun], unit: str, separate: bool) -> Table:
     """Accuracy by split and cell type; by site the paper's figures stand below."""
     lines = lines_of(runs, unit, separate)
-    rows = [line.cells() for line in lines] + gaps(lines, unit)
+    compared, notes = gaps(lines), [SPREAD_NOTE]
+    if unit == "well":
+        fair = gaps([line for line in lines if line.row[0] != "random_site"])
+        if len(fair) < len(compared):
+            notes.append(
+                f"{PROTOCOLS['random_site']} is not compared with batch here: most of its test"
+                " wells have one test site, those of the other splits two."
+            )
+        compared = fair
+    rows = [line.cells() for line in lines] + compared
     if unit == "site":  # the paper reports no accuracy by well
         rows += [[f"The paper ({PAPER_DATA})"], *_paper_rows()]
     how = "" if unit == "site" else " (mean log-probability over its sites)"
@@ -122,7 +120,7 @@ def accuracy_table(runs: list[FinishedRun], unit: str, separate: bool) -> Table:
     if not separate:
         kind = "a break-down of one model trained on all of them"
     caption = f"Test accuracy (%) by {unit}{how}; cell types: {kind}"
-    return Table(caption, HEAD, rows, [SPREAD_NOTE, *gap_notes(lines, unit)])
+    return Table(caption, HEAD, rows, notes)
 
 
 def paper_table(runs: list[FinishedRun]) -> Table:
@@ -140,7 +138,7 @@ def paper_table(runs: list[FinishedRun]) -> Table:
         # `lines_of` leaves out a row that has runs on all cell types alone.
         only_all = Line(row, parts[-1].scores[:1] + nothing[1:])
         ours.append(separate.get(row, only_all))
-    here = [line.cells() for line in ours] + gaps(ours, "site")
+    here = [line.cells() for line in ours] + gaps(ours)
     rows: list[list[Cell]] = []
     for own, (label, *cells) in zip(here, _paper_rows(), strict=True):
         rows += [own, [f"The paper: {label}", *cells]]

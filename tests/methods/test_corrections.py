@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from arrays import small_evidence
+from scipy import stats
 
 from configs import demo
 from rxrx1_jax import correct
@@ -16,6 +17,7 @@ from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.evidence import Method, scores
 from rxrx1_jax.training import embed, run_dir
+from rxrx1_jax.training.predictions import accuracies
 
 NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
 
@@ -102,6 +104,20 @@ def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
     assert set(tables) == {"none"} and set(refused) == {"refusing"}
     assert "refusing" in capsys.readouterr().err
     assert "refusing" not in correct.summary({"a": tables}).markdown()
+
+
+def test_several_runs_are_averaged_and_paired(run):
+    tables = corrections.correct(run, ["none", "centroids"])
+    swapped = {"none": tables["centroids"], "centroids": tables["none"]}
+    rows = {row[0]: row[1:] for row in correct.summary({"a": tables, "b": swapped}).rows}
+    found = [100 * accuracies(table)["site"]["all"] for table in tables.values()]
+    for name in tables:
+        assert str(rows[name][0]) == f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}"
+    difference = found[1] - found[0]
+    interval = stats.ttest_1samp([difference, -difference], 0).confidence_interval()
+    gain = rows["centroids"][-1]
+    assert (gain.low, gain.high) == pytest.approx(interval) and interval.high > 0
+    assert gain.value == pytest.approx(0) and rows["none"][-1] == ""
 
 
 def test_runs_that_cannot_be_corrected(tmp_path):

@@ -45,6 +45,13 @@ def one_screen(paths):
     return screen, runs
 
 
+def u2os_models(folder, protocol) -> list[Path]:
+    """Of two folds: 90 and 80 % by site."""
+    options = {"protocol": protocol, "cell_type": "U2OS"}
+    return [make_run(folder / f"u2os{fold}", {"U2OS": (sites, 9)}, fold=fold, **options)
+            for fold, sites in ((0, 18), (1, 16))]  # fmt: skip
+
+
 def cells(table) -> dict[str, list[str]]:
     """{first cell: the others}; headings have no others."""
     return {str(first): [str(cell) for cell in rest] for first, *rest in table.rows}
@@ -107,11 +114,7 @@ def test_by_well_the_split_by_site_is_not_compared_with_batch(demo):
 
 
 def test_separate_models_fill_their_own_block(demo, tmp_path):
-    own = [
-        make_run(tmp_path / f"u2os{fold}", {"U2OS": (sites, 9)}, fold=fold, cell_type="U2OS")
-        for fold, sites in ((0, 18), (1, 16))
-    ]
-    screen, runs = one_screen([*demo, *own])
+    screen, runs = one_screen([*demo, *u2os_models(tmp_path, "batch")])
     first, _, separate, *_ = table1.tables(screen, runs)
     assert str(first.rows[0][-1]) == "10.0 ± 0.0"
     assert list(map(str, separate.rows[0])) == [  # 90 and 80 %
@@ -133,11 +136,7 @@ def test_runs_of_single_cell_types_alone(tmp_path):
 
 
 def test_the_papers_table_sets_each_row_above_the_papers(demo, tmp_path):
-    own = [
-        make_run(tmp_path / f"u2os{fold}", {"U2OS": (sites, 9)}, "random_site", fold,
-                 cell_type="U2OS")
-        for fold, sites in ((0, 18), (1, 16))
-    ]  # fmt: skip
+    own = u2os_models(tmp_path, "random_site")
     rows = cells(table1.paper_table(one_screen([*demo, *own])[1]))
     assert list(rows)[:8] == [
         *("Batch", "The paper: Batch", "Random (by site)", "The paper: Random"),
