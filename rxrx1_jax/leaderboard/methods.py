@@ -52,7 +52,7 @@ def load(path: str, config: ConfigDict) -> Methods:
         raise MethodsError(f"{path}: expected TRAINED = {{name: {{field: value}}}}, not empty")
     corrections = {name: ("none",) for name in trained} | names.get("CORRECTIONS", {})
     gap, budgets = tuple(names.get("GAP", ())), names.get("BUDGETS", {})
-    controls = {name: Control(*pair) for name, pair in names.get("CONTROLS", {}).items()}
+    controls = {n: Control(fields, must) for n, (fields, must) in names.get("CONTROLS", {}).items()}
     of_controls = {name: control.overrides for name, control in controls.items()}
     for part, entries in (("TRAINED", trained), ("CONTROLS", of_controls)):
         for name, overrides in entries.items():
