@@ -1,10 +1,5 @@
-# `make demo`   sets everything up and runs the main job on the synthetic screen
-# `make table1` does so for the 30 runs of the paper's table
-# `make leaderboard` compares methods, and their controls, on the synthetic screen
-# `make test`   sets everything up and runs the tests
-# `make test-oldest`, `make test-newest` do so on the oldest versions that pyproject.toml declares,
-#               and on the newest there are (PYTHON=python3.13)
-# `make bench`  prints the benchmarks' tables
+# `make` alone lists the targets. FOLDS, SEEDS, WORKERS, DATA ... are set as in `make demo FOLDS=0`.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -18,24 +13,30 @@ VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
   tfds_builder/rxrx1/rxrx1_dataset_builder.py)
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
-.PHONY: demo table1 control leaderboard bench test test-oldest test-newest lint types clean
+.PHONY: help demo table1 control leaderboard bench test test-long test-oldest test-newest lint \
+  types clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.demo: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[build]'
-	touch $@
+	@echo "Installing rxrx1_jax and what \`tfds build\` needs into $(VENV): 3 GB, some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[build]'
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.demo
+	@echo "Installing rxrx1_jax and what its tests need into $(VENV): 5 to 8 GB, some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
 
 # Every step reuses what is there: the screen, the records, finished runs.
 $(RECORDS): | $(VENV)/.demo
 	@TF_CPP_MIN_LOG_LEVEL=3 \
 	  $(BIN)/tfds build tfds_builder/rxrx1 --config='$(BUILD)' --data_dir=$(DATA)
 
-demo: $(RECORDS)
+demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 7 minutes on two cores
 	@set -e; for fold in $(FOLDS); do \
 	  for run in batch random_site random_well batch:none; do \
 	    protocol=$${run%:*}; norm=plate_control; test $$run = $$protocol || norm=$${run#*:}; \
@@ -47,12 +48,12 @@ demo: $(RECORDS)
 	@$(BIN)/python -m rxrx1_jax.report $(RUNS)/*/ --out=$(RUNS)-report
 
 # The paper's 30 runs, the cell types by models of their own, on the same screen.
-table1: $(RECORDS)
+table1: $(RECORDS) ## the 30 runs of the paper's table on the synthetic screen
 	@$(BIN)/python -m rxrx1_jax.table1 --config=configs/demo.py --config.data.dir=$(DATA) \
 	  --config.data.name=rxrx1/$(SCREEN) --workdir=runs/table1
 
 # `make demo` on a screen without experiment and plate effects: what is left is no batch effect.
-control:
+control: ## `make demo` without batch effects: no split should be easier than another
 	@$(MAKE) demo SCREEN=no_batch_effect RUNS=runs/control \
 	  BUILD='{"name": "no_batch_effect", "size": 64, "screen": {"batch_effect": 0}}'
 
@@ -64,7 +65,7 @@ SEEDS   ?= 0,1
 WORKERS ?= 2
 comma := ,
 empty :=
-leaderboard: $(RECORDS)
+leaderboard: $(RECORDS) ## methods x folds x seeds on the synthetic screen, with three controls
 	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/$(VERSION)/dataset_info.json SCREEN=no_batch_effect \
 	  BUILD='$(NO_EFFECT)'
 	@$(MAKE) $(DATA)/rxrx1/gain_only/$(VERSION)/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'
@@ -73,29 +74,36 @@ leaderboard: $(RECORDS)
 	  --workdir=runs/leaderboard --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=$(SEEDS) \
 	  --workers=$(WORKERS)
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+# Two calls: the number of simulated devices is fixed when a process starts.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
+test: $(VENV)/.dev ## the tests but the long ones: 5 minutes on two cores
+	$(PYTEST) -m 'not devices and not long'
+	$(PYTEST) -m devices
+
+test-long: $(VENV)/.dev ## the long tests: kills, clusters, programs of other libraries, leaderboards
+	$(PYTEST) -m 'long and not devices'
 
 # Every benchmark in turn, each a table of ratios; what they mean stands in benchmarks/README.md.
 WORK ?= $(DATA)/benchmarks
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev ## the benchmarks' tables
 	@mkdir -p $(WORK)
 	@set -e; for name in encoding loaders build train_step forms scaling cost_model; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
 	@set -e; for name in end_to_end evaluation startup; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name --work=$(WORK); done
 
-test-oldest:
+test-oldest: ## all tests on the oldest versions that pyproject.toml declares: 8 GB of its own
 	.ci/versions lowest-direct $(PYTHON)
 
-test-newest:
+test-newest: ## all tests on the newest versions there are (PYTHON=python3.13): 8 GB of its own
 	.ci/versions highest $(PYTHON)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev ## mypy
 	$(BIN)/mypy
 
-clean:
+clean: ## removes the demo's data, runs and page
 	rm -rf $(DATA)/rxrx1/$(SCREEN) $(DATA)/downloads/rxrx1_$(SCREEN) $(RUNS) $(RUNS)-report

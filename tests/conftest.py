@@ -44,6 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
             shutil.rmtree(CACHE)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For `-m devices` and `-m long`: files without such a test need not be imported."""
+    marker = config.option.markexpr.split(" ")[0]
+    if marker in ("devices", "long") and collection_path.name.startswith("test_"):
+        return f"mark.{marker}" not in collection_path.read_text() or None
+    return None
+
+
 def refuse_network(event: str, arguments: tuple) -> None:
     """An audit hook (PEP 578), so it sees every Python library's sockets: this machine alone."""
     if event == "socket.connect" and isinstance(arguments[1], tuple):

@@ -55,12 +55,14 @@ def test_encoding_command(images):
     assert raw == round(6 * SIZE**2 / 1000)
 
 
+@pytest.mark.long
 def test_build_command(images):
     out = run("build", images, "--sites", "4", "--rounds", "1", "--cores", "1")
     assert [row[0] for row in rows(out)] == ["copy, 1 core(s)", "tfds build, 1 core(s)"]
     assert "125,510 sites would take" in out
 
 
+@pytest.mark.long
 def test_memory_command(images):
     out = run("memory", images, "--sites", "8", "--minutes", "0.02", "--settings", "2x1")
     ((setting, minute, read, rss, most, formula),) = rows(out)

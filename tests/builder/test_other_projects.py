@@ -23,6 +23,7 @@ from packaging.requirements import Requirement  # noqa: E402
 
 from tfds_builder.rxrx1 import Builder  # noqa: E402
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SCREEN = {

@@ -446,6 +446,7 @@ BEAM = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", BEAM.values(), ids=BEAM)
 def test_beam_writes_the_same_files_and_resumes(tmp_path, reference, monkeypatch, flags):
     pytest.importorskip("apache_beam")

@@ -217,6 +217,7 @@ def test_distribution_of_zoom():
     assert stats.kstest(place, stats.uniform(-0.5, side).cdf).pvalue > 0.01
 
 
+@pytest.mark.devices
 def test_eight_devices_give_the_same_bits(results):
     assert jax.device_count() == 8
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))

@@ -263,6 +263,7 @@ def test_hosts_share_the_same_global_batches(data, hosts):
     assert sum(by_site(itertools.chain(*parts)).values()) == len(rows)
 
 
+@pytest.mark.devices
 def test_sharded_over_devices(data):
     devices = jax.device_count()
     mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))

@@ -34,6 +34,7 @@ def test_each_method_is_under_twenty_lines(name):
     assert len((imports + body).split("\n")) < 20 + 2  # the blank lines around it
 
 
+@pytest.mark.long
 def test_the_example_runs(tiny, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
     (tmp_path / "my_methods.py").write_text(code)

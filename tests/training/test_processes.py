@@ -107,6 +107,7 @@ def one_then_two(tiny, folder, one):
     return Done(go_on(folder / "one-two", one, 3), config, 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["two", "two_then_one", "one_then_two"])
 def test_the_numbers_are_those_of_one_process(one, name, request):
     other = request.getfixturevalue(name)
@@ -127,6 +128,7 @@ def test_the_numbers_are_those_of_one_process(one, name, request):
     assert results == right
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "file", "sites"),
     [
@@ -148,6 +150,7 @@ def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request)
             assert table[column].to_pylist() == right[column].to_pylist(), column
 
 
+@pytest.mark.long
 def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path):
     config = settings(tiny.dataset, train__eval_every=0, train__checkpoint_every=3)
     workdir = tmp_path / "run"
@@ -165,6 +168,7 @@ def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path):
     assert outputs[1][0] != 0
 
 
+@pytest.mark.long
 def test_each_process_reads_its_share(one, two):
     (whole,), parts = one.read, two.read
     for work in ("train", "embed"):
@@ -177,6 +181,7 @@ def test_each_process_reads_its_share(one, two):
     assert whole["train"].total() == 8 * 8 + 3 * 10
 
 
+@pytest.mark.long
 def test_only_process_0_prints(one, two):
     (_, alone, _), (_, first, _), (_, second, _) = *one.outputs, *two.outputs
     assert "said by process 0" in alone and "said by process 0" in first

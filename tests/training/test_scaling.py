@@ -81,6 +81,7 @@ def alone():
         return train_on(1, "jit", monkeypatch)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize(
     ("devices", "parallelism"),
     [(2, "jit"), (4, "jit"), (8, "jit"), (1, "pmap"), (2, "pmap"), (4, "pmap"), (8, "pmap")],
@@ -95,6 +96,7 @@ def test_the_numbers_do_not_depend_on_the_devices(alone, devices, parallelism, m
         np.testing.assert_allclose(leaf, one, rtol=0, atol=TOLERANCE * scale)
 
 
+@pytest.mark.devices
 def test_the_work_of_a_device_is_its_share_of_the_batch():
     """XLA's own count of the floating-point operations of one device's program."""
     config = demo.get_config()

@@ -227,6 +227,7 @@ def one_device():
     return batch, (state, losses, metrics, jax.jit(evaluate)(state, batch))
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("parallelism, bn_axis_name", [("jit", None), ("pmap", parallel.AXIS)])
 def test_eight_devices_compute_what_one_does(one_device, parallelism, bn_axis_name):
     assert jax.device_count() == 8
@@ -242,6 +243,7 @@ def test_eight_devices_compute_what_one_does(one_device, parallelism, bn_axis_na
     assert evaluated["log_probs"].shape == (32, 5)
 
 
+@pytest.mark.devices
 def test_jit_and_pmap_cut_the_same_micro_batches():
     batch = make_batch(32)
     jit_state, jit_losses, *_ = run_parallel("jit", None, batch, accumulation=2)
@@ -250,6 +252,7 @@ def test_jit_and_pmap_cut_the_same_micro_batches():
     assert largest_difference(pmap_state.params, jit_state.params) < 1.5e-6
 
 
+@pytest.mark.devices
 def test_pmap_without_bn_axis_normalises_per_device(one_device):
     batch, (_, losses, *_) = one_device
     batch = batch | {"mask": jnp.ones(32, bool)}
