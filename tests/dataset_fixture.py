@@ -27,16 +27,29 @@ class Finished(NamedTuple):
     results: dict[str, Any]
 
 
-def build(release: Path, data_dir: Path, name: str = "tiny") -> Path:
-    """The dataset that the real builder makes of a release of `SIZE` px."""
+def prepared(
+    release: Path | str, data_dir: Path | str, file_format: str = "tfrecord",
+    beam_runner: str | None = None, **config: Any,
+) -> Any:  # fmt: skip
+    """Our builder, after it has made a dataset. config: fields of Rxrx1Config other than these."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
     from tfds_builder.rxrx1 import Builder, Rxrx1Config
 
-    builder = Builder(config=Rxrx1Config(name=name, size=SIZE), data_dir=data_dir)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=str(release.parent))
+    builder = Builder(
+        config=Rxrx1Config(**{"name": "tiny", "size": SIZE, **config}), data_dir=data_dir
     )
-    return Path(builder.data_path)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=str(release), beam_runner=beam_runner
+        ),
+        file_format=file_format,
+    )
+    return builder
+
+
+def build(release: Path, data_dir: Path, name: str = "tiny") -> Path:
+    """The dataset that the real builder makes of a release of `SIZE` px."""
+    return Path(prepared(release.parent, data_dir, name=name).data_path)
 
 
 def build_screen(data_dir: Path, **sizes: int) -> None:
@@ -99,6 +112,16 @@ def tiny(once) -> Tiny:
     folder = once("tiny", make)
     (dataset,) = folder.glob("data/rxrx1/tiny/*.*.*")
     return Tiny(folder / "rxrx1", dataset, {row["site_id"]: row for row in tiny_rows()})
+
+
+@pytest.fixture(scope="session")
+def array_record(tiny, once) -> Path:
+    """The same dataset as ArrayRecord files, read only."""
+    folder = once(
+        "array_record", lambda folder: prepared(tiny.release, folder, file_format="array_record")
+    )
+    (dataset,) = folder.glob("rxrx1/tiny/*.*.*")
+    return dataset
 
 
 @pytest.fixture(scope="session")

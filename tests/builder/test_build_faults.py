@@ -1,162 +1,140 @@
-"""What can go wrong during a build: kill -9 at any moment, two builds at once, a full disk."""
+"""Builds that are killed: at every change of a folder, and again while they recover."""
 
-import contextlib
-import errno
+import itertools
 import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
-import time
-from multiprocessing import forkserver
+import traceback
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from tiny_release import image_path, tiny_rows, write_tiny_release
+from tiny_release import write_tiny_release
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-
-import tensorflow  # noqa: E402, F401
 
 from tfds_builder.rxrx1 import Builder, Rxrx1Config, examples, shards  # noqa: E402
 from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: E402
 
 SIZE = 16
 VERSION = str(Builder.VERSION)
-FORKS = multiprocessing.get_context("forkserver")
+STEPS = ("link", "mkdir", "open", "remove", "rename", "replace", "rmdir", "unlink")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server_with_imports():
-    """The server imports this module, TensorFlow with it; its children, the builds, need not."""
-    FORKS.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the server knows no other path
-        forkserver.ensure_running()
-        yield
+def kill_at(step: int) -> None:
+    """Kills this process instead of its `step`-th (from 1) change of a folder."""
+    counter = itertools.count(1)
+
+    def instead(function):
+        def change(*args, **kwargs):
+            if next(counter) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return change
+
+    for name in STEPS:
+        setattr(os, name, instead(getattr(os, name)))
 
 
-def build(release: Path, data_dir: Path) -> Builder:
-    builder = Builder(config=Rxrx1Config(name="tiny", size=SIZE), data_dir=data_dir)
-    builder.download_and_prepare(
+def build(release: Path, data_dir: Path, journal: Path, step: int, links: bool) -> None:
+    """In a process of its own: several shards, and an encoder that notes what it encodes."""
+
+    class Noting(examples.SiteEncoder):
+        def __call__(self, site):
+            with journal.open("a") as file:
+                file.write(f"{site.site_id}\n")
+            return super().__call__(site)
+
+    def link(*_):
+        raise PermissionError("Operation not permitted")
+
+    builder_module.SiteEncoder = Noting
+    shards.SHARD_BYTES = 8 * 6 * SIZE * SIZE  # eight sites
+    if not links:
+        os.link = link
+    kill_at(step)
+    config = Rxrx1Config(name="tiny", size=SIZE, experiments=["HUVEC-01", "U2OS-01"], plates=[1])
+    Builder(config=config, data_dir=data_dir).download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=str(release))
     )
-    return builder
 
 
-def slow_build(release: Path, data_dir: Path, journal: Path) -> None:
-    """In a process of its own: many shards, a slow encoder that notes what it encodes."""
-
-    class Slow(examples.SiteEncoder):
-        def __call__(self, site):
-            with open(journal, "a") as file:
-                file.write(f"{site.site_id}\n")
-            time.sleep(0.01)
-            return super().__call__(site)
-
-    builder_module.SiteEncoder = Slow
-    shards.SHARD_BYTES = 4 * 6 * SIZE * SIZE  # four sites
-    build(release, data_dir)
+def in_fork(function, *args) -> int:
+    """Exit status of a call in a fork of this process."""
+    child = os.fork()
+    if not child:
+        try:
+            function(*args)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def records(folder: Path) -> dict[str, bytes]:
-    """The files of records, and the table of the sites in them."""
-    paths = [*folder.glob("*.tfrecord*"), folder / "sites.parquet"]
-    return {path.name: path.read_bytes() for path in paths}
+def kill_at_every_step(root: Path, links: bool) -> None:
+    """Builds in root/1, root/2 ... killed at that step, again at a random one, then left alone.
+
+    root/N.json has [exit status, files of records before, sites encoded] of each of the three. The
+    last folder is that of a build that came to its end first.
+    """
+    release, draw = write_tiny_release(root / "release", SIZE), random.Random(1)
+    for step in itertools.count(1):
+        data_dir, report = root / str(step), []
+        for at in (step, draw.randrange(1, 40), 0):
+            patterns = ("*-on-disk", "rxrx1-*")
+            before = [path.name for pattern in patterns for path in data_dir.rglob(pattern)]
+            journal = root / f"{step}-{len(report)}.txt"
+            journal.touch()
+            status = in_fork(build, release, data_dir, journal, at, links)
+            if at == step and not status:
+                return
+            report.append([status, before, journal.read_text().split()])
+        (root / f"{step}.json").write_text(json.dumps(report))
 
 
-def test_kill_at_ten_random_moments(tmp_path):
-    """No moment leaves a wrong dataset, nothing finished is done again, the end is the same."""
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    journal, clean_journal = tmp_path / "encoded.txt", tmp_path / "clean.txt"
-    process = FORKS.Process(target=slow_build, args=(release, tmp_path / "clean", clean_journal))
-    process.start()
-    process.join(120)
-    expected = records(tmp_path / "clean" / "rxrx1" / "tiny" / VERSION)
-    assert len(expected) > 10 and len(clean_journal.read_text().split()) == 61
-
-    final = tmp_path / "data" / "rxrx1" / "tiny" / VERSION
-    draw = random.Random(0)
-    kills, builds = 0, 1
-    while not final.exists() or kills < 10:
-        if final.exists():  # before its ten kills, on a machine that halts this process: once more
-            shutil.rmtree(tmp_path / "data")
-            builds += 1
-        process = FORKS.Process(target=slow_build, args=(release, tmp_path / "data", journal))
-        began = time.monotonic()
-        process.start()
-        before = len(journal.read_text().split()) if journal.exists() else 0
-        # Counted in sites, not seconds, so that a slow machine makes progress too; and sometimes
-        # a little later, into the end of the build.
-        sites = draw.randint(0, 3) if kills < 10 else 100
-        while process.is_alive() and time.monotonic() - began < 60:
-            now = len(journal.read_text().split()) if journal.exists() else 0
-            if now - before >= sites and not (sites == 0 and time.monotonic() - began < 0.3):
-                break
-            time.sleep(0.001)
-        time.sleep(draw.random() * 0.05)
-        if kills < 10:
-            with contextlib.suppress(ProcessLookupError):  # it has ended in between
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-        process.join(60)
-        if not final.exists():
-            with pytest.raises(Exception, match="rxrx1"):
-                tfds.builder("rxrx1/tiny", data_dir=tmp_path / "data")
-    assert records(final) == expected
-    for name in ("dataset_info.json", "metadata.json", "features.json"):
-        clean = json.loads((tmp_path / "clean" / "rxrx1" / "tiny" / VERSION / name).read_text())
-        assert json.loads((final / name).read_text()) == clean
-    # Of finished shards nothing is encoded again: a kill costs at most the shard in work and the
-    # sites that threads have looked ahead.
-    look_ahead = 2 * len(os.sched_getaffinity(0)) + 2
-    assert len(journal.read_text().split()) <= 61 * builds + 10 * (4 + look_ahead)
-    assert [p.name for p in final.parent.iterdir() if p.name != VERSION] == []
+def contents(data_dir: Path) -> dict[str, bytes]:
+    """All files of the dataset, which is all that lies beside it."""
+    (folder,) = (data_dir / "rxrx1" / "tiny").iterdir()
+    assert folder.name == VERSION
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_two_builds_at_once(tmp_path):
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    journal = tmp_path / "encoded.txt"
-    first = FORKS.Process(target=slow_build, args=(release, tmp_path / "data", journal))
-    first.start()
-    while not journal.exists():
-        time.sleep(0.01)
-    with pytest.raises(RuntimeError, match=f"being built already.*{first.pid}"):
-        build(release, tmp_path / "data")
-    first.join(120)
-    assert first.exitcode == 0
-    assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
-
-
-def test_disk_full_keeps_what_is_finished(tmp_path, monkeypatch):
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
-    encoded = []
-
-    class Counting(examples.SiteEncoder):
-        def __call__(self, site):
-            encoded.append(site.site_id)
-            if len(encoded) == 40:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().__call__(site)
-
-    monkeypatch.setattr(builder_module, "SiteEncoder", Counting)
-    with pytest.raises(OSError, match="No space left"):
-        build(release, tmp_path / "data")
-    assert not (tmp_path / "data" / "rxrx1" / "tiny" / VERSION).exists()
-    first = len(encoded)
-    assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
-    assert len(encoded) - first <= 61 - (first - 4 - 2 * len(os.sched_getaffinity(0)) - 2)
-
-
-def test_repaired_image_is_all_that_a_failed_build_needs(tmp_path):
-    """A build stopped by a broken image goes on when the image is repaired; it is checked again."""
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    victim = image_path(release, tiny_rows()[5], 3)
-    data = victim.read_bytes()
-    victim.write_bytes(data[:-20])
-    with pytest.raises(Exception, match="is cut off"):
-        build(release, tmp_path / "data")
-    victim.write_bytes(data)
-    assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
+@pytest.mark.long
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "moved"])
+def test_kill_at_every_step_loses_nothing(tmp_path, links):
+    """Every end is the same, byte by byte, and of finished shards nothing is encoded again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "tfds_builder.rxrx1"])
+    child = context.Process(target=kill_at_every_step, args=(tmp_path, links))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    reports = sorted(tmp_path.glob("*.json"))
+    assert len(reports) > 25
+    whole = tmp_path / str(len(reports) + 1)
+    expected = contents(whole)
+    listed = json.loads(expected["metadata.json"])["table"]["files"]
+    sites: dict[str, set[str]] = {name: set() for name, _ in listed}
+    for row in pq.read_table(next(whole.rglob("sites.parquet"))).to_pylist():
+        sites[listed[row["shard"]][0]].add(row["site_id"])
+    assert len(sites) > 3
+    killed_with_all_finished = 0
+    for path in reports:
+        assert contents(path.with_suffix("")) == expected
+        (first, *_), second, third = json.loads(path.read_text())
+        assert first == -signal.SIGKILL and second[0] in (-signal.SIGKILL, 0) and third[0] == 0
+        for _, before, encoded in (second, third):
+            finished = [
+                name
+                for name in sites
+                if name in before
+                or any(f.startswith(name[len("rxrx1-") :].replace(".tfrecord", "")) for f in before)
+            ]
+            for name in finished:
+                assert sites[name].isdisjoint(encoded), (path, name)
+            killed_with_all_finished += len(finished) == len(sites)
+    assert killed_with_all_finished > 5

@@ -10,26 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_fixture import prepared as build
 from PIL import Image
 from tiny_release import image_path, read_pngs, tiny_rows, write_metadata, write_tiny_release
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, synthetic  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, machine, synthetic  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
-pytest_plugins = ["dataset_fixture"]
 SIZE = 16
 VERSION = str(Builder.VERSION)
 ROOT = Path(__file__).parents[2]
-
-
-def build(release: Path, data_dir: Path, size: int = SIZE) -> Builder:
-    builder = Builder(config=Rxrx1Config(name="tiny", size=size), data_dir=data_dir)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=str(release))
-    )
-    return builder
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +81,6 @@ def test_splits_files_and_metadata(tiny, built):
     assert metadata["source"] == "release"
     assert len(metadata["channels"]) == 6 and metadata["channels"][0] == "nuclei"
     assert list(metadata["control_pixels"]["U2OS-01"]) == ["1"]
-    for experiment, plates in metadata["control_pixels"].items():
-        for plate, groups in plates.items():
-            for well_type, sums in groups.items():
-                group = [
-                    r for r in controls_of(rows, experiment, plate) if r["well_type"] == well_type
-                ]
-                pixels = np.stack([read_pngs(tiny.release, r) for r in group]).astype(np.int64)
-                assert sums == {
-                    "count": len(group) * SIZE * SIZE,
-                    "sum": pixels.sum(axis=(0, 2, 3)).tolist(),
-                    "sum_of_squares": (pixels**2).sum(axis=(0, 2, 3)).tolist(),
-                }
 
 
 def test_registered_with_tfds(built, tmp_path):
@@ -160,34 +140,23 @@ def nothing_is_left(data_dir: Path) -> bool:
 
 
 def test_broken_input_stops_before_writing(tmp_path):
-    """A release whose table, or whose images by their headers or checksums, cannot be right."""
-    root, data_dir = tmp_path / "release", tmp_path / "data"
-    rows = tiny_rows()
-    write_tiny_release(root, SIZE)
-    victim = image_path(root, rows[9], 4)
+    """An image that cannot be right, and a table."""
+    root, data_dir, rows = tmp_path / "release", tmp_path / "data", tiny_rows()
+    victim = image_path(write_tiny_release(root, SIZE), rows[9], 4)
     Image.fromarray(np.zeros((SIZE, SIZE), np.uint16)).save(victim)
-    with pytest.raises(ReleaseError, match="bit depth 16") as error:
-        build(root, data_dir)
-    assert str(victim) in str(error.value) and rows[9]["site_id"] in str(error.value)
-    assert nothing_is_left(data_dir)
-
-    treatment = next(i for i, r in enumerate(rows) if r["well_type"] == "treatment")
-    write_tiny_release(root, SIZE)
-    victim = image_path(root, rows[treatment], 2)
-    data = bytearray(victim.read_bytes())
-    data[data.index(b"IDAT") + 30] ^= 0xFF
-    victim.write_bytes(data)
-    with pytest.raises(ReleaseError, match=rf"line {treatment + 2}, site .*wrong checksum"):
-        build(root, data_dir)
-    assert nothing_is_left(data_dir)
-
-    victim.unlink()
-    with pytest.raises(ReleaseError, match="is missing"):
+    with pytest.raises(ReleaseError, match=f"line 11, site {rows[9]['site_id']}: {victim} .* 16"):
         build(root, data_dir)
     write_metadata(root, [*rows, rows[0]])
     with pytest.raises(ReleaseError, match="field site_id"):
         build(root, data_dir)
     assert nothing_is_left(data_dir)
+
+
+def test_one_build_at_a_time(tiny, tmp_path):
+    with machine.build_lock(tmp_path / "rxrx1" / "tiny", VERSION):
+        with pytest.raises(RuntimeError, match=f"being built already.*{os.getpid()}"):
+            build(tiny.release, tmp_path)
+    assert len(build(tiny.release, tmp_path).as_dataset(split="train")) == 39
 
 
 @pytest.mark.parametrize("well_type", ["treatment", "positive_control"])

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from dataset_fixture import prepared as build
 from tiny_release import (
     read_pngs,
     tiny_rows,
@@ -24,19 +26,8 @@ from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: 
 from tfds_builder.rxrx1.release import downloads  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
-pytest_plugins = ["dataset_fixture"]
 SIZE = 16
 VERSION = str(Builder.VERSION)
-
-
-def build(release: Path, data_dir: Path, file_format: str = "tfrecord", **config) -> Builder:
-    config = Rxrx1Config(**({"name": "tiny", "size": SIZE} | config))
-    builder = Builder(config=config, data_dir=data_dir)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=str(release)),
-        file_format=file_format,
-    )
-    return builder
 
 
 def by_site(builder: Builder) -> dict[str, dict]:
@@ -45,6 +36,10 @@ def by_site(builder: Builder) -> dict[str, dict]:
         for data in builder.as_dataset().values()
         for example in tfds.as_numpy(data)
     }
+
+
+def table_of(builder: Builder) -> list[dict]:
+    return pq.read_table(Path(builder.data_path) / "sites.parquet").to_pylist()
 
 
 def same(first: dict[str, dict], second: dict[str, dict], but: tuple[str, ...] = ()) -> bool:
@@ -144,7 +139,9 @@ def test_wilds_config_from_the_wilds_release(tmp_path):
 def test_kaggle_and_zip_give_the_same_records(tiny, plain, tmp_path):
     official = by_site(plain)
     kaggle = write_tiny_kaggle(tmp_path / "kaggle", tiny.release)
-    examples = by_site(build(kaggle, tmp_path / "from_kaggle"))
+    builder = build(kaggle, tmp_path / "from_kaggle")
+    examples = by_site(builder)
+    assert {row["release_row"] for row in table_of(builder)} == {-1}
     assert same(official, examples, but=("sirna", "sirna_id"))  # no names in Kaggle's tables
     for site_id, example in examples.items():
         hidden = (example["dataset"], example["well_type"]) == (b"test", b"treatment")
@@ -166,6 +163,9 @@ def test_part_of_a_release(tiny, plain, tmp_path):
     assert builder.info.metadata["selection"] == {
         "experiments": ["HUVEC-01"], "plates": [2], "sites": [1],
     }  # fmt: skip
+    order = list(tiny.rows)  # of the whole release
+    rows = table_of(builder)
+    assert [order[row["release_row"]] for row in rows] == [row["site_id"] for row in rows]
     with pytest.raises(ReleaseError, match="HUVEC-1"):
         build(tiny.release, tmp_path / "typing_error", experiments=["HUVEC-1"])
     with pytest.raises(ReleaseError, match="max_examples_per_split"):
@@ -234,8 +234,9 @@ def test_partitions_count_no_site_twice(tiny, plain):
     assert len(loaded) == 22
 
 
-def test_array_record_reads_at_random(tiny, plain, tmp_path):
-    builder = build(tiny.release, tmp_path, file_format="array_record")
+def test_array_record_reads_at_random(array_record, plain):
+    builder = Builder(config=plain.builder_config, data_dir=array_record.parents[2])
+    assert builder.info.file_format.value == "array_record"
     source = builder.as_data_source(split="train")
     assert len(source) == 39 and len(builder.as_data_source(split="train[:10]")) == 10
     assert len(builder.as_data_source(split="all")) == 61
@@ -294,9 +295,14 @@ def test_info_is_useful(plain):
         ("unexpected keyword argument 'plate'", {"screen": {"plate": 1}}),
         ("View.size: found 48, expected a divisor", {"size": 48, "source_size": 64}),
         ("View.size: found 0", {"size": 0}),
+        ("View.size: found 32, expected 1", {"size": 32, "source_size": 16, "crop": True}),
         ("View.channels: found 4", {"channels": 4}),
         ("Selection.experiments: found 'HUVEC-01'", {"experiments": "HUVEC-01"}),
         ("Selection.plates: found .'1'.", {"plates": ["1"]}),
+        ("Selection.plates: found .True,.", {"plates": (True,)}),
+        ("Selection.plates: found 1, expected a tuple of int", {"plates": 1}),
+        ("Selection.plates: found 5, expected 1, 2, 3, 4", {"plates": (5,)}),
+        ("Selection.sites: found 0, expected 1, 2", {"sites": (0,)}),
         ("Selection.sites is empty", {"sites": []}),
     ],
 )

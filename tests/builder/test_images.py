@@ -133,20 +133,6 @@ def test_wilds_is_rgb_and_gives_no_other_view(tmp_path):
         check_images(release, view)
 
 
-@pytest.mark.parametrize(
-    "field, values",
-    [
-        ("channels", {"size": 8, "source_size": 16, "channels": 4}),
-        ("size", {"size": 0, "source_size": 16}),
-        ("size", {"size": 32, "source_size": 16, "crop": True}),
-        ("size", {"size": 7, "source_size": 16}),
-    ],
-)
-def test_impossible_views(field, values):
-    with pytest.raises(ValueError, match=rf"View\.{field}: found {values[field]}, expected"):
-        View(**values)
-
-
 def drawn(change) -> Callable[[bytes], bytes]:
     """Saves the changed pixels as a PNG of their own."""
 

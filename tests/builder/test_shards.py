@@ -1,16 +1,12 @@
-"""The engine of the record files: TFDS's order, resuming after kills, full disks, Beam."""
+"""The engine of the record files: TFDS's order, resuming, full disks, Beam."""
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import os
-import random
 import shutil
-import signal
 import subprocess
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -262,104 +258,7 @@ def test_other_data_and_formats_are_kept_apart(tmp_path):
         make_staging(tmp_path, "riegeli")
 
 
-# Kills
-
-
-STEPS = ("link", "mkdir", "open", "remove", "rename", "replace", "rmdir", "unlink")
-
-
-def kill_at(step: int) -> None:
-    """Kills this process instead of its `step`-th (from 1) change of a folder."""
-    counter = itertools.count(1)
-
-    def instead(function):
-        def change(*args, **kwargs):
-            if next(counter) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return change
-
-    for name in STEPS:
-        setattr(os, name, instead(getattr(os, name)))
-
-
-def in_fork(function, *args) -> int:
-    """Exit status of a call in a fork of this process."""
-    child = os.fork()
-    if not child:
-        try:
-            function(*args)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_build(folder: Path, run: str, step: int, links: bool) -> None:
-    if not links:
-
-        def link(*_):
-            raise PermissionError("Operation not permitted")
-
-        os.link = link
-    kill_at(step)
-    build(folder, Encode(f"{folder}.log", run), make_sites({"HUVEC-01": 16, "RPE-02": 3}))
-
-
-def kill_at_every_step(root: Path, links: bool) -> None:
-    """Builds killed at step 1, 2, ..., and killed again while they recover."""
-    rng = random.Random(1)
-    for step in itertools.count(1):
-        folder, report = root / str(step), {}
-        status = in_fork(killed_build, folder, "first", step, links)
-        if status == 0:
-            break
-        report["second"] = [status, record_files(folder)]
-        status = in_fork(killed_build, folder, "second", rng.randrange(1, 40), links)
-        report["third"] = [status, record_files(folder)]
-        Path(f"{folder}.json").write_text(json.dumps(report))
-
-
-def record_files(folder: Path) -> list[str]:
-    """Names of all finished files of records, wherever they are."""
-    return [p.name for pattern in ("*-on-disk", "rxrx1-*") for p in folder.rglob(pattern)]
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["linked", "moved"])
-def test_kill_at_every_step_loses_nothing(tmp_path, processes, links):
-    child = processes.Process(target=kill_at_every_step, args=(tmp_path, links))
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    sites = make_sites({"HUVEC-01": 16, "RPE-02": 3})
-    build(tmp_path / "reference", encoded, sites)
-    expected = contents(tmp_path / "reference" / VERSION)
-    plan = plan_shards(sites, SITE_BYTES)
-    reports = sorted(tmp_path.glob("*.json"))
-    assert len(reports) > 12
-    killed_with_all_finished = 0
-    for path in reports:
-        report = json.loads(path.read_text())
-        assert report["second"][0] == -signal.SIGKILL
-        assert report["third"][0] in (-signal.SIGKILL, 0)
-        folder, log = path.with_suffix(""), str(path.with_suffix(".log"))
-        build(folder, Encode(log, "third"), sites)
-        assert os.listdir(folder) == [VERSION]
-        assert contents(folder / VERSION) == expected
-        calls = Encode(log).calls()
-        for run in ("second", "third"):
-            redone = {site_id for r, _, site_id in calls if r == run}
-            whole = 0
-            for shard in plan:
-                final = f"rxrx1-{shard.split}.tfrecord-{shard.name[-14:]}"
-                names = report[run][1]
-                if final in names or any(name.startswith(shard.name) for name in names):
-                    assert redone.isdisjoint(site.site_id for site in shard.sites), (path, run)
-                    whole += 1
-            killed_with_all_finished += whole == len(plan)
-    assert killed_with_all_finished > 5
+# Locks
 
 
 def hold_lock(folder: Path, pipe) -> None:
@@ -440,14 +339,10 @@ def test_full_disk_keeps_finished_shards(tmp_path, reference, file_format):
 # Beam
 
 
-BEAM = {
-    "in process": [],
-    "two processes": ["--direct_num_workers=2", "--direct_running_mode=multi_processing"],
-}
+TWO_PROCESSES = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("flags", BEAM.values(), ids=BEAM)
+@pytest.mark.parametrize("flags", [[], pytest.param(TWO_PROCESSES, marks=pytest.mark.long)])
 def test_beam_writes_the_same_files_and_resumes(tmp_path, reference, monkeypatch, flags):
     pytest.importorskip("apache_beam")
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -8,25 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_release import read_pngs, tiny_rows, write_tiny_kaggle
+from dataset_fixture import prepared
+from tiny_release import read_pngs
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, machine, shards, table  # noqa: E402
+from tfds_builder.rxrx1 import machine, shards, table  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 from tfds_builder.rxrx1.table import FILE  # noqa: E402
 
-pytest_plugins = ["dataset_fixture"]
 SIZE = 16
-
-
-def build(release: Path, data_dir: Path, **options) -> Path:
-    config = Rxrx1Config(name="tiny", size=SIZE, **options.pop("config", {}))
-    builder = Builder(config=config, data_dir=data_dir)
-    file_format = options.pop("file_format", None)
-    download = tfds.download.DownloadConfig(manual_dir=str(release), **options)
-    builder.download_and_prepare(download_config=download, file_format=file_format)
-    return Path(builder.data_path)
 
 
 @pytest.fixture
@@ -45,7 +36,7 @@ def old(tiny, tmp_path) -> Path:
 def test_every_place_holds_the_image(tiny, tmp_path, monkeypatch):
     """Of several files per experiment, read by zlib alone."""
     monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
-    folder = build(tiny.release, tmp_path)
+    folder = Path(prepared(tiny.release, tmp_path).data_path)
     listed = json.loads((folder / "metadata.json").read_text())["table"]["files"]
     files = [name for name, _ in listed]
     rows = pq.read_table(folder / FILE).to_pylist()
@@ -62,30 +53,17 @@ def test_every_place_holds_the_image(tiny, tmp_path, monkeypatch):
 def test_beam_gives_the_same_bytes(tiny, tmp_path, monkeypatch):
     pytest.importorskip("apache_beam")
     monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
-    plain = build(tiny.release, tmp_path / "plain")
-    beam = build(tiny.release, tmp_path / "beam", beam_runner="FnApiRunner")
+    plain, beam = (
+        Path(prepared(tiny.release, tmp_path / str(runner), beam_runner=runner).data_path)
+        for runner in (None, "FnApiRunner")
+    )
     for name in (FILE, "metadata.json"):
         assert (plain / name).read_bytes() == (beam / name).read_bytes()
 
 
-@pytest.mark.parametrize("part", [{}, {"experiments": ["HUVEC-02"], "sites": [2]}])
-def test_rows_of_the_release(tiny, tmp_path, part):
-    """Positions in the whole metadata.csv, of a part too."""
-    folder = build(tiny.release, tmp_path, config=part)
-    order = [row["site_id"] for row in tiny_rows()]
-    for row in pq.read_table(folder / FILE).to_pylist():
-        assert order[row["release_row"]] == row["site_id"]
-
-
-def test_kaggle_has_no_rows_of_a_release(tiny, tmp_path):
-    folder = build(write_tiny_kaggle(tmp_path / "kaggle", tiny.release), tmp_path / "data")
-    assert set(pq.read_table(folder / FILE)["release_row"].to_pylist()) == {-1}
-
-
-def test_array_records_have_no_places(tiny, tmp_path, capsys):
-    folder = build(tiny.release, tmp_path, file_format="array_record")
-    assert set(pq.read_table(folder / FILE)["offset"].to_pylist()) == {-1}
-    assert main(["table", str(folder)]) == 1
+def test_array_records_have_no_places(array_record, capsys):
+    assert set(pq.read_table(array_record / FILE)["offset"].to_pylist()) == {-1}
+    assert main(["table", str(array_record)]) == 1
     assert "array_record" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ The stored data uses feature types of TFDS only: `tfds.builder_from_directory` r
 this code. Records are written by `shards`, which resumes, not by TFDS's own writer.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,11 +83,15 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
           OSError: among others, the disk is full; what is finished is kept.
         """
         config = kwargs.get("download_config") or tfds.download.DownloadConfig()
+        folder, version = self.data_path.parent, str(self.version)
         if self.data_path.exists() and not config.download_mode.overwrite_dataset:
             self._check_settings()
             super().download_and_prepare(**kwargs)  # writes nothing: the data may be read-only
+            if any(folder.glob(f".building-{version}*")):  # its build was killed at the very end
+                with contextlib.suppress(OSError, RuntimeError):
+                    with machine.build_lock(folder, version):
+                        staging.remove_leftovers(folder, version)
             return
-        folder, version = self.data_path.parent, str(self.version)
         try:
             with machine.build_lock(folder, version):
                 staging.remove_leftovers(folder, version)

@@ -11,7 +11,6 @@ from tfds_builder import faux_colours  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 from tfds_builder.rxrx1.look import figures, show, stored  # noqa: E402
 
-pytest_plugins = ["dataset_fixture"]
 ROWS = {row["site_id"]: row for row in tiny_rows()}
 
 
