@@ -1,4 +1,4 @@
-"""The TFDS builder: stored values against Pillow and NumPy, readable without this code."""
+"""The TFDS builder: stored values against Pillow and NumPy; what stops a build leaves nothing."""
 
 import dataclasses
 import json
@@ -102,36 +102,6 @@ def test_registered_with_tfds(built, tmp_path):
 def test_tags_are_valid():
     known = tfds.core.dataset_metadata.valid_tags()
     assert set(Builder.get_metadata().tags) <= set(known)
-
-
-STRANGER = """
-import sys
-sys.modules["tfds_builder"] = None  # importing it raises ImportError
-import json, tensorflow_datasets as tfds
-builder = tfds.builder_from_directory(sys.argv[1])
-image = builder.info.features["image"]
-assert type(image) is tfds.features.Tensor and image.shape == (6, 16, 16), image
-sums = {}
-for split, data in builder.as_dataset().items():
-    for example in tfds.as_numpy(data):
-        sums[example["site_id"].decode()] = example["image"].sum(axis=(1, 2)).tolist()
-print(json.dumps(sums))
-"""
-
-
-def test_readable_without_this_code(tiny, built, tmp_path):
-    output = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(built.data_path)],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    expected = {
-        row["site_id"]: read_pngs(tiny.release, row).sum(axis=(1, 2)).tolist()
-        for row in tiny_rows()
-    }
-    assert json.loads(output) == expected
 
 
 def nothing_is_left(data_dir: Path) -> bool:

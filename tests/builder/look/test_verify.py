@@ -197,16 +197,9 @@ def test_only_one_experiment_of_a_cell_type_is_read_unless_all_are_asked_for(cop
     assert f"{file}: record 21 is damaged" in faults_of(copy, everything=True)["checksums"][0]
 
 
-def set_text(name: str, text: str):
+def put(name: str, value: str | int):
     def change(example):
-        feature(example, name)[0] = text.encode()
-
-    return change
-
-
-def set_number(name: str, number: int):
-    def change(example):
-        feature(example, name)[0] = number
+        feature(example, name)[0] = value.encode() if isinstance(value, str) else value
 
     return change
 
@@ -214,19 +207,19 @@ def set_number(name: str, number: int):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_text("experiment", "HUVEC-02"), "experiment is 'HUVEC-02', expected 'HUVEC-01'"),
-        (set_text("cell_type", "RPE"), "cell_type is 'RPE', expected 'HUVEC'"),
-        (set_text("dataset", "training"), "dataset is 'training', expected"),
-        (set_text("well", "D99"), "well is 'D99', expected 'D0"),
-        (set_text("well_id", "HUVEC-01_1_A01"), "well_id is 'HUVEC-01_1_A01', expected 'HUVEC-01"),
-        (set_text("site_id", "HUVEC-01_1_A01_1"), "site_id is 'HUVEC-01_1_A01_1', expected"),
-        (set_text("sirna", "EMPTY"), "sirna is 'EMPTY' of a treatment"),
-        (set_text("well_type", "control"), "well_type is 'control', expected"),
-        (set_number("sirna_id", 1108), "sirna_id is 1108, expected 0 to 1107"),
-        (set_number("plate", 5), "plate is 5, expected 1 to 4"),
-        (set_number("site", 3), "site is 3, expected 1 to 2"),
-        (set_number("row", 0), "row is 0, expected 1 to 16"),
-        (set_number("column", 25), "column is 25, expected 1 to 24"),
+        (put("experiment", "HUVEC-02"), "experiment is 'HUVEC-02', expected 'HUVEC-01'"),
+        (put("cell_type", "RPE"), "cell_type is 'RPE', expected 'HUVEC'"),
+        (put("dataset", "training"), "dataset is 'training', expected"),
+        (put("well", "D99"), "well is 'D99', expected 'D0"),
+        (put("well_id", "HUVEC-01_1_A01"), "well_id is 'HUVEC-01_1_A01', expected 'HUVEC-01"),
+        (put("site_id", "HUVEC-01_1_A01_1"), "site_id is 'HUVEC-01_1_A01_1', expected"),
+        (put("sirna", "EMPTY"), "sirna is 'EMPTY' of a treatment"),
+        (put("well_type", "control"), "well_type is 'control', expected"),
+        (put("sirna_id", 1108), "sirna_id is 1108, expected 0 to 1107"),
+        (put("plate", 5), "plate is 5, expected 1 to 4"),
+        (put("site", 3), "site is 3, expected 1 to 2"),
+        (put("row", 0), "row is 0, expected 1 to 16"),
+        (put("column", 25), "column is 25, expected 1 to 24"),
         (lambda e: e.features.feature.pop("plate"), "no feature plate"),
         (lambda e: feature(e, "control_std").pop(), "control_std is"),
         (lambda e: feature(e, "row").append(1), "feature row holds 2 values, expected 1"),
