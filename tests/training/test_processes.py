@@ -209,7 +209,7 @@ def test_a_process_that_dies_ends_the_other(tmp_path, killed):
 def test_a_process_that_fails_does_not_wait_for_the_other(tmp_path, failing):
     children = start("together", tmp_path / "there", failing, processes=2, devices=4)
     outputs = end(children)
-    assert outputs[failing][0] == 1 and "error: a disk of mine is full" in outputs[failing][2]
+    assert outputs[failing][0] == 1 and "error: disk full" in outputs[failing][2]
     assert outputs[1 - failing][0] != 0
 
 

@@ -12,10 +12,9 @@ from example_info import make_info
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import demo
-from rxrx1_jax.data import input_pipeline, records, splits
+from rxrx1_jax.data import input_pipeline, splits
+from rxrx1_jax.data.images import InMemory
 from rxrx1_jax.training import optimizers, parallel, steps
-
-pytest_plugins = ["dataset_fixture"]
 
 SIDE, CLASSES, ROWS, UPDATES = 32, 5, 16, 3
 # Relative to the largest number of each array. Sums over rows are taken in another order with each
@@ -129,28 +128,33 @@ def test_the_work_of_a_device_is_its_share_of_the_batch():
     assert flops[1] / 8 <= flops[8] <= flops[1] / 8 + update
 
 
+class Counting(InMemory):
+    """Counts how often each row is read."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.read: Counter[int] = Counter()
+
+    def __getitem__(self, row):
+        self.read[int(row)] += 1
+        return super().__getitem__(row)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_each_host_reads_its_own_part(tiny, monkeypatch, hosts):
-    dataset = records.Records(tiny.dataset)
-    rows = np.flatnonzero(np.isin(dataset.sites["sirna_id"], [0, 1, 1107]))[:16]
-    split = splits.Split(rows, rows, np.array([0, 1, 1107], np.int32))
-    read: Counter[int] = Counter()
-    original = records.Records.__getitem__
-
-    def counting(self, i):
-        read[int(i)] += 1
-        return original(self, i)
-
-    monkeypatch.setattr(records.Records, "__getitem__", counting)
+def test_each_host_reads_its_own_part(hosts):
+    planes = np.random.default_rng(0).integers(0, 256, (24, 6, 8, 8), np.uint8)
+    images = Counting(planes, {"sirna_id": np.arange(24) % 3})
+    rows = np.arange(3, 19)
+    split = splits.Split(rows, rows, np.arange(3, dtype=np.int32))
     parts = []
     for host in range(hosts):
-        read.clear()
+        images.read.clear()
         batches = input_pipeline.eval_batches(
-            dataset, rows, split, batch_size=8, normalisation="none", host=host, hosts=hosts
+            images, rows, split, batch_size=8, normalisation="none", host=host, hosts=hosts
         )
         indices = np.concatenate([np.asarray(batch["site_index"]) for batch in batches])
-        assert read == Counter(indices.tolist())  # each of its sites once, and no other
-        assert len(read) == len(rows) // hosts
-        parts.append(set(read))
+        assert images.read == Counter(indices.tolist())  # each of its sites once, and no other
+        assert len(images.read) == len(rows) // hosts
+        parts.append(set(images.read))
     assert set().union(*parts) == set(rows.tolist())
     assert sum(map(len, parts)) == len(rows)  # disjoint
