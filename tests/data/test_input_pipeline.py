@@ -322,6 +322,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_memory_is_reused_once_nobody_sees_it(data, view, sharded, monkeypatch):
