@@ -14,15 +14,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.timing import Task, compare, describe, markdown, remote
 
 if TYPE_CHECKING:
-    from rxrx1_jax.data.records import Records
-    from rxrx1_jax.data.splits import Split
+    from rxrx1_jax.data.stream import Stream
 
 REAL_IMAGES = Path(__file__).parents[2] / "shared/realdata/images"
 SYNTHETIC_SIZE, SYNTHETIC_SITES = 512, 8  # pixels; sites drawn, then repeated
@@ -97,12 +96,20 @@ def build_dataset(release: Path, data_dir: Path, size: int) -> Path:
     return Path(builder.data_path)
 
 
-def every_site(records: "Records") -> "Split":
+def stream_of(dataset: Path, **changes: Any) -> "Stream":
     """All sites as the training set: what is trained on does not matter here, how fast does."""
+    from rxrx1_jax.data.images import Vocabulary
+    from rxrx1_jax.data.normalisation import plate_control
+    from rxrx1_jax.data.records import Records
     from rxrx1_jax.data.splits import Split
+    from rxrx1_jax.data.stream import Stream
 
-    everything = np.arange(len(records))
-    return Split(everything, everything[:0], np.unique(records.sites["sirna_id"]))
+    images: Any = Records(dataset)
+    everything = np.arange(len(images))
+    none = everything[:0]
+    split = Split(everything, none, none, none, {})
+    vocabulary = Vocabulary.of(images.sites, np.unique(images.sites["sirna_id"]))
+    return Stream(images, split, vocabulary, plate_control(), **changes)
 
 
 def image_size(images: Sequence[Sequence[bytes]]) -> int:

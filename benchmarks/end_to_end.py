@@ -2,10 +2,11 @@
 
     python -m benchmarks.end_to_end [--work DIR] [--cases 64 224] [--rounds 5]
 
-Both run in one process and take turns: the loop (reading, inflating, normalising, augmenting,
-logging, checkpoints) is `train.fit` on a synthetic screen, held at a gate while the others run.
-Compilation and evaluations are left out. The third row is the input pipeline without any step: on
-a CPU it takes its time from the same cores as the step, on an accelerator it does not.
+Both run in one process and take turns: the loop (reading, inflating, logging, checkpoints)
+is `Training.fit` on a synthetic screen, held at a gate while the others run. Normalisation and
+augmentation are part of the step. Compilation and evaluations are left out. The third row is the
+host half of the input alone: on a CPU it takes its time from the same cores as the step, on an
+accelerator it does not.
 
 Case 64: configs/demo.py with a checkpoint in each round, 2.5 times as often as there. Case 224:
 ResNet-18 on batches of 8, without checkpoints in the rounds; what they would cost is the last line.
@@ -16,6 +17,7 @@ import contextlib
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -26,7 +28,8 @@ from ml_collections import ConfigDict
 from benchmarks.screens import use_screen
 from benchmarks.timing import Task, compare, describe, markdown
 from configs import demo
-from rxrx1_jax.training import checkpoint, preemption, progress, train
+from rxrx1_jax.training import checkpoint, processes, progress, train
+from rxrx1_jax.training.setup import Setup
 
 STEP, LOOP, PIPELINE = "step alone, from memory", "training loop", "input pipeline alone"
 
@@ -51,15 +54,15 @@ CASES = {"64": case_64, "224": case_224}
 
 
 class GatedLoop:
-    """`train.fit` in a thread of its own; each call lets it do `steps` more steps."""
+    """`Training.fit` in a thread of its own; each call lets it do `steps` more steps."""
 
-    def __init__(self, config: ConfigDict, task: train.Task, workdir: Path, steps: int):
-        self._step, self._steps, self._left = task.steps.train_step, steps, 0
+    def __init__(self, setup: Setup, workdir: Path, steps: int):
+        self._step, self._steps, self._left = setup.train_step, steps, 0
         self._open, self._done = threading.Semaphore(0), threading.Event()
         self._error: BaseException | None = None
-        gated = task._replace(steps=task.steps._replace(train_step=self._gated_step))
-        self._thread = threading.Thread(target=self._fit, args=(config, gated, workdir))
-        self._thread.daemon = True
+        gated = replace(setup)
+        vars(gated)["train_step"] = self._gated_step
+        self._thread = threading.Thread(target=self._fit, args=(gated, workdir), daemon=True)
         self._thread.start()
 
     def __call__(self) -> None:
@@ -79,61 +82,63 @@ class GatedLoop:
     def join(self) -> None:
         self._thread.join()
 
-    def _gated_step(self, state, batch):
+    def _gated_step(self, *arguments):
         self._open.acquire()
-        state, step_metrics = self._step(state, batch)
+        state, step_metrics = self._step(*arguments)
         self._left -= 1
         if not self._left:
             jax.block_until_ready(step_metrics)
             self._done.set()
         return state, step_metrics
 
-    def _fit(self, config: ConfigDict, task: train.Task, workdir: Path) -> None:
+    def _fit(self, setup: Setup, workdir: Path) -> None:
         try:
-            checkpoints = checkpoint.manager(workdir, config.train.keep)
+            checkpoints = checkpoint.manager(workdir, setup.config.train.keep)
             log = progress.Log(
-                workdir, step=0, steps=task.total_steps, steps_per_epoch=task.steps_per_epoch,
-                batch_size=config.optim.batch_size, every=config.train.log_every,
+                workdir, step=0, steps=setup.spec.total_steps, every=setup.config.train.log_every,
+                steps_per_epoch=setup.steps_per_epoch, batch_size=setup.config.optim.batch_size,
             )  # fmt: skip
             with checkpoints, log:
-                state, notice = jax.tree.map(jnp.copy, task.state), preemption.Notice()
-                train.fit(config, task, state, log, checkpoints, notice)
+                training = train.Training(setup, workdir, {}, processes.Notice())
+                training.fit(setup.init(), log, checkpoints)
         except BaseException as error:
             self._error = error
             self._done.set()
 
 
-def step_alone(task: train.Task, batch: dict[str, jax.Array], steps: int) -> Task:
-    state = jax.tree.map(jnp.copy, task.state)
+def step_alone(setup: Setup, steps: int) -> Task:
+    state, store, draw = setup.init(), setup.train_store(), next(setup.train_draws(0))
 
     def run() -> None:
         nonlocal state
         for _ in range(steps):
-            state, step_metrics = task.steps.train_step(state, batch)
+            state, step_metrics = setup.train_step(state, store, draw)
         jax.block_until_ready(step_metrics)
 
     return run
 
 
-def pipeline_alone(config: ConfigDict, task: train.Task, steps: int) -> Task:
-    batches = train.train_batches(config, task, 0)
+def pipeline_alone(setup: Setup, steps: int) -> Task:
+    draws = setup.train_draws(0)
 
     def run() -> None:
         for _ in range(steps):
-            jax.block_until_ready(next(batches))
+            jax.block_until_ready(next(draws))
 
     return run
 
 
-def blocking_save(task: train.Task, workdir: Path) -> tuple[float, float]:
+def blocking_save(setup: Setup, workdir: Path) -> tuple[float, float]:
     """Seconds that a checkpoint holds the loop up, and until it is on disk."""
+    state = setup.init()
     began = time.perf_counter()
     with checkpoint.manager(workdir, 1) as checkpoints:
-        checkpoint.save(checkpoints, 0, task.state, task.split.classes)
-        checkpoints.wait_until_finished()
-        began = time.perf_counter()
-        checkpoint.save(checkpoints, 1, task.state, task.split.classes)
-        blocked = time.perf_counter() - began
+        for step in (0, 1):  # the first makes folders and compiles
+            checkpoints.wait_until_finished()
+            began = time.perf_counter()
+            state = state.replace(step=jnp.int32(step))
+            checkpoint.save(checkpoints, state, setup.vocabulary, {})
+            blocked = time.perf_counter() - began
         checkpoints.wait_until_finished()
     return blocked, time.perf_counter() - began
 
@@ -147,26 +152,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
-    packages = ("jax", "flax", "grain", "orbax-checkpoint", "numpy")
+    packages = ("jax", "flax", "orbax-checkpoint", "numpy")
     print(describe(packages, rounds=options.rounds))
     for name in options.cases:
         config, epochs = CASES[name]()
         use_screen(config, options.work, int(name))
-        task = train.prepare(config)
-        steps = round(epochs * task.steps_per_epoch)
-        task = task._replace(total_steps=steps * (options.rounds + 1))
+        setup = train.prepare(config)
+        steps = round(epochs * setup.steps_per_epoch)
+        spec = replace(setup.spec, total_steps=steps * (options.rounds + 1))
+        setup = replace(setup, spec=spec)
         with tempfile.TemporaryDirectory() as folder:
-            batch = next(train.train_batches(config, task, 0))
-            loop = GatedLoop(config, task, Path(folder) / "loop", steps)
+            loop = GatedLoop(setup, Path(folder) / "loop", steps)
             tasks = {
-                STEP: step_alone(task, batch, steps),
+                STEP: step_alone(setup, steps),
                 LOOP: loop,
-                PIPELINE: pipeline_alone(config, task, steps),
+                PIPELINE: pipeline_alone(setup, steps),
             }
             with open(Path(folder) / "log", "w") as log, contextlib.redirect_stdout(log):
                 timings = compare(tasks, steps * config.optim.batch_size, STEP, options.rounds)
                 loop.join()
-            blocked, written = blocking_save(task, Path(folder) / "save")
+            blocked, written = blocking_save(setup, Path(folder) / "save")
         heading = (
             f"{config.model.name}, {name} px, batches of {config.optim.batch_size}, "
             f"{steps} steps a round"

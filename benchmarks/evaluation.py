@@ -2,10 +2,10 @@
 
     python -m benchmarks.evaluation [--work DIR] [--cases 64 224] [--rounds 5] [--sites 125510]
 
-Evaluation is `evaluate.evaluate` on all treatment sites of a synthetic screen, with the networks of
-`end_to_end`: the demo's at 64 px, ResNet-18 at 224 px. Fed from memory (batches prepared
-beforehand) it shows what the evaluation itself costs beside its compiled step on the same batches;
-fed by the pipeline it also reads, inflates and normalises.
+Evaluation is `evaluate.evaluate_sites` on all treatment sites of a synthetic screen, with the
+networks of `end_to_end`: the demo's at 64 px, ResNet-18 at 224 px. Fed from memory (planes read
+beforehand) it shows what the evaluation itself costs beside its compiled step on the same planes;
+fed by the pipeline it also reads and inflates.
 
 The report is made of a generated run in which every site of the release is a test site.
 """
@@ -27,7 +27,8 @@ from benchmarks.screens import use_screen
 from benchmarks.timing import command, compare, describe, markdown
 from configs import demo
 from rxrx1_jax.report.__main__ import main as report
-from rxrx1_jax.training import evaluate, predictions, train
+from rxrx1_jax.training import evaluate, predictions, steps
+from rxrx1_jax.training.setup import prepare
 
 STEP, MEMORY, PIPELINE = (
     "forward pass alone, from memory", "evaluation, from memory", "evaluation, from the pipeline",
@@ -39,23 +40,27 @@ CLASSES = 1108
 def evaluation(case: str, work: Path, rounds: int) -> str:
     config, _ = CASES[case]()
     use_screen(config, work, int(case))
-    task = train.prepare(config)
-    rows, state = np.flatnonzero(task.records.sites["well_type"] == "treatment"), task.state
-    batches = list(train.eval_batches(config, task, rows))
-    jax.block_until_ready(batches)
+    setup = prepare(config)
+    sites, state = setup.images.sites, setup.init()
+    rows = np.flatnonzero(sites["well_type"] == "treatment")
+    store, draws = setup.evaluation_draws(rows)
+    draws = jax.block_until_ready(list(draws))
+    run = setup.evaluator(steps.eval_step)
 
     def forward() -> None:
-        for batch in batches:
-            outputs = task.steps.eval_step(state, batch)
+        for draw in draws:
+            outputs = run(state, store, draw)
         jax.block_until_ready(outputs)
 
     def from_memory() -> None:
-        evaluate.evaluate(
-            task.steps.eval_step, state, batches, task.records.sites, rows, task.split
+        found = evaluate.collect((run(state, store, draw) for draw in draws), rows)
+        table = predictions.predictions_table(
+            sites[rows], setup.vocabulary.classes, found["log_probs"], found["loss"]
         )
+        predictions.accuracies(table)
 
     def from_pipeline() -> None:
-        train.evaluate_sites(config, task, state, rows)
+        evaluate.evaluate_sites(setup, state, rows)
 
     tasks = {STEP: forward, MEMORY: from_memory, PIPELINE: from_pipeline}
     timings = compare(tasks, len(rows), STEP, rounds)
@@ -123,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sites", type=int, default=125_510, help="rows of predictions.parquet")
     options = parser.parse_args()
-    print(describe(("jax", "grain", "pyarrow", "matplotlib", "numpy"), rounds=options.rounds))
+    print(describe(("jax", "pyarrow", "matplotlib", "numpy"), rounds=options.rounds))
     for case in options.cases:
         print(evaluation(case, options.work, options.rounds), "\n")
     with tempfile.TemporaryDirectory() as folder:

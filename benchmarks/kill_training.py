@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 
-from rxrx1_jax.training import checkpoint, run_dir
+from rxrx1_jax.training import run_dir
+from rxrx1_jax.training.run import Run
 
 ROOT = Path(__file__).parent.parent
 # What an interruption may change in metrics.jsonl: the fields that are times.
@@ -41,9 +42,8 @@ def curves(workdir: Path) -> list[dict[str, float]]:
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Parameters, learning curves, predictions and results, bit for bit."""
-    jax.tree.map(
-        np.testing.assert_array_equal, checkpoint.load_params(a), checkpoint.load_params(b)
-    )
+    states = (Run.open(path).load() for path in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, *states)
     assert curves(a) == curves(b), "metrics.jsonl differs"
     assert run_dir.read_results(a) == run_dir.read_results(b), "results.json differs"
     for name in (path.name for path in a.glob("predictions*.parquet")):

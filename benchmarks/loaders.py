@@ -8,8 +8,8 @@ processes at most, from a warm page cache, each in an interpreter of its own:
     OpenCV, for 0, 1 and 2 workers; [N, 6, H, W]
   gzip: TFRecord files compressed with gzip that hold [H, W, 6] bytes (as rxrx1-utils writes them),
     through tf.data; [N, H, W, 6]
-  ours: rxrx1_jax.data.input_pipeline over the records of our builder; [N, H, W, 6] in a
-    jax.Array, and its host half alone, uint8 [N, 6, H, W] in NumPy
+  ours: rxrx1_jax.data.stream over the records of our builder; [N, H, W, 6] in a jax.Array, and
+    its host half alone, uint8 [N, 6, H, W]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.build import build_dataset, every_site, image_size, read_images, write_release
+from benchmarks.build import build_dataset, image_size, read_images, stream_of, write_release
 from benchmarks.timing import Task, Timing, compare, describe, markdown, remote
 
 BATCH, WORKERS = 16, 2
@@ -83,24 +83,29 @@ def gzip_passes(shards: Sequence[str], shape: tuple, mean: np.ndarray, std: np.n
 
 def our_passes(dataset: Path, kind: str) -> Passes:
     """kind: "planes" (the host half), "float32" or "augmented"."""
-    from rxrx1_jax.data.input_pipeline import host_train_batches, train_batches
-    from rxrx1_jax.data.records import Records
+    import jax
 
-    records = Records(dataset)
-    steps, rest = divmod(len(records), BATCH)
+    from rxrx1_jax.data.samplers import shuffled
+    from rxrx1_jax.data.stream import Augmentation, Host
+
+    augment = Augmentation(orient=kind == "augmented")
+    stream = stream_of(dataset, augment=augment, host=Host(WORKERS))
+    rows = stream.split.train
+    steps, rest = divmod(len(rows), BATCH)
     if rest:
-        raise ValueError(f"{len(records)} sites: expected a multiple of the batch, {BATCH}")
-    settings = {
-        "batch_size": BATCH, "seed": 0, "normalisation": "plate_control", "threads": WORKERS,
-        "end_step": steps,
-    }  # fmt: skip
-    split = every_site(records)
-    if kind == "planes":
-        return lambda: (batch["image"] for batch in host_train_batches(records, split, **settings))
-    settings["augment"] = kind == "augmented"
-    return lambda: (
-        batch["image"].block_until_ready() for batch in train_batches(records, split, **settings)
-    )
+        raise ValueError(f"{len(rows)} sites: expected a multiple of the batch, {BATCH}")
+    order = shuffled()(stream.images.sites, stream.split, BATCH, 0)
+    store = stream.store(rows)
+    make = jax.jit(lambda store, draw: stream.batch(store, draw, 0, True)["image"])
+
+    def one_pass() -> Iterator:
+        for draw in stream.draws(order, rows, 0, steps):
+            if kind == "planes":
+                yield draw.planes[0].block_until_ready()
+            else:
+                yield make(store, draw).block_until_ready()
+
+    return one_pass
 
 
 def consume(make: Callable[..., Passes], *arguments) -> Task:
@@ -196,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     images = read_images(options.images)
     packages = (
-        "numpy", "jax", "grain", "deflate", "torch", "pillow", "opencv-python-headless",
+        "numpy", "jax", "deflate", "torch", "pillow", "opencv-python-headless",
         "tensorflow",
     )  # fmt: skip
     print(describe(packages, data=f"{len(images)} sites of {image_size(images)} px repeated",

@@ -4,12 +4,14 @@
     nice -n 19 python -m benchmarks.memory --settings 16x4 --minutes 60 --share 0.1
 
 Every setting, batch size x prefetch, is read in an interpreter of its own. `--share` slows the
-reading down to that share of one core. Formula: `input_pipeline.memory_bytes` over a base, which
-is the process after a batch of one site.
+reading down to that share of one core. Formula: as planes `prefetch` batches being read, a finished
+one and one on the device, as floats (four times as large) the consumer's and the one being made;
+over a base, which is the process after a batch of one site.
 """
 
 import argparse
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.build import build_dataset, every_site, image_size, read_images, write_release
+from benchmarks.build import build_dataset, image_size, read_images, stream_of, write_release
 from benchmarks.timing import describe
 
 MB = 1e6
@@ -30,23 +32,28 @@ def read(
 
     every: minutes between rows; each has the largest RSS since the row before.
     """
-    from rxrx1_jax.data.input_pipeline import memory_bytes, train_batches
-    from rxrx1_jax.data.records import Records
+    import jax
+
+    from rxrx1_jax.data.samplers import shuffled
+    from rxrx1_jax.data.stream import Host
+
+    def batches(size: int, ahead: int) -> Iterator[jax.Array]:
+        stream = stream_of(dataset, host=Host(prefetch=ahead))
+        rows, order = stream.split.train, shuffled()(stream.images.sites, stream.split, size, 0)
+        store = stream.store(rows)
+        make = jax.jit(lambda store, draw: stream.batch(store, draw, 0, True)["image"])
+        for draw in stream.draws(order, rows, 0, sys.maxsize):
+            yield make(store, draw)
 
     process = psutil.Process()
-    records = Records(dataset)
-    split = every_site(records)
-    settings = {"seed": 0, "normalisation": "plate_control"}
-    one = train_batches(records, split, batch_size=1, prefetch=1, **settings)
-    next(one)["image"].block_until_ready()
-    del one
+    planes = next(batches(1, 1)).nbytes // 4  # of a site
     base = process.memory_info().rss
-    expected = memory_bytes(records.image_shape, batch, prefetch)
-    batches = train_batches(records, split, batch_size=batch, prefetch=prefetch, **settings)
+    expected = planes * batch * (prefetch + 2 + 2 * 4)
+    images = batches(batch, prefetch)
     started, cpu_started = time.monotonic(), time.process_time()
     due, most, sites = min(1.0, every), 0, 0
     while due <= minutes:
-        next(batches)["image"].block_until_ready()
+        next(images).block_until_ready()
         sites += batch
         rss = process.memory_info().rss
         most = max(most, rss)
@@ -77,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     images = read_images(options.images)
     data = f"{len(images)} sites of {image_size(images)} px repeated"
-    packages = ("numpy", "jax", "grain", "deflate")
+    packages = ("numpy", "jax", "deflate")
     print(describe(packages, data=data, sites=options.sites, minutes=options.minutes))
     every = min(options.every, options.minutes)
     context = multiprocessing.get_context("spawn")

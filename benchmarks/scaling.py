@@ -13,7 +13,6 @@ import argparse
 import os
 import subprocess
 import sys
-from functools import partial
 
 DEVICES = (1, 2, 4, 8)
 
@@ -23,8 +22,10 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
     import jax
     import numpy as np
 
+    from benchmarks.given import OnDevices
     from configs import demo
     from rxrx1_jax.data.images import Vocabulary
+    from rxrx1_jax.data.stream import Store
     from rxrx1_jax.model.networks import create_model
     from rxrx1_jax.training import optimizers, parallel, steps
 
@@ -37,28 +38,26 @@ def measure(model_name: str, size: int, batch_size: int, parallelism: str) -> st
         Vocabulary((), (), np.arange(32)),
         100,
     )
-    train = partial(steps.train_step, spec)
-    wrapped = parallel.parallelise(parallelism, train, train, train)
-    state = steps.create_state(spec, jax.random.key(0), (size, size, 6))
-    state = jax.device_put(state, wrapped.state_sharding)
+    wrapped = OnDevices(parallelism, spec)
+    state = wrapped.put(steps.create_state(spec, jax.random.key(0), (size, size, 6)))
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.standard_normal((batch_size, size, size, 6), np.float32),
         "label": rng.integers(0, 32, batch_size).astype(np.int32),
         "mask": np.ones(batch_size, bool),
     }
-    batch = jax.device_put(batch, wrapped.batch_sharding)
-    share = sum(array.addressable_shards[0].data.nbytes for array in batch.values())
+    store, draw = Store({}, None), wrapped.draw(batch)
+    share = sum(array.addressable_shards[0].data.nbytes for array in draw.planes.values())
     held = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(state))
     cells = ["–", "–"]  # pmap's wrapper has no account of its program
     if parallelism == "jit":
-        compiled = wrapped.train_step.lower(state, batch).compile()
+        compiled = wrapped.train.lower(state, store, draw).compile()
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         cells = [f"{cost['flops'] / 1e9:.3f}", f"{memory.temp_size_in_bytes / 1e6:.1f}"]
     losses = []
     for _ in range(3):
-        state, step_metrics = wrapped.train_step(state, batch)
-        losses.append(float(np.asarray(step_metrics)[0]))
+        state, step_metrics = wrapped.train(state, store, draw)
+        losses.append(float(np.asarray(step_metrics)[0, 0]))
     numbers = " ".join(f"{loss:.6f}" for loss in losses)
     row = [f"{parallelism}, {jax.device_count()}", *cells]
     row += [f"{held / 1e6:.2f}", f"{share / 1e6:.2f}", numbers]

@@ -34,25 +34,24 @@ import flax.linen, optax
 stage("import flax, optax")
 import orbax.checkpoint
 stage("import orbax")
-import grain
-stage("import grain")
 from rxrx1_jax.training import train
 stage("import the rest")
 from configs import demo
 config = demo.get_config()
 config.data.dir, config.data.name, config.model.name = sys.argv[1:4]
-task = train.prepare(config)
-jax.block_until_ready(task.state)
-stage("index, split, initial state")
-batches = train.train_batches(config, task, 0)
-batch = next(batches)
-jax.block_until_ready(batch)
-stage("first batch")
-lowered = task.steps.train_step.lower(task.state, batch)
-stage("step: trace and lower")
+setup = train.prepare(config)
+stage("sites, split, trace")
+state = jax.block_until_ready(setup.init())
+stage("initial state")
+store, draws = setup.train_store(), setup.train_draws(0)
+arguments = state, store, next(draws)
+jax.block_until_ready(arguments)
+stage("first planes")
+lowered = setup.train_step.lower(*arguments)
+stage("step: lower")
 compiled = lowered.compile()
 stage("step: from the cache")
-jax.block_until_ready(compiled(task.state, batch))
+jax.block_until_ready(compiled(*arguments))
 stage("step: run")
 """
 

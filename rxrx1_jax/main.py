@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     from absl import logging
 
     from rxrx1_jax.data import images, splits
-    from rxrx1_jax.training import checkpoint, embed, preemption, processes, run_dir, train
+    from rxrx1_jax.training import checkpoint, embed, processes, run_dir, train
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
     try:
@@ -130,10 +130,10 @@ def main(argv: list[str]) -> int:
         else:
             print(embed.embed_run(config, workdir))
         processes.leave()
-    except preemption.Preempted as stop:
+    except processes.Preempted as stop:
         processes.leave()
         print(f"{workdir}: {stop}", file=sys.stderr)
-        return preemption.EXIT_CODE
+        return processes.EXIT_CODE
     except (
         config_lib.ConfigError, run_dir.RunError, images.DatasetError, splits.SplitError,
         checkpoint.CheckpointError, processes.LaunchError, FloatingPointError, OSError,

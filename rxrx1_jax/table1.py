@@ -28,7 +28,7 @@ from rxrx1_jax.report import table1
 from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.report.page import write_page
 from rxrx1_jax.report.runs import load_runs
-from rxrx1_jax.training import preemption, run_dir, sweep
+from rxrx1_jax.training import processes, run_dir, sweep
 from rxrx1_jax.training.sweep import Plan, train_one
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return preemption.EXIT_CODE
+        return processes.EXIT_CODE
 
 
 if __name__ == "__main__":

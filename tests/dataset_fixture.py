@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from ml_collections import ConfigDict
+from screens import tiny_config
 from tiny_release import tiny_rows, write_tiny_release
 
 from configs import demo
@@ -61,26 +62,9 @@ def build_screen(data_dir: Path, **sizes: int) -> None:
     Builder(config=parameters, data_dir=data_dir).download_and_prepare()
 
 
-def change(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """`config`, with config.optim.loss set for the key optim__loss."""
-    for field, value in changes.items():
-        section, name = field.split("__")
-        config[section][name] = value
-    return config
-
-
 def make_config(dataset: Path, **changes: Any) -> ConfigDict:
-    """The demo's settings for `STEPS` steps on the tiny dataset; optim__loss=... changes one."""
-    config = demo.get_config()
-    config.data.dir, config.data.name = str(dataset.parents[2]), "rxrx1/tiny"
-    config.data.protocol = "official"  # three experiments are too few for the paper's draws
-    config.model.width = 8
-    config.optim.batch_size = config.eval.batch_size = 8
-    config.optim.epochs, config.optim.warmup_epochs = 3, 1.0
-    config.optim.ema_decay = 0.5
-    config.train.log_every = 2
-    config.train.eval_every = config.train.checkpoint_every = 1
-    return change(config, changes)
+    """`tiny_config` for a dataset on disk."""
+    return tiny_config(data__dir=str(dataset.parents[2]), data__name="rxrx1/tiny", **changes)
 
 
 def write_config(config: ConfigDict, path: Path) -> Path:

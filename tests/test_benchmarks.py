@@ -69,7 +69,7 @@ def test_memory_command(images):
     assert (setting, float(minute)) == ("2 x 1", 0.02)
     assert int(read) > 0 and 0 < int(rss) <= int(most)
     total, base, images_of_it = map(int, formula.replace("=", "+").split(" + "))
-    assert abs(total - base - images_of_it) <= 1 and images_of_it == 1  # 2*(1+14)*24,576 bytes
+    assert abs(total - base - images_of_it) <= 1 and images_of_it == 1  # 2*(1+10)*24,576 bytes
 
 
 @pytest.fixture(scope="module")

@@ -76,11 +76,12 @@ def test_other_data_are_refused(run, data):
     dataset = records.Records(records.find_dataset(data, "rxrx1/few"))
     config = run_dir.read_settings(run)
     split = splits.make_split(dataset.sites, "batch")
+    classes = splits.classes_of(dataset.sites, "batch")
     for field in ("", "sirna_id", "control_std"):
         sites = dataset.sites.copy()
         if field:
             sites[field][split.train[0]] += 1
-        described = run_dir.describe_data("2.0.0", sites, split, split.classes)
+        described = run_dir.describe_data("2.0.0", sites, split, classes)
         if field:
             with pytest.raises(run_dir.RunError, match="dataset.data_fingerprint"):
                 run_dir.open_run(run, config, described)

@@ -1,29 +1,49 @@
 """Samplers: which training sites share a batch.
 
-A factory returns `sampler(sites, batch_size, seed) -> order`, and `order(step)` the positions in
-`sites` of one batch and, as epochs, how far each has come in the order (both int64 [batch_size]):
-no (position, epoch) comes twice, so what is drawn from it differs each time. It depends on (sites,
-batch_size, seed, step) alone, so a run resumes from the number of its step; tables of an epoch
-are cached, nothing else is kept between calls. Draws come from hashes, from Grain's shuffle and
-from the integers of `np.random.PCG64`, which NumPy guarantees to stay; of the methods of
-`np.random.Generator` it does not.
-
-`sites` are rows of `Records.sites`, those of the training sites only.
+A factory returns `sampler(sites, split, batch_size, seed) -> Order`, and `order(step)` the rows of
+one batch. It depends on (sites, split, batch_size, seed, step) alone, so a run resumes from the
+number of its step. Tables of an epoch are cached; nothing else is kept between calls. Draws come
+from hashes and from the integers of `np.random.PCG64`, which NumPy guarantees to stay; of the
+methods of `np.random.Generator` it does not.
 """
 
 import functools
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import grain
 import numpy as np
+
+from rxrx1_jax.data.splits import Split
 
 SAMPLERS = ("shuffled", "experiments", "cross_experiment_pairs")
 
-Choice = tuple[np.ndarray, np.ndarray]  # positions in the sites and epochs, int64 [batch_size]
-Order = Callable[[int], Choice]
-Sampler = Callable[[np.ndarray, int, int], Order]
+# Step -> positions in the training sites, and their epochs, int64 [batch_size] each.
+Choose = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The batches of a training, by the number of the step.
+
+    Attributes:
+      per_epoch: steps per epoch; a fraction where a batch may straddle two.
+      rows: step -> row int64, epoch int32 and mask bool, [batch_size] each. row is a row of the
+        table of sites, -1 of a blank image. epoch counts how often the row has come before: no
+        (row, epoch) comes twice, so what is drawn from it differs each time. A row whose mask is
+        false counts nothing in the loss.
+    """
+
+    per_epoch: float
+    rows: Callable[[int], Rows]
+
+    def __call__(self, step: int) -> Rows:
+        return self.rows(step)
+
+
+Sampler = Callable[[np.ndarray, Split, int, int], Order]
 
 
 def shuffled() -> Sampler:
@@ -32,17 +52,20 @@ def shuffled() -> Sampler:
     Each site comes exactly once in an epoch; epochs count how often it has come before.
     """
 
-    def sampler(sites: np.ndarray, batch_size: int, seed: int) -> Order:
-        # Grain seeds epoch e with seed + e: without a hash, seed 1 repeats seed 0 an epoch later.
-        hashed = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
-        permutations = grain.MapDataset.range(len(sites)).shuffle(hashed).repeat()
+    def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
+        count = len(split.train)
 
-        def order(step: int) -> Choice:
+        @functools.lru_cache(maxsize=2)
+        def permutation(epoch: int) -> np.ndarray:
+            return np.argsort(_bits(f"{seed}:{epoch}:all sites", count), kind="stable")
+
+        def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
             places = np.arange(step * batch_size, (step + 1) * batch_size)
-            drawn = [permutations[place] for place in places.tolist()]
-            return np.array(drawn, np.int64), places // len(sites)
+            epochs = places // count
+            drawn = [permutation(int(e))[places[epochs == e] % count] for e in np.unique(epochs)]
+            return np.concatenate(drawn), epochs
 
-        return order
+        return _order(split.train, batch_size, choose)
 
     return sampler
 
@@ -68,11 +91,12 @@ def experiments(count: int = 2) -> Sampler:
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count {count}: expected a whole number of experiments, 1 or more")
 
-    def sampler(sites: np.ndarray, batch_size: int, seed: int) -> Order:
+    def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
         if batch_size % count:
             raise ValueError(
-                f"batch_size {batch_size}: expected a multiple of the {count} experiments a batch"
+                f"batch_size {batch_size}: expected a multiple of the {count} experiments per batch"
             )
+        sites = sites[split.train]
         part = batch_size // count
         names, members = _groups(sites["experiment"])
         visits = _experiment_visits(sites, members, batch_size, count, seed)
@@ -83,7 +107,7 @@ def experiments(count: int = 2) -> Sampler:
             bits = _bits(f"{seed}:{epoch}:sites of {names[experiment]}", len(rows))
             return rows[np.argsort(bits, kind="stable")]
 
-        def order(step: int) -> Choice:
+        def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
             positions, epochs = [], []
             for experiment, before in visits(step):
                 rows = len(members[experiment])
@@ -94,7 +118,7 @@ def experiments(count: int = 2) -> Sampler:
                     epochs.append(np.full(len(here), epoch))
             return np.concatenate(positions), np.concatenate(epochs)
 
-        return order
+        return _order(split.train, batch_size, choose)
 
     return sampler
 
@@ -105,29 +129,39 @@ def cross_experiment_pairs() -> Sampler:
     In an epoch every site comes once, in one pair, except those that cannot: where a siRNA has an
     odd number of sites in a cell type one of them sits out, and where more than half of them are
     of one experiment the surplus of that experiment does. Sites of a siRNA that has one experiment
-    only in a cell type never come; a warning counts them. Partners, order and who sits out are
-    drawn anew every epoch; a batch may straddle two. epochs are those of the sampler.
+    only in a cell type never come; a warning counts them. Every epoch draws partners, order and
+    who sits out again; a batch may straddle two.
 
     Raises:
       ValueError: an odd batch_size, or no siRNA with two experiments in a cell type.
     """
 
-    def sampler(sites: np.ndarray, batch_size: int, seed: int) -> Order:
+    def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
         if batch_size % 2:
             raise ValueError(f"batch_size {batch_size}: expected an even number, rows are pairs")
-        table = _pair_tables(sites, seed)
+        table = _pair_tables(sites[split.train], seed)
         pairs = len(table(0))
 
-        def order(step: int) -> Choice:
+        def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
             half = batch_size // 2
             place = np.arange(step * half, (step + 1) * half)
             epochs = place // pairs
             chosen = [table(int(e))[place[epochs == e] % pairs] for e in np.unique(epochs)]
             return np.concatenate(chosen).reshape(-1), np.repeat(epochs, 2)
 
-        return order
+        return _order(split.train, batch_size, choose)
 
     return sampler
+
+
+def _order(rows: np.ndarray, batch_size: int, choose: Choose) -> Order:
+    """The order of `rows`, of which `choose` gives positions."""
+
+    def batch(step: int) -> Rows:
+        position, epoch = choose(step)
+        return rows[position], epoch.astype(np.int32), np.ones(len(position), np.bool_)
+
+    return Order(len(rows) / batch_size, batch)
 
 
 def _experiment_visits(

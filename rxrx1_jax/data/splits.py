@@ -33,13 +33,20 @@ class SplitError(ValueError):
 
 
 class Split(NamedTuple):
-    """Record indices of one split of the task, ascending, and its classes."""
+    """Rows of the table of sites, int64, ascending and disjoint; all but train and test may be
+    empty."""
 
-    train: np.ndarray  # [n] int64
-    test: np.ndarray  # [m] int64
-    classes: np.ndarray  # [K] int32, sirna_ids ascending; the label of a site is the position here
-    # Further sets that the trained network is evaluated on, as `test`; none is empty.
-    other_sets: Mapping[str, np.ndarray] = {}
+    train: np.ndarray
+    val: np.ndarray  # for choices
+    test: np.ndarray
+    context: np.ndarray  # control wells that BatchNorm and fits may see; never scored
+    extra: Mapping[str, np.ndarray]  # further sets to score, by name
+
+    @property
+    def scored(self) -> dict[str, np.ndarray]:
+        """The sets that a trained network is evaluated on, by role; none is empty."""
+        sets = {"test": self.test, **self.extra, "val": self.val}
+        return {role: rows for role, rows in sets.items() if len(rows)}
 
 
 def make_split(
@@ -59,14 +66,14 @@ def make_split(
       wilds: WILDS v1.0 (`split_scheme` official of wilds/datasets/rxrx1_dataset.py), one fold.
         Treatments, positive controls and untreated wells are classes (1,139 in the release).
         Trained on site 1 of the training experiments; tested on both sites of the test
-        experiments. Other sets: `id_test`, site 2 of the training experiments, and `val`, both
-        sites of the validation experiments. These are known by name, so it does not matter
-        whether the dataset was built with the release's partition or with that of WILDS.
+        experiments. `val` is both sites of the validation experiments, and the extra set `id_test`
+        site 2 of the training experiments. The experiments are known by name, so it does not
+        matter whether the dataset was built with the release's partition or with that of WILDS.
 
-    One cell type: that part of the split of all cell types, with the same classes.
+    One cell type: that part of the split of all cell types.
 
     Args:
-      sites: structured array, one row a record (`Records.sites`).
+      sites: structured array, one row per site (`Images.sites`).
       protocol: one of PROTOCOLS.
       fold: 0 to 2.
       seed: of the draws.
@@ -86,14 +93,12 @@ def make_split(
         valid = "0 (there is one)" if folds == 1 else f"0 to {folds - 1}"
         raise SplitError(f"fold {fold} of the {protocol} split: expected {valid}")
 
-    known = sites["sirna_id"] >= 0
-    if protocol != "wilds":
-        known &= sites["well_type"] == "treatment"
-    classes = np.unique(sites["sirna_id"][known]).astype(np.int32)
+    known = _known(sites, protocol)
     if cell_type != "all":
         known &= sites["cell_type"] == cell_type
 
-    others: dict[str, np.ndarray] = {}
+    none = np.zeros(0, np.int64)
+    split = Split(none, none, none, none, {})
     if protocol == "official":
         # A dataset built with the partition of WILDS calls a part of the test set "val".
         pool, test = known, known & (sites["dataset"] != "train")
@@ -102,7 +107,8 @@ def make_split(
         in_domain = ~val & (sites["dataset"] == "train")
         test = known & ~val & ~in_domain
         pool = test | (known & in_domain & (sites["site"] == 1))
-        others = {"id_test": known & in_domain & (sites["site"] == 2), "val": known & val}
+        id_test = np.flatnonzero(known & in_domain & (sites["site"] == 2))
+        split = split._replace(val=np.flatnonzero(known & val), extra={"id_test": id_test})
     else:
         used, held_out = draw_experiments(sites[known], fold, seed)
         pool = known & np.isin(sites["experiment"], used)
@@ -110,8 +116,7 @@ def make_split(
         if protocol != "batch":
             unit = "site_id" if protocol == "random_site" else "well_id"
             test = _draw_matched(sites, pool, test, unit, f"{seed}:{fold}")
-    other_sets = {name: np.flatnonzero(rows) for name, rows in others.items() if rows.any()}
-    split = Split(np.flatnonzero(pool & ~test), np.flatnonzero(test), classes, other_sets)
+    split = split._replace(train=np.flatnonzero(pool & ~test), test=np.flatnonzero(test))
     if not len(split.train) or not len(split.test):
         raise SplitError(
             f"the {protocol} split, fold {fold}, cell type {cell_type}, has {len(split.train)}"
@@ -119,6 +124,11 @@ def make_split(
             " protocol or cell type, or build the dataset from more experiments"
         )
     return split
+
+
+def classes_of(sites: np.ndarray, protocol: str) -> np.ndarray:
+    """sirna_ids [K] int32, ascending, of the sites that a split of the protocol draws from."""
+    return np.unique(sites["sirna_id"][_known(sites, protocol)]).astype(np.int32)
 
 
 def draw_experiments(sites: np.ndarray, fold: int, seed: int) -> tuple[list[str], list[str]]:
@@ -160,10 +170,10 @@ def shuffle_within(values: np.ndarray, sites: np.ndarray, field: str, seed: int)
 
 
 def site_roles(split: Split, count: int) -> np.ndarray:
-    """[count] text: train, test, the name of another set of the split, or "other"."""
+    """[count] text: train, val, test, context, the name of an extra set, or "other"."""
     roles = np.full(count, "other", "U16")
-    for name, rows in {"train": split.train, "test": split.test, **split.other_sets}.items():
-        roles[rows] = name
+    for role, rows in {"train": split.train, "context": split.context, **split.scored}.items():
+        roles[rows] = role
     return roles
 
 
@@ -183,6 +193,13 @@ def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> Non
             zip(sites["site_id"][chosen].tolist(), roles[chosen].tolist(), strict=True)
         )
     os.replace(partial, path)
+
+
+def _known(sites: np.ndarray, protocol: str) -> np.ndarray:
+    """bool [n]: sites whose siRNA is known, of treatments alone but under `wilds`."""
+    return (sites["sirna_id"] >= 0) & (
+        (protocol == "wilds") | (sites["well_type"] == "treatment")
+    )
 
 
 def _draw_matched(
@@ -207,5 +224,5 @@ def _draw_matched(
 
 
 def _rank(name: str) -> int:
-    """A 64-bit hash: sorting by it is a random permutation that any machine draws alike."""
+    """A 64-bit hash: sorting by it is a random permutation, the same on any machine."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

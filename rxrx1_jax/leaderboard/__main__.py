@@ -30,7 +30,7 @@ from rxrx1_jax.leaderboard.methods import Methods, load
 from rxrx1_jax.leaderboard.scores import Job, Outcome
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report.runs import load_run
-from rxrx1_jax.training import preemption, run_dir, sweep
+from rxrx1_jax.training import processes, run_dir, sweep
 from rxrx1_jax.training.sweep import Plan, Worker
 
 GAP_PROTOCOLS = ("random_site", "random_well")
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return preemption.EXIT_CODE
+        return processes.EXIT_CODE
 
 
 def _numbers(name: str, text: str) -> list[int]:

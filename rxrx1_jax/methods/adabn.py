@@ -6,7 +6,6 @@ by those of images of one experiment or plate, as they come through the adapted 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
 from rxrx1_jax.training import steps
 from rxrx1_jax.training.embed import Trained
-from rxrx1_jax.training.setup import create_model
 
 BATCH = 64  # images whose statistics are averaged; a plate has 62 control sites
 ORIENTATIONS = 8
@@ -34,7 +32,7 @@ def adapted(trained: Trained, method: Method, evidence: Evidence) -> Evidence:
     if isinstance(method.adapt, AdaBN):
         return _batch_norm(trained, method.adapt, evidence, wanted)
     assert isinstance(method.adapt, Orientations)
-    return _updated(trained, evidence, wanted, _over_orientations(trained), trained.state)
+    return _updated(trained, evidence, wanted, _over_orientations, trained.state)
 
 
 def adapted_statistics(
@@ -78,10 +76,7 @@ def adapted_statistics(
 
 def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) -> Evidence:
     """AdaBN in each experiment or plate with wanted sites; it needs images there to learn from."""
-    task, state = trained.task, trained.state
-    spec = task.spec  # the same object for each method, so that it is compiled once
-    if trained.config.train.parallelism == "pmap":  # its BatchNorm may average over devices
-        spec = replace(spec, model=create_model(trained.config))
+    setup, state = trained.setup, trained.state
     average = state.ema_params is not None
     params = state.ema_params if average else state.params
     group = evidence.sites["experiment"]
@@ -94,13 +89,13 @@ def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.n
             continue  # a part of the release without controls: the network stays as it is
         whole = np.resize(learn, -(-len(learn) // BATCH) * BATCH)  # the first again, to fill up
         batches = trained.batches(whole, BATCH)
-        statistics = adapted_statistics(spec, params, state.batch_stats, batches)
-        statistics = jax.device_put(statistics, task.steps.state_sharding)
+        statistics = adapted_statistics(setup.spec, params, state.batch_stats, batches)
+        statistics = jax.device_put(statistics, setup.devices.copied)
         changed = state.replace(batch_stats=statistics)
         if average:
             changed = changed.replace(ema_batch_stats=statistics)
-        step = task.steps.embed_step
-        evidence = _updated(trained, evidence, wanted & (group == name), step, changed)
+        there = wanted & (group == name)
+        evidence = _updated(trained, evidence, there, steps.embed_step, changed)
     return evidence
 
 
@@ -120,18 +115,16 @@ def _rows(trained: Trained, evidence: Evidence) -> np.ndarray:
     return np.array([row_of[name] for name in evidence.sites["site_id"].tolist()], np.int64)
 
 
-def _over_orientations(trained: Trained) -> Callable[..., dict[str, jax.Array]]:
+def _over_orientations(
+    spec: steps.StepSpec, state: steps.TrainState, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
     """A step that gives means over the orientations of each image."""
-
-    def step(state: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        turned = [{**batch, "image": turn(batch["image"], k)} for k in range(ORIENTATIONS)]
-        found = [trained.task.steps.embed_step(state, one) for one in turned]
-        return {
-            name: sum((one[name] for one in found[1:]), found[0][name]) / ORIENTATIONS
-            for name in ("embedding", "log_probs")
-        }
-
-    return step
+    turned = [{**batch, "image": turn(batch["image"], k)} for k in range(ORIENTATIONS)]
+    found = [steps.embed_step(spec, state, one) for one in turned]
+    return {
+        name: sum((one[name] for one in found[1:]), found[0][name]) / ORIENTATIONS
+        for name in ("embedding", "log_probs")
+    }
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,15 +1,16 @@
 """Checkpoints of a run (orbax): saved in the background, whole or not at all, restored bit for bit.
 
-A checkpoint holds the train state, the classes of its outputs, what the log knows of the last steps
-and a checksum. The data position is the state's step, so nothing else is needed to go on exactly
-where a run stopped. Arrays are numbers and the rest is JSON: reading one runs no code from it.
+A checkpoint holds the train state, the vocabulary of its codes and classes, the fingerprint of its
+data, what the log knows of the last steps, and checksums. The data position is the state's step, so
+a run resumes from that alone. Arrays are numbers and the rest is JSON: reading runs no code.
 """
 
+import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,38 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-State = TypeVar("State")
+from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.training.steps import TrainState
 
 WHICH = ("last", "best")
+# What to read for another training, and for anything else: parts of the state.
+EVALUATED = ("step", "params", "batch_stats", "ema_params", "ema_batch_stats")
+# The settings that a part of the state follows from.
+SETTINGS = {"opt_state": "optim.name", "loss_state": "optim.loss", "ema": "optim.ema_decay"}
+
+UNREADABLE = (
+    "{path}: cannot be read ({reason}); if it is a copy, copy it again; else move this folder"
+    " elsewhere, and the run resumes from the checkpoint before it"
+)
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit; one line saying what to do."""
 
 
+class Saved(NamedTuple):
+    """A checkpoint without its arrays."""
+
+    path: Path
+    vocabulary: Vocabulary | None  # None: of version 0.2, which kept the classes alone
+    classes: np.ndarray  # int32 [K]
+    fingerprint: Mapping[str, str]
+    recent: list[dict[str, float]]
+    checksums: Mapping[str, int]
+
+
 def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints of the run in `workdir`; the last `keep` are kept, and the best one."""
+    """Writes the checkpoints of the run in `workdir`; keeps the last `keep`, and the best one."""
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     checkpoints = ocp.CheckpointManager(
         (workdir / "checkpoints").absolute(),
@@ -38,24 +60,26 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
         ),
     )
     # Orbax asks JAX too whether the run was told to end, with numbers of its own, which JAX would
-    # take for those of `preemption.Notice`: then a notice could go unheard.
+    # take for those of `processes.Notice`: then a notice could go unheard.
     checkpoints.reached_preemption = lambda step: False
     return checkpoints
 
 
 def save(
-    checkpoints: ocp.CheckpointManager, step: int, state: Any, classes: np.ndarray,
-    recent: Sequence[dict[str, float]] = (), score: float | None = None,
+    checkpoints: ocp.CheckpointManager, state: TrainState, vocabulary: Vocabulary,
+    fingerprint: Mapping[str, str], recent: Sequence[dict[str, float]] = (),
+    score: float | None = None,
 ) -> None:  # fmt: skip
     """Starts saving; the arrays are copied before it returns, so the step may donate them.
 
-    recent: `metrics.Log.recent`. score: how good it is, higher is better; None: not known, so that
+    recent: `progress.Log.recent`. score: how good it is, higher is better; None: not known, so that
     it cannot be the best. Nothing is done where the step is saved already.
 
     Raises:
       FloatingPointError: the state holds values that are not finite; nothing is written.
       CheckpointError: this or the save before it failed, for example on a full disk.
     """
+    step = int(state.step)
     if step in checkpoints.all_steps():
         return
     checks = jax.device_get(_checks(state))
@@ -64,12 +88,12 @@ def save(
         raise FloatingPointError(
             f"step {step}: {', '.join(bad)} have values that are not finite, so it is not saved"
         )
+    about = {
+        "vocabulary": vocabulary.to_json(), "fingerprint": dict(fingerprint),
+        "recent": list(recent), "checksums": {name: int(x) for name, (_, x) in checks.items()},
+    }  # fmt: skip
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        classes=ocp.args.JsonSave([int(sirna_id) for sirna_id in classes]),
-        log=ocp.args.JsonSave(
-            {"recent": list(recent), "checksums": {name: int(x) for name, (_, x) in checks.items()}}
-        ),
+        state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
     )
     metrics = None if score is None else {"score": float(score)}
     _written(checkpoints, partial(checkpoints.save, step, args=args, metrics=metrics, force=True))
@@ -80,91 +104,136 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
     _written(checkpoints, checkpoints.wait_until_finished)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, state: State, classes: np.ndarray
-) -> tuple[State, list[dict[str, float]]]:
-    """The newest checkpoint in the layout and sharding of `state`, and its `recent`.
+def find(workdir: str | Path, which: str = "last") -> Path | None:
+    """The folder of a checkpoint of the run; None where there is no such one. Changes nothing.
 
-    `state` itself and nothing recent where there is no checkpoint.
-
-    Raises CheckpointError: trained on other classes than `classes` (sirna_ids), of another model,
-    or damaged.
-    """
-    step = checkpoints.latest_step()
-    if step is None:
-        return state, []
-    path = checkpoints.directory / str(step)
-    json = ocp.args.JsonRestore()
-    saved = _read(path, checkpoints.restore, step, args=ocp.args.Composite(classes=json, log=json))
-    if saved["classes"] != [int(sirna_id) for sirna_id in classes]:
-        raise CheckpointError(
-            f"{path}: trained on {len(saved['classes'])} siRNA classes, the dataset has "
-            f"{len(classes)} (or other siRNAs); choose the run's dataset or another --workdir"
-        )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    restored = _read(path, checkpoints.restore, step, args=args)["state"]
-    _check(path, restored, saved["log"]["checksums"])
-    return restored, saved["log"]["recent"]
-
-
-def load_params(workdir: str | Path, which: str = "last") -> tuple[dict[str, Any], np.ndarray]:
-    """The trained network of a run, for other projects and any number of devices.
-
-    which: "last", the one that the run's own evaluation is of; "best", the one of the highest
-    accuracy on the split's set `val` (protocol wilds), else of the lowest training loss over the
-    last train.log_every steps. The test set has no say.
-
-    Returns:
-      ({"params": ..., "batch_stats": ...} of NumPy arrays for `model.apply`, with the averaged
-      weights where the run kept an average; classes [K] int32, the sirna_id of each output).
-
-    Raises:
-      CheckpointError when `workdir` has no (such) checkpoint, or it is damaged.
+    which: "last"; "best", the one of the highest accuracy on the split's set `val` (protocol
+    wilds), else of the lowest training loss over the last train.log_every steps. The test set has
+    no say.
     """
     if which not in WHICH:
         raise CheckpointError(f"which={which!r}: expected one of {', '.join(WHICH)}")
     folder = Path(workdir).absolute() / "checkpoints"
-    step = None
-    if folder.exists():
-        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score)
-        with ocp.CheckpointManager(folder, options=options) as checkpoints:
-            step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-    if step is None:
+    steps = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal()}
+    if which == "best":
+        scores = {step: path / "metrics" / "metrics" for step, path in steps.items()}
+        read = {step: json.loads(x.read_text()) for step, x in scores.items() if x.exists()}
+        scored = [(metrics["score"], step) for step, metrics in read.items()]
+        return steps[max(scored)[1]] if scored else None
+    return steps[max(steps)] if steps else None
+
+
+def describe(path: Path) -> Saved:
+    """What the checkpoint says of itself. Raises CheckpointError."""
+    old = not (path / "about").exists()
+    items = ("classes", "log") if old else ("about",)
+    try:
+        found = [json.loads((path / name / "metadata").read_text()) for name in items]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(UNREADABLE.format(path=path, reason=error)) from error
+    about = {"fingerprint": {}, **found[-1]}
+    vocabulary = None if old else Vocabulary.from_json(about["vocabulary"])
+    classes = vocabulary.classes if vocabulary else np.array(found[0], np.int32)
+    parts = (about[name] for name in ("fingerprint", "recent", "checksums"))
+    return Saved(path, vocabulary, classes, *parts)
+
+
+def check_resumable(saved: Saved, vocabulary: Vocabulary) -> None:
+    """Raises CheckpointError unless a training on data of this vocabulary can resume from it."""
+    if saved.vocabulary is None:
         raise CheckpointError(
-            f"{workdir}: no checkpoint found to take the {which} one of; train with this --workdir"
-            " first"
+            f"{saved.path}: of version 0.2, whose order of the data this version does not have; it"
+            " can be evaluated; to train, choose another --workdir"
         )
-    path = folder / str(step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = _read(path, lambda: checkpointer.metadata(path / "state").item_metadata.tree)
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-        state = _read(path, checkpointer.restore, path / "state", target)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        classes, log = (
-            _read(path, checkpointer.restore, path / name) for name in ("classes", "log")
+    if saved.vocabulary.to_json() != vocabulary.to_json():
+        raise CheckpointError(
+            f"{saved.path}: trained on {len(saved.classes)} siRNA classes of"
+            f" {len(saved.vocabulary.experiments)} experiments, the dataset has"
+            f" {len(vocabulary.classes)} of {len(vocabulary.experiments)} (or other ones); choose"
+            " the run's dataset or another --workdir"
         )
-    prefix = "" if state.get("ema_params") is None else "ema_"
-    saved = {prefix + name: state[prefix + name] for name in ("params", "batch_stats")}
-    _check(path, saved, log["checksums"])
-    variables = {name.removeprefix(prefix): tree for name, tree in saved.items()}
-    return variables, np.asarray(classes, np.int32)
+
+
+def abstract(saved: Saved, sharding: jax.sharding.Sharding) -> TrainState:
+    """Shapes and types of what the checkpoint holds for an evaluation."""
+    path = saved.path
+    tree = _read(path, lambda reader: reader.metadata(path).item_metadata["state"].tree)
+    place = partial(jax.ShapeDtypeStruct, sharding=sharding)
+    parts = {
+        name: jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), tree.get(name))
+        for name in EVALUATED
+    }
+    return TrainState(**parts, opt_state=())
+
+
+def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
+    """The state in the shapes and on the devices of `abstract`; bit for bit as it was saved.
+
+    Args:
+      abstract: of jax.ShapeDtypeStruct with a sharding.
+      resume: with all that a training needs; else `opt_state` and `loss_state` are () and not read.
+
+    Raises:
+      CheckpointError: the state has another form, by name; it is damaged, or cannot be read.
+    """
+    names = tuple(abstract.__dataclass_fields__) if resume else EVALUATED
+    wanted = {name: getattr(abstract, name) for name in names}
+    wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
+    path = saved.path
+    tree = _read(path, lambda reader: reader.metadata(path).item_metadata["state"].tree)
+    _compare(path, {name: tree.get(name) for name in names}, wanted)
+    args = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+    )  # fmt: skip
+    found = _read(path, lambda reader: reader.restore(path, args))["state"]
+    sums = {name: int(x) for name, (_, x) in jax.device_get(_checks(found)).items()}
+    bad = [name for name in sums if sums[name] != saved.checksums.get(name)]
+    if bad:
+        raise CheckpointError(
+            f"{path}: damaged, the checksum of {', '.join(bad)} is another one; move this folder"
+            " elsewhere, and the run resumes from the checkpoint before it"
+        )
+    rest = {} if resume else {"opt_state": (), "loss_state": ()}
+    return abstract.replace(**rest, **found)
 
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics["score"]
 
 
-def _read(path: Path, read: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _read(path: Path, read: Callable[[ocp.Checkpointer], Any]) -> Any:
+    text = ocp.JsonCheckpointHandler
+    handlers = {name: text() for name in ("about", "classes", "log")}
+    handlers |= {"state": ocp.PyTreeCheckpointHandler(), "metrics": text(filename="metrics")}
     try:
-        return read(*args, **kwargs)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
+            return read(reader)
     except Exception as error:  # orbax and TensorStore let through whatever their parsers raise
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: of another model, of an older version of this program, or damaged ({reason});"
-            " remove this folder to go on from the checkpoint before it, or choose another"
-            " --workdir"
-        ) from error
+        raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
+
+
+def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, naming the first array in which they differ and its settings."""
+    one, two = (
+        {
+            jax.tree_util.keystr(place, simple=True, separator="/"): tuple(leaf.shape)
+            for place, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (saved, wanted)
+    )
+    for name in [*two, *one]:
+        there, here = (f"{x[name]}" if name in x else "missing" for x in (one, two))
+        if there != here:
+            part = name.partition("/")[0].partition("_params")[0].partition("_batch_stats")[0]
+            setting = SETTINGS.get(part, "model.name, model.width, model.head and their code")
+            raise CheckpointError(
+                f"{path}: {name} is {there} in the checkpoint and {here} by the settings; the"
+                f" checkpoint is not at fault: check {setting}"
+            )
 
 
 def _written(checkpoints: ocp.CheckpointManager, write: Callable[[], Any]) -> None:
@@ -177,19 +246,8 @@ def _written(checkpoints: ocp.CheckpointManager, write: Callable[[], Any]) -> No
         raise CheckpointError(
             f"{checkpoints.directory}: a checkpoint could not be written ({free:.1f} MB free there;"
             f" {reason}); the last good one is of step {max(good, default='none')}: make space, and"
-            " the same command goes on from it"
+            " the same command resumes from it"
         ) from error
-
-
-def _check(path: Path, state: Any, checksums: dict[str, int]) -> None:
-    """TensorStore does not notice every bit that changed on the disk."""
-    found = {name: int(x) for name, (_, x) in jax.device_get(_checks(state)).items()}
-    bad = [name for name in found if found[name] != checksums.get(name)]
-    if bad:
-        raise CheckpointError(
-            f"{path}: damaged, the checksum of {', '.join(bad)} is another one; remove this folder"
-            " to go on from the checkpoint before it"
-        )
 
 
 @jax.jit

@@ -1,12 +1,14 @@
-"""Exact evaluation: each test site once, then accuracy by site and by well from one table.
+"""Exact evaluation: each site once, then accuracy by site and by well from one table.
 
-`evaluate` runs the evaluation step over a pass of the test sites on any number of hosts and gives
-the predictions as a table (one row a site, the columns of predictions.parquet) with the accuracies
-computed from that table, so that every figure of a report can be recomputed from the file alone.
+`predict` runs a step over rows of the table of sites on any number of hosts. `evaluate_sites` makes
+of it the predictions as a table (one row per site, the columns of predictions.parquet) and the
+accuracies computed from that table, so that every figure of a report can be computed again from the
+file alone. `embed` makes `Embeddings`.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,81 +16,172 @@ import numpy as np
 import pyarrow as pa
 from jax.experimental import multihost_utils
 
+from rxrx1_jax.data import splits
+from rxrx1_jax.data.embeddings import Embeddings
+from rxrx1_jax.training import predictions, run_dir, steps
 from rxrx1_jax.training.parallel import local_rows
-from rxrx1_jax.training.predictions import accuracies, predictions_table
+from rxrx1_jax.training.processes import Notice
+from rxrx1_jax.training.setup import Setup, Step
+from rxrx1_jax.training.steps import TrainState
 
 # Steps dispatched before the outputs of the oldest are fetched: the device does not wait for the
 # host, and only a few batches of images are alive on it.
 STEPS_IN_FLIGHT = 2
 
-
-def evaluate(
-    eval_step: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-    state: Any,
-    batches: Iterable[Mapping[str, Any]],
-    sites: np.ndarray,
-    rows: np.ndarray,
-    split: Any,
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Predictions of `rows` and what they score.
-
-    Args:
-      eval_step: (state, batch) -> {"log_probs": f32 [N, K], "loss": f32 [N]}.
-      batches: one pass over `rows`, this host's share; "site_index" and "mask" are read here.
-      sites: structured array of all records (`Records.sites`).
-      rows: [m] record indices to predict, each once (`split.test`).
-      split: has `classes` [K], the sirna_id of each output of the network.
-
-    Returns:
-      The table of `predictions_table`, its rows in the order of `rows`, and
-      {"accuracy": `accuracies`, "loss": mean}. On several hosts every host gets the same.
-    """
-    outputs = predict(eval_step, state, batches, rows)
-    log_probs, loss = outputs["log_probs"], outputs["loss"]
-    table = predictions_table(sites[rows], split.classes, log_probs, loss)
-    return table, {"accuracy": accuracies(table), "loss": float(loss.mean(dtype=np.float64))}
+Evaluated = dict[str, tuple[pa.Table, dict[str, Any]]]  # set of the split -> predictions, scores
 
 
 def predict(
-    step: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-    state: Any,
-    batches: Iterable[Mapping[str, Any]],
-    rows: np.ndarray,
+    setup: Setup, step: Step, state: TrainState, rows: np.ndarray, notice: Notice | None = None
 ) -> dict[str, np.ndarray]:
-    """The outputs f32 [m, ...] of a step for the records `rows` [m], in that order.
+    """The outputs f32 [m, ...] of a step for the sites `rows` [m], in that order.
 
-    Padding (mask 0) is dropped and rows are recognised by "site_index", so neither the order of
-    the batches nor the number of hosts matters; every host gets the same arrays. Raises ValueError
-    unless each of `rows` was predicted exactly once and nothing else was.
+    step: (spec, state, batch) -> {name: array [N, ...]}, traced; one of `training.steps`, or alike.
+    Every host gets the same arrays. Raises Preempted if `notice` comes meanwhile.
     """
     rows = np.asarray(rows)
-    if not len(rows):
-        raise ValueError("no sites to evaluate: expected at least one row")
-    waiting: deque[tuple[Any, Any, Mapping[str, Any]]] = deque()
+    store, draws = setup.evaluation_draws(rows)
+    run = setup.evaluator(step)
+    if notice is not None:
+        draws = notice.until_given(draws, int(state.step))
+    return collect((run(state, store, draw) for draw in draws), rows)
+
+
+def collect(outputs: Iterator[Mapping[str, jax.Array]], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs of a step for `rows` [m], in that order.
+
+    outputs: of batches of this host's share of `rows`; beside their arrays site_index and mask.
+    Padding (mask 0) is dropped and rows are recognised by site_index, so neither the order of the
+    batches nor the number of hosts matters. Raises ValueError unless each of `rows` was predicted
+    exactly once and nothing else was.
+    """
+    waiting: deque[Mapping[str, jax.Array]] = deque()
     fetched: list[dict[str, np.ndarray]] = []
-    for batch in batches:
-        waiting.append((batch["site_index"], batch["mask"], step(state, batch)))
+    for batch in outputs:
+        waiting.append(batch)
         if len(waiting) > STEPS_IN_FLIGHT:
-            fetched.append(_fetch(*waiting.popleft()))
-    fetched += [_fetch(*outputs) for outputs in waiting]
+            fetched.append(_fetch(waiting.popleft()))
+    fetched += [_fetch(batch) for batch in waiting]
     if not fetched:
         raise ValueError(f"no batch to evaluate: expected batches of {len(rows)} sites")
-    outputs = _gather({name: np.concatenate([f[name] for f in fetched]) for name in fetched[0]})
-    index = outputs.pop("site_index")
+    found = _gather({name: np.concatenate([f[name] for f in fetched]) for name in fetched[0]})
+    index = found.pop("site_index")
     order, target = np.argsort(index, kind="stable"), np.argsort(rows, kind="stable")
     if not np.array_equal(index[order], rows[target]):
         raise ValueError(_mismatch(index, rows))
     source = np.empty_like(order)
     source[target] = order
-    return {name: array[source] for name, array in outputs.items()}
+    return {name: array[source] for name, array in found.items()}
 
 
-def _fetch(
-    site_index: jax.Array, mask: jax.Array, outputs: Mapping[str, jax.Array]
-) -> dict[str, np.ndarray]:
+def evaluate_sites(
+    setup: Setup, state: TrainState, rows: np.ndarray, notice: Notice | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Predictions of the sites `rows` (`predictions_table`), and what they score:
+    {"accuracy": `accuracies`, "loss": mean}. Raises Preempted if `notice` comes meanwhile."""
+    found = predict(setup, steps.eval_step, state, rows, notice)
+    log_probs, loss = found["log_probs"], found["loss"]
+    sites, classes = setup.images.sites[rows], setup.vocabulary.classes
+    table = predictions.predictions_table(sites, classes, log_probs, loss)
+    accuracy = predictions.accuracies(table)
+    return table, {"accuracy": accuracy, "loss": float(loss.mean(dtype=np.float64))}
+
+
+def evaluate_sets(
+    setup: Setup, state: TrainState, names: Sequence[str] | None = None,
+    notice: Notice | None = None,
+) -> Evaluated:  # fmt: skip
+    """`evaluate_sites` of sets of the split by name, where it has them; None: of all."""
+    return {
+        name: evaluate_sites(setup, state, rows, notice)
+        for name, rows in setup.split.scored.items()
+        if names is None or name in names
+    }
+
+
+def embed(
+    setup: Setup, state: TrainState, rows: np.ndarray, source: Mapping[str, str]
+) -> Embeddings:
+    """Features and log-probabilities of the sites `rows`.
+
+    Their roles, where there is a split, are those of `splits.site_roles`; control wells of the
+    experiments that it uses have the role "context".
+    """
+    found = predict(setup, steps.embed_step, state, rows)
+    sites, split, role = setup.images.sites, setup.split, None
+    if len(split.train):
+        role = splits.site_roles(split, len(sites))
+        used = np.unique(sites["experiment"][np.concatenate([split.train, split.test])])
+        context = (role == "other") & (sites["well_type"] != "treatment")
+        role[context & np.isin(sites["experiment"], used)] = "context"
+        role = role[rows]
+    return Embeddings(
+        sites[rows], found["embedding"], found["log_probs"], setup.vocabulary.classes,
+        source=dict(source), role=role,
+    )  # fmt: skip
+
+
+def curves(evaluated: Evaluated) -> dict[str, float]:
+    """What metrics.jsonl holds of an evaluation: of the test set and, where there is one, `val`."""
+    found = {}
+    for name in ("test", "val"):
+        if name in evaluated:
+            result = evaluated[name][1]
+            found[f"{name}_loss"] = result["loss"]
+            found[f"{name}_accuracy"] = result["accuracy"]["site"]["all"]
+            found[f"{name}_accuracy_by_well"] = result["accuracy"]["well"]["all"]
+    return found
+
+
+def write_results(
+    setup: Setup, workdir: Path, state: TrainState, total_steps: int, evaluated: Evaluated
+) -> dict[str, Any]:
+    """Writes the predictions of each set, then results.json, which makes the run complete.
+
+    results.json holds what `test` scores, and below "other_sets" what the others do.
+    """
+    config, images = setup.config, setup.images
+    name, _, _ = config.data.name.partition(":")
+    other_sets = {
+        other: {"sites": table.num_rows, **result}
+        for other, (table, result) in evaluated.items()
+        if other != "test"
+    }
+    results = {
+        "data": {
+            "name": name,
+            "version": images.about["version"],
+            "source": images.about["source"],
+            "classes": len(setup.vocabulary.classes),
+            "image_size": images.image_shape[1],
+            "train_sites": len(setup.split.train),
+            "test_sites": len(setup.split.test),
+        },
+        "protocol": config.data.protocol,
+        "fold": config.data.fold,
+        "cell_type": config.data.cell_type,
+        "normalisation": config.data.normalisation,
+        "model": config.model.name,
+        "epochs": config.optim.epochs,
+        "seed": config.train.seed,
+        "step": int(state.step),
+        "total_steps": total_steps,
+        **evaluated["test"][1],
+        **({"other_sets": other_sets} if other_sets else {}),
+        **({"parent": config.train.parent} if config.train.parent else {}),
+    }
+    if jax.process_index() == 0:
+        for part, (table, _) in evaluated.items():
+            file = "predictions.parquet" if part == "test" else f"predictions_{part}.parquet"
+            predictions.write_predictions(workdir / file, table)
+        run_dir.write_json(workdir / "results.json", results)
+    return results
+
+
+def _fetch(outputs: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """This host's unpadded rows of one step, with their "site_index"."""
-    keep, index = local_rows(mask) > 0, local_rows(site_index)
     arrays = {name: local_rows(array) for name, array in outputs.items()}
+    keep, index = arrays.pop("mask") > 0, arrays.pop("site_index")
     for name, array in arrays.items():
         if len(array) != len(index):
             raise ValueError(

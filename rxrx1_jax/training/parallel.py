@@ -8,19 +8,21 @@
 The state is the same, unstacked tree in both, and so are the checkpoints.
 """
 
-import ctypes
-import sys
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rxrx1_jax.data.stream import Batch, Draw, Store, Stream
 from rxrx1_jax.model.resnet import on_cpu
-from rxrx1_jax.training.steps import Batch, TrainState
+from rxrx1_jax.training import steps
+from rxrx1_jax.training.steps import StepSpec, TrainState
 
 AXIS = "batch"  # the mapped axis under pmap
 PARALLELISMS = ("jit", "pmap")
@@ -29,108 +31,119 @@ PARALLELISMS = ("jit", "pmap")
 # at 128 px, 16 rows, at the same speed.
 COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
-
-class ParallelSteps(NamedTuple):
-    """The three steps ready for all devices, and where their arguments live."""
-
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]  # state is donated
-    eval_step: Callable[[TrainState, Batch], dict[str, jax.Array]]
-    embed_step: Callable[[TrainState, Batch], dict[str, jax.Array]]
-    batch_sharding: NamedSharding  # of every array of a batch: axis 0 over all devices
-    state_sharding: NamedSharding  # of every array of the state: a copy on every device
+Outputs = Mapping[str, jax.Array]
+Step = Callable[[TrainState, Batch], Outputs]  # of an evaluation; traced
 
 
-def parallelise(
-    parallelism: str,
-    train: Callable[..., tuple[TrainState, jax.Array]],
-    evaluate: Callable[..., dict[str, jax.Array]],
-    embed: Callable[..., dict[str, jax.Array]],
-) -> ParallelSteps:
-    """Wraps the three steps, all but (state, batch, axis_name) bound, for all devices.
+def run_steps(
+    spec: StepSpec, stream: Stream, state: TrainState, store: Store, draw: Draw,
+    axis_name: str | None = None,
+) -> tuple[TrainState, jax.Array]:  # fmt: skip
+    """Trains on the draw: the new state, and float32 [1, 4], the metrics of `steps.METRICS`."""
+    progress = state.step.astype(jnp.float32) / spec.total_steps
+    batch = stream.batch(store, draw, 0, True, progress)
+    state, metrics = steps.train_step(spec, state, batch, axis_name)
+    return state, metrics[None]
 
-    Batches are global arrays sharded by `batch_sharding`; the state is put on the devices by
-    `jax.device_put(state, steps.state_sharding)`. The state handed to `train_step` is donated: use
-    the returned one. Rows of eval_step's arrays are in the order of the batch; `local_rows` brings
-    this host's to NumPy. Raises ValueError for an unknown parallelism.
-    """
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-    by_row, copied = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
-    if parallelism == "jit":
-        options = COMPILER_OPTIONS if on_cpu() else None
-        return ParallelSteps(
-            jax.jit(train, donate_argnums=0, out_shardings=copied, compiler_options=options),
-            jax.jit(evaluate, out_shardings=by_row),
-            jax.jit(embed, out_shardings=by_row),
-            by_row,
-            copied,
+
+def run_evaluation(
+    step: Step, stream: Stream, state: TrainState, store: Store, draw: Draw
+) -> Outputs:
+    """What `step` gives for the rows of the draw, their site_index and their mask."""
+    batch = stream.batch(store, draw, 0, False)
+    return {**step(state, batch), "site_index": batch["site_index"], "mask": batch["mask"]}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """All devices, and how programs run on them. Raises ValueError for an unknown parallelism."""
+
+    parallelism: str = "jit"
+
+    def __post_init__(self) -> None:
+        if self.parallelism not in PARALLELISMS:
+            raise ValueError(
+                f"train.parallelism is {self.parallelism!r}; choose one of"
+                f" {', '.join(PARALLELISMS)}"
+            )
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+    @property
+    def by_row(self) -> NamedSharding:
+        """Of every array of a batch: axis 0 over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    @property
+    def copied(self) -> NamedSharding:
+        """Of every array of a state: a copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def trainer(
+        self, spec: StepSpec, stream: Stream
+    ) -> Callable[[TrainState, Store, Draw], tuple[TrainState, jax.Array]]:
+        """`run_steps` on all devices. The state handed to it is donated: use the returned one."""
+        if self.parallelism == "jit":
+            return jax.jit(
+                partial(run_steps, spec, stream), donate_argnums=0, out_shardings=self.copied,
+                compiler_options=COMPILER_OPTIONS if on_cpu() else None,
+            )  # fmt: skip
+        mapped = jax.pmap(
+            partial(run_steps, spec, stream, axis_name=AXIS), AXIS,
+            in_axes=(None, None, Draw(0, 0, 0, 0, None)), out_axes=None, donate_argnums=0,
+        )  # fmt: skip
+        return lambda *arguments: self._global(self._on_each(mapped, *arguments), self.copied)
+
+    def evaluator(
+        self, step: Step, stream: Stream
+    ) -> Callable[[TrainState, Store, Draw], Outputs]:
+        """`run_evaluation` on all devices; rows are those of the draw, see `local_rows`."""
+        run = partial(run_evaluation, step, stream)
+        if self.parallelism == "jit":
+            return jax.jit(run, out_shardings=self.by_row)
+        mapped = jax.pmap(run, AXIS, in_axes=(None, None, Draw(0, 0, 0, 0, None)))
+        unstack = jax.jit(
+            partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])),
+            out_shardings=NamedSharding(self.mesh.local_mesh, PartitionSpec(AXIS)),
         )
-    if parallelism != "pmap":
-        raise ValueError(
-            f"train.parallelism is {parallelism!r}; choose one of {', '.join(PARALLELISMS)}"
+        return lambda *arguments: self._global(
+            unstack(self._on_each(mapped, *arguments)), self.by_row
         )
 
     # pmap works on the arrays of one process, with a leading axis of its devices:
-    # global [N, ...] <-> [n, ...] of this process <-> [devices, n / devices, ...].
-    devices, to_local, to_global = jax.device_count(), _as_it_is, _as_it_is
-    if jax.process_count() > 1:
-        devices = jax.local_device_count()
-        to_local = partial(multihost_utils.global_array_to_host_local_array, global_mesh=mesh)
-        to_global = partial(multihost_utils.host_local_array_to_global_array, global_mesh=mesh)
-    local_by_row = NamedSharding(mesh.local_mesh, PartitionSpec(AXIS))
-    stack = jax.jit(
-        partial(jax.tree.map, lambda x: x.reshape(devices, -1, *x.shape[1:])),
-        out_shardings=local_by_row,
-    )
-    unstack = jax.jit(
-        partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])), out_shardings=local_by_row
-    )
-    mapped_train = jax.pmap(
-        partial(train, axis_name=AXIS), AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
-    )
+    # global [k, N, ...] <-> [k, n, ...] of this process -> [devices, k, n / devices, ...].
 
-    def on_all(mapped: Any, state: TrainState, batch: Batch) -> Any:
-        local = to_local(batch, pspecs=by_row.spec)
-        return mapped(to_local(state, pspecs=copied.spec), stack(local))
+    def _on_each(self, mapped: Any, state: TrainState, store: Store, draw: Draw) -> Any:
+        rows = PartitionSpec(None, AXIS)
+        parts = self._stack(self._local(draw._replace(count=None), rows))
+        draw = parts._replace(count=self._local(draw.count, PartitionSpec()))
+        return mapped(*self._local((state, store), PartitionSpec()), draw)
 
-    def by_rows(step: Any) -> Any:
-        mapped = jax.pmap(partial(step, axis_name=AXIS), AXIS, in_axes=(None, 0))
-        return lambda state, batch: to_global(
-            unstack(on_all(mapped, state, batch)), pspecs=by_row.spec
-        )
+    @cached_property
+    def _stack(self) -> Callable[[Any], Any]:
+        devices = jax.local_device_count() if jax.process_count() > 1 else jax.device_count()
 
-    return ParallelSteps(
-        lambda state, batch: to_global(on_all(mapped_train, state, batch), pspecs=copied.spec),
-        by_rows(evaluate),
-        by_rows(embed),
-        by_row,
-        copied,
-    )
+        def stack(x: jax.Array) -> jax.Array:
+            k, n = x.shape[:2]
+            return jnp.swapaxes(x.reshape(k, devices, n // devices, *x.shape[2:]), 0, 1)
 
+        sharding = NamedSharding(self.mesh.local_mesh, PartitionSpec(AXIS))
+        return jax.jit(partial(jax.tree.map, stack), out_shardings=sharding)
 
-def _as_it_is(tree: Any, pspecs: PartitionSpec) -> Any:
-    return tree
+    def _local(self, tree: Any, spec: PartitionSpec) -> Any:
+        if jax.process_count() == 1:
+            return tree
+        return multihost_utils.global_array_to_host_local_array(tree, self.mesh, spec)
+
+    def _global(self, tree: Any, sharding: NamedSharding) -> Any:
+        if jax.process_count() == 1:
+            return tree
+        return multihost_utils.host_local_array_to_global_array(tree, self.mesh, sharding.spec)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
     """This host's rows of an array sharded over its first axis, in order: [N, ...] -> [n, ...]."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-
-
-def compile_ahead(train_step: Callable[..., Any], state: TrainState, batch: Batch) -> None:
-    """Compiles the step for these arguments, and on a CPU returns what compiling took.
-
-    A compilation leaves hundreds of MB that glibc keeps; without this the first step takes its own
-    temporary memory on top of them. Under pmap nothing is done.
-    """
-    if not isinstance(train_step, jax.stages.Wrapped):
-        return
-    train_step.lower(state, batch).compile()
-    if on_cpu():
-        return_free_memory()
-
-
-def return_free_memory() -> None:
-    """Gives the kernel back what is freed and lies in glibc's heap; elsewhere nothing is done."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)

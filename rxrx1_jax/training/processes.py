@@ -1,6 +1,7 @@
-"""Joins the processes of one run; to be called before anything touches a device.
+"""The processes of one run: how they join, and how they are told to end.
 
-A process works by itself unless its environment says that it is one of several:
+`join` is to be called before anything touches a device. A process works by itself unless its
+environment says that it is one of several:
 
 - JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, wherever
   the processes are (launch/local.sh, launch/jobset.yaml);
@@ -11,21 +12,37 @@ A process works by itself unless its environment says that it is one of several:
 
 JAX_NUM_PROCESSES=1 keeps a process by itself in any cluster. Clusters are read by JAX
 (`jax.distributed.initialize`); what is decided here is whether to ask it.
+
+A run that is told to end saves the step it stands at, and its exit code says so. SIGTERM (a cluster
+that takes the machine back) and the first Ctrl-C are such notices. A second Ctrl-C ends the program
+at once, as it always does.
 """
 
 import atexit
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 START_SECONDS = 300  # until the processes that came give up those that did not
 LOST_SECONDS = 60  # until a process that gives no sign of life counts as lost, which ends the run
 LAST_WORDS_SECONDS = 1.0
+
+# Of a run that was told to end and resumes when the same command is given again: EX_TEMPFAIL of
+# sysexits.h. Any other code but 0 is a failure that starting again would repeat.
+EXIT_CODE = 75
+
+Item = TypeVar("Item")
 
 _left = threading.Event()
 
@@ -50,8 +67,6 @@ def join() -> bool:
     arguments = _explicit(given) if given and count not in ("1", "auto") else {}
     if count == "1" or not (given or _is_slurm() or _is_tpu()):
         return False
-
-    import jax
 
     watch = threading.Timer(START_SECONDS, _give_up, [arguments.get("coordinator_address")])
     watch.daemon = True
@@ -79,15 +94,12 @@ def join() -> bool:
 
 
 def leave() -> None:
-    """To be called where every process of the run ends alike; waits for none of them."""
+    """To be called where every process of the run ends in the same way; waits for none of them."""
     _left.set()
 
 
 def check_shared(path: Path) -> None:
     """Waits for all processes; raises LaunchError in one that does not see the file `path`."""
-    import jax
-    from jax.experimental import multihost_utils
-
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("is the file there")
         if not path.exists():
@@ -96,6 +108,64 @@ def check_shared(path: Path) -> None:
                 f"{socket.gethostname()} does not; choose a --workdir on a filesystem that all "
                 "hosts share"
             )
+
+
+class Preempted(Exception):
+    """The run was told to end; `step` is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"told to end at step {step:,}; the same command resumes from there")
+
+
+class Notice:
+    """Whether the run was told to end. A context manager: inside of it the signals are heard.
+
+    Of several processes that `jax.distributed` joined JAX hears SIGTERM itself. As soon as one was
+    told it makes all of them hear it at the same question, the first that none of them has asked:
+    so they must ask the same ones, in the same order. Then Ctrl-C is what it always is.
+    """
+
+    def __init__(self) -> None:
+        self._given = False
+        self._asked = 0
+        self._alone = jax.process_count() == 1
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Notice":
+        if self._alone and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._given = True
+
+    def given(self) -> bool:
+        """Whether to end now; asked once after each call of the step, by every process.
+
+        Costs less than a microsecond, of several processes too: JAX's threads do the talking.
+        """
+        if not (self._given or self._alone):
+            # JAX wants its questions numbered without a gap.
+            self._asked += 1
+            self._given = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._given
+
+    def until_given(self, items: Iterable[Item], step: int) -> Iterator[Item]:
+        """`items`; raises Preempted before the next one if the run was told to end at `step`.
+
+        Every process must have equally many.
+        """
+        for item in items:
+            if self.given():
+                raise Preempted(step)
+            yield item
 
 
 def _end_alone(process: int) -> None:
@@ -114,8 +184,8 @@ def _end_alone(process: int) -> None:
 def _give_up(address: str | None) -> None:
     where = f" (process 0 is expected at {address})" if address else ""
     sys.stderr.write(
-        f"error: after {START_SECONDS} s the processes of the run have not all joined{where}: see "
-        "that each is started, and that they reach each other\n"
+        f"error: after {START_SECONDS} s the processes of the run have not all joined{where}: "
+        "check that each is started, and that they reach each other\n"
     )
     sys.stderr.flush()
     os._exit(1)
@@ -161,7 +231,7 @@ def _check_free(port: int) -> None:
 
 
 def _is_slurm() -> bool:
-    """Whether this is a task of a step of several. Sees to it that it has all its GPUs.
+    """Whether this is one of several tasks of a step. Makes all GPUs of such a task visible.
 
     In a batch script or an interactive shell SLURM_NTASKS is the number of tasks of the job,
     though the process is alone: only srun's steps have a node list, and a count of their own.

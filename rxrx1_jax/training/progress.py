@@ -1,4 +1,4 @@
-"""Learning curves while they grow: console with time left, metrics.jsonl and TensorBoard."""
+"""The log of a training: console with time left, metrics.jsonl, TensorBoard, and the NaN stop."""
 
 import json
 import math
@@ -8,30 +8,34 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
+from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.steps import METRICS
 
-# Steps dispatched and not yet complete, beyond which the loop is held back: enough for the device
-# never to wait for the loop, few enough for only as many batches to lie in its memory.
+# Calls of the training step that are not yet complete, beyond which the loop is held back: enough
+# for the device never to wait for the loop, few enough for only as many batches to lie in memory.
 STEPS_AHEAD = 2
+SHOWN = 4  # site ids in the message of a divergence; the file has all
 
 
 class Log:
     """Follows the training steps from a thread of its own and writes their mean once an interval.
 
-    The loop hands over the metrics and goes on; the thread waits for them. It so sees when each
-    step is complete, which is what the times are made of:
+    The loop hands over device arrays and goes on; the thread waits for them. So it sees when each
+    step is complete. From that come the times:
 
     - step time: seconds from the completion of the step before to that of the step. The first step
-      after the start has none, as it contains the compilation. Evaluations are left out, what a
-      checkpoint holds the loop up is in.
+      after the start has none, as it contains the compilation. The time of evaluations does not
+      count; the time for which a checkpoint holds the loop up does.
     - data wait: the part of a step time in which the loop waited for the batch while the device
       had no step left to work on.
 
@@ -77,18 +81,28 @@ class Log:
             self._board.close()
 
     def train(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
-        """Metrics f32 [4], on the device, of step `step`, counted from 1 and just dispatched.
+        """Metrics, float32 [k, 4] as in METRICS, of the k steps up to `step`, just dispatched.
 
-        asked, got: time.monotonic() before and after the loop drew its batch.
+        Steps count from 1. asked, got: time.monotonic() before and after the loop drew its batch.
+
+        Of several processes all raise Diverged at the same step. Each finds it one to three steps
+        after the one at fault. A step that only some of them had begun would never end, and nothing
+        could be asked of the devices after it, so all go on to the last one of these.
         """
         self._ahead.acquire()
-        self._raise()
+        error = self._error
+        last = step
+        if isinstance(error, Diverged) and jax.process_count() > 1:
+            last = error.step + STEPS_AHEAD + 1
+        if error is not None and step >= last:
+            raise error
         self._queue.put((step, metrics, asked, got))
 
     def flush(self) -> None:
         """Waits for every step so far and checks it: before an evaluation or a checkpoint."""
         self._queue.join()
-        self._raise()
+        if self._error is not None:
+            raise self._error
         while self._written:
             self._written.popleft().result()
 
@@ -110,10 +124,6 @@ class Log:
         if self._main:
             print(text, flush=True)
 
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
     def _follow(self) -> None:
         while (entry := self._queue.get()) is not None:
             try:
@@ -125,18 +135,21 @@ class Log:
             finally:
                 self._queue.task_done()
 
-    def _add(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
-        values = dict(zip(METRICS, np.asarray(metrics).tolist(), strict=True))
+    def _add(self, last: int, metrics: jax.Array, asked: float, got: float) -> None:
+        rows = np.asarray(metrics).tolist()
         now = time.monotonic()
         self._ahead.release()
-        _check_finite(step, values)
-        self._recent.append(values)
-        if self._last is not None:
-            self._step_times.append(now - self._last)
-            self._data_wait += max(0.0, got - max(asked, self._last))
-        self._last = now
-        if step % self._every == 0 or step == self._steps:
-            self._end_interval(step)
+        before, self._last = self._last, now
+        if before is not None:
+            self._data_wait += max(0.0, got - max(asked, before))
+        for step, row in enumerate(rows, last - len(rows) + 1):
+            values = dict(zip(METRICS, row, strict=True))
+            _check_finite(step, values)
+            self._recent.append(values)
+            if before is not None:
+                self._step_times.append((now - before) / len(rows))
+            if step % self._every == 0 or step == self._steps:
+                self._end_interval(step)
 
     def _end_interval(self, step: int) -> None:
         interval = list(self._recent)[-((step - 1) % self._every + 1) :]
@@ -209,7 +222,7 @@ class Log:
 class Diverged(FloatingPointError):
     """A step whose loss or gradient is not finite; `batch` says what it was computed of."""
 
-    def __init__(self, step: int, values: dict[str, float], batch: str = ""):
+    def __init__(self, step: int, values: Mapping[str, float], batch: str = ""):
         super().__init__(
             f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}, "
             f"{batch}the last checkpoint is from before it. In a new --workdir lower "
@@ -218,9 +231,38 @@ class Diverged(FloatingPointError):
         self.step, self.values = step, values
 
 
-def _check_finite(step: int, values: dict[str, float]) -> None:
+def _check_finite(step: int, values: Mapping[str, float]) -> None:
     if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
         raise Diverged(step, values)
+
+
+def diagnose(
+    error: Diverged, batch: Mapping[str, jax.Array], site_ids: np.ndarray, workdir: Path
+) -> Diverged:
+    """Writes WORKDIR/diverged.json and returns the error with the batch in its message.
+
+    The file holds step, loss, gradient_norm, site_ids of the whole batch and, of these, not_finite:
+    whose prepared image has values that are not. To be called by every process.
+
+    Args:
+      batch: that of the step at fault, made again.
+      site_ids: of all sites, by site_index.
+    """
+    image = batch["image"]
+    finite = jnp.all(jnp.isfinite(image), axis=tuple(range(1, image.ndim)))
+    rows = (batch["site_index"], finite)  # [N] each
+    index, finite = multihost_utils.process_allgather(rows, tiled=True)
+    ids = site_ids[index]
+    bad = ids[~finite].tolist()
+    path = workdir / "diverged.json"
+    if jax.process_index() == 0:
+        # As text where JSON has no number for it.
+        found = {name: str(error.values[name]) for name in ("loss", "gradient_norm")}
+        report = {"step": error.step, **found, "site_ids": ids.tolist(), "not_finite": bad}
+        run_dir.write_json(path, report)
+    shown = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+    pixels = f"{len(bad)} of them with pixels that are not finite" if bad else "all pixels finite"
+    return Diverged(error.step, error.values, f"of sites {shown} ({path}), {pixels}; ")
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
@@ -246,16 +288,6 @@ def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
     return own
-
-
-def parameter_table(params: Any) -> str:
-    """One line for each top-level module: its name and number of parameters, then the total."""
-    counts = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()
-    }
-    width = max(len(name) for name in (*counts, "total"))
-    lines = [f"{name:{width}} {count:>12,}" for name, count in counts.items()]
-    return "\n".join([*lines, f"{'total':{width}} {sum(counts.values()):>12,}"])
 
 
 def _milliseconds(seconds: float) -> str:

@@ -232,7 +232,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices and the commit of the code: what a reader needs to judge a result."""
     import jax
 
-    packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},

@@ -1,166 +1,280 @@
-"""What a run works on, made from its settings and the dataset: network, steps, state, batches."""
+"""What a run works on, made from its settings and the data: input, network, steps, state."""
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import check, load, load_all
-from rxrx1_jax.data import input_pipeline, records
-from rxrx1_jax.data import splits as splits_lib
-from rxrx1_jax.data.images import Vocabulary
-from rxrx1_jax.data.info import Info
+from rxrx1_jax import config as config_lib
+from rxrx1_jax.data import records, splits
+from rxrx1_jax.data.images import Images, Vocabulary
+from rxrx1_jax.data.samplers import Order
+from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream, one_pass
 from rxrx1_jax.model.networks import NetworkSpec
-from rxrx1_jax.training import optimizers, parallel, progress, run_dir, steps
+from rxrx1_jax.training import optimizers, parallel, run_dir, steps
+
+Step = Callable[[steps.StepSpec, steps.TrainState, Batch], Mapping[str, jax.Array]]
+Evaluator = Callable[[steps.TrainState, Store, Draw], Mapping[str, jax.Array]]
 
 
-class Task(NamedTuple):
-    """What a run works on, all of it determined by its settings and the dataset."""
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All of it is determined by the settings and the data. Nothing in it is a state.
 
-    records: records.Records
-    split: splits_lib.Split
+    order: of the training batches; None where nothing is to be trained, then `spec` has neither
+      optimizer nor learning rate.
+    """
+
+    config: ConfigDict
+    stream: Stream
     spec: steps.StepSpec
-    steps: parallel.ParallelSteps
-    state: steps.TrainState  # initial; on the devices
-    total_steps: int
-    steps_per_epoch: float
+    devices: parallel.Devices
+    order: Order | None = None
+    _evaluators: dict[Step, Evaluator] = field(default_factory=dict)
 
+    @property
+    def images(self) -> Images:
+        return self.stream.images
 
-def prepare(config: ConfigDict) -> Task:
-    """Checks the settings against each other and the data, and builds everything a run needs."""
-    check(config, jax.device_count())
-    dataset = records.Records(records.find_dataset(config.data.dir, config.data.name))
-    size = dataset.image_shape[1]
-    if config.data.crop > size:
-        raise run_dir.RunError(
-            f"data.crop={config.data.crop}: expected at most {size}, the image size"
+    @property
+    def split(self) -> splits.Split:
+        return self.stream.split
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.stream.vocabulary
+
+    @property
+    def steps_per_epoch(self) -> float:
+        assert self.order is not None
+        return self.order.per_epoch
+
+    @cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """Shapes, types and places of the state, which takes no memory."""
+        shapes = jax.eval_shape(lambda: self._create(steps.initial_state))
+        place = partial(jax.ShapeDtypeStruct, sharding=self.devices.copied)
+        return jax.tree.map(lambda x: place(x.shape, x.dtype), shapes)
+
+    def init(self) -> steps.TrainState:
+        """The state before the first update, on the devices."""
+        return jax.device_put(self._create(steps.create_state), self.devices.copied)
+
+    def _create(self, create: Callable[..., steps.TrainState]) -> steps.TrainState:
+        channels, *sides = self.images.image_shape
+        height, width = (self.config.data.crop or side for side in sides)
+        key = jax.random.key(self.config.train.seed)
+        return create(self.spec, key, (height, width, channels))
+
+    @cached_property
+    def train_step(self) -> Callable[..., tuple[steps.TrainState, jax.Array]]:
+        """(state, store, draw) -> (state, metrics); the state is donated."""
+        return self.devices.trainer(self.spec, self.stream)
+
+    def evaluator(self, step: Step) -> Evaluator:
+        """A step of `training.steps`, or one like it, on all devices; compiled once."""
+        if step not in self._evaluators:
+            own = self.devices.evaluator(partial(step, self.spec), self.stream)
+            self._evaluators[step] = own
+        return self._evaluators[step]
+
+    def train_store(self) -> Store:
+        rows, labels = self.split.train, None
+        if self.config.data.shuffled_labels:
+            sites = self.images.sites[rows]
+            labels = splits.shuffle_within(
+                sites["sirna_id"], sites, "experiment", self.config.train.seed
+            )
+        return self.stream.store(rows, labels)
+
+    def train_draws(self, start: int) -> Iterator[Draw]:
+        """The training batches from step `start` on."""
+        assert self.order is not None
+        return self.stream.draws(self.order, self.split.train, start, self.spec.total_steps)
+
+    def batches(self, rows: np.ndarray, batch_size: int = 0) -> Iterator[Batch]:
+        """Evaluation batches of `rows`, each row once, in order and padded, on the devices.
+
+        batch_size: default eval.batch_size.
+        """
+        store, draws = self._evaluation(rows, batch_size or self.config.eval.batch_size)
+        make = jax.jit(
+            lambda store, draw: self.stream.batch(store, draw, 0, False),
+            out_shardings=self.devices.by_row,
         )
-    split = splits_lib.make_split(
-        dataset.sites, config.data.protocol, fold=config.data.fold, seed=config.data.seed,
-        cell_type=config.data.cell_type,
-    )  # fmt: skip
-    if len(split.train) < config.optim.batch_size:
-        raise run_dir.RunError(
-            f"optim.batch_size={config.optim.batch_size}: the split has only {len(split.train)} "
-            "training sites; choose a smaller one"
-        )
-    steps_per_epoch = len(split.train) / config.optim.batch_size
-    total_steps = max(1, round(steps_per_epoch * config.optim.epochs))
+        return (make(store, draw) for draw in draws)
 
-    axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
-    sampler = load("data.sampler", config.data.sampler)
-    try:
-        sampler(dataset.sites[split.train], config.optim.batch_size, config.train.seed)
-    except ValueError as error:
-        raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {error}") from error
+    def train_batch(self, step: int) -> Batch:
+        """The batch of one step of the training (from 0), made again, on the devices."""
+        draw = next(self.train_draws(step))
+        make = jax.jit(
+            lambda store, draw: self.stream.batch(store, draw, 0, True),
+            out_shardings=self.devices.by_row,
+        )
+        return make(self.train_store(), draw)
+
+    def evaluation_draws(self, rows: np.ndarray) -> tuple[Store, Iterator[Draw]]:
+        """What the evaluation of `rows` (any order, each may come twice) works on."""
+        return self._evaluation(rows, self.config.eval.batch_size)
+
+    def _evaluation(self, rows: np.ndarray, size: int) -> tuple[Store, Iterator[Draw]]:
+        stored = np.unique(rows)
+        order, count = one_pass(rows, size, self.stream.host)
+        store = self.stream.store(stored)
+        return store, self.stream.draws(order, stored, 0, count)
+
+
+def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
+    """Checks the settings against each other and the data, and sets up a training.
+
+    images: in place of the dataset that the settings name.
+    """
+    config_lib.check(config, jax.device_count())
+    images = find_images(config) if images is None else images
+    split = make_split(config, images)
+    size = config.optim.batch_size
+    if len(split.train) < size:
+        raise run_dir.RunError(
+            f"optim.batch_size={size}: the split has only {len(split.train)} training sites;"
+            " choose a smaller one"
+        )
+    order, total_steps = make_order(config, images, split)
     try:
         tx, schedule = optimizers.create_optimizer(config.optim, total_steps)
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
+    vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
+    setup = for_evaluation(config, images, split, vocabulary)
+    axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
-        model=create_model(config, axis), tx=tx, schedule=schedule,
-        vocabulary=Vocabulary.of(dataset.sites, split.classes), total_steps=total_steps,
-        loss=load("optim.loss", config.optim.loss),
+        model=create_model(config, axis), tx=tx, schedule=schedule, vocabulary=vocabulary,
+        total_steps=total_steps, loss=config_lib.load("optim.loss", config.optim.loss),
         label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
         accumulation=config.optim.accumulation, seed=config.train.seed,
     )  # fmt: skip
-    on_devices = parallel.parallelise(
-        config.train.parallelism, partial(steps.train_step, spec), partial(steps.eval_step, spec),
-        partial(steps.embed_step, spec),
+    setup = Setup(config, setup.stream, spec, setup.devices, order)
+    _try_plug_ins(setup)
+    return setup
+
+
+def for_evaluation(
+    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
+) -> Setup:
+    """The set-up for a network that was trained with these settings."""
+    crop, sides = config.data.crop, images.image_shape[1:]
+    if crop > min(sides):
+        raise run_dir.RunError(f"data.crop={crop}: expected at most {min(sides)}, the image size")
+    devices = parallel.Devices(config.train.parallelism)
+    augment = Augmentation(
+        config.train.seed, config.data.augment, crop,
+        tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
     )  # fmt: skip
-    side = config.data.crop or size
-    shape = (side, side, dataset.image_shape[0])
-    key = jax.random.key(config.train.seed)
-    _try_plug_ins(config, spec, shape)
-    state = jax.device_put(steps.create_state(spec, key, shape), on_devices.state_sharding)
-    return Task(dataset, split, spec, on_devices, state, total_steps, steps_per_epoch)
-
-
-def _try_plug_ins(config: ConfigDict, spec: steps.StepSpec, shape: tuple) -> None:
-    """Raises RunError if network, optimizer, augmentation, head and loss do not fit each other;
-    computes nothing."""
-    chosen = {
-        "data.augmentation": (config.data.augmentation, ""),
-        "model.head": (config.model.head, "linear"),
-        "optim.loss": (config.optim.loss, "cross_entropy"),
-    }
-    other = {field: value for field, (value, default) in chosen.items() if value != default}
-    free = {"model.name": config.model.name, "optim.name": config.optim.name,
-            "optim.schedule": config.optim.schedule}  # fmt: skip
-    other |= {field: value for field, value in free.items() if "." in value.partition("(")[0]}
-    if not other or config.train.parallelism == "pmap":  # of pmap the mapped axis would be missing
-        return
-    rows = config.optim.batch_size
-
-    def trial(keys: jax.Array, batch: dict[str, jax.Array]) -> Any:
-        for augment in load_all("data.augmentation", config.data.augmentation):
-            batch = augment(keys, batch, Info(spec.vocabulary, True, jnp.zeros(())))
-        return steps.train_step(spec, steps.initial_state(spec, jax.random.key(0), shape), batch)
-
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    batch = {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in input_pipeline.ON_DEVICE}
-    batch["mask"] = jax.ShapeDtypeStruct((rows,), jnp.bool_)
-    batch["image"] = jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(config.model.dtype))
-    try:
-        jax.eval_shape(trial, keys, batch)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        named = ", ".join(f"{field}={value!r}" for field, value in other.items())
-        raise run_dir.RunError(f"{named}: {str(error).splitlines()[0]}") from error
+    stream = Stream(
+        images, split, vocabulary, config_lib.load("data.normalisation", config.data.normalisation),
+        augment, jnp.dtype(config.model.dtype), Host(config.data.threads, mesh=devices.mesh),
+    )  # fmt: skip
+    spec = steps.StepSpec(
+        model=create_model(config), tx=optax.identity(), schedule=lambda step: jnp.zeros(()),
+        vocabulary=vocabulary, total_steps=1, ema_decay=config.optim.ema_decay,
+    )  # fmt: skip
+    return Setup(config, stream, spec, devices)
 
 
 def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Module:
     """The network of the settings."""
-    head = load("model.head", config.model.head)
-    spec = NetworkSpec(head, config.model.width, jnp.dtype(config.model.dtype), bn_axis_name)
-    make = load("model.name", config.model.name)
+    head = config_lib.load("model.head", config.model.head)
+    network = config_lib.load("model.name", config.model.name)
+    dtype = jnp.dtype(config.model.dtype)
     try:
-        return make(spec)
+        return network(NetworkSpec(head, config.model.width, dtype, bn_axis_name))
     except Exception as error:  # it is anybody's
         raise run_dir.RunError(f"model.name={config.model.name!r}: {error}") from error
 
 
-def train_batches(config: ConfigDict, task: Task, start: int) -> Iterator[dict[str, jax.Array]]:
-    return input_pipeline.train_batches(
-        task.records, task.split, batch_size=config.optim.batch_size, seed=config.train.seed,
-        normalisation=config.data.normalisation, start_step=start, end_step=task.total_steps,
-        augment=config.data.augment, crop=config.data.crop,
-        augmentations=load_all("data.augmentation", config.data.augmentation),
-        sampler=load("data.sampler", config.data.sampler),
-        vocabulary=task.spec.vocabulary, shuffled_labels=config.data.shuffled_labels,
-        dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
-        threads=config.data.threads,
-    )  # fmt: skip
+def find_images(config: ConfigDict) -> Images:
+    """The dataset that the settings name. Raises DatasetError."""
+    found: Any = records.Records(records.find_dataset(config.data.dir, config.data.name))
+    return found
 
 
-def eval_batches(
-    config: ConfigDict, task: Task, rows: np.ndarray
-) -> Iterator[dict[str, jax.Array]]:
-    return input_pipeline.eval_batches(
-        task.records, rows, task.split, batch_size=config.eval.batch_size,
-        normalisation=config.data.normalisation, crop=config.data.crop,
-        dtype=jnp.dtype(config.model.dtype), sharding=task.steps.batch_sharding,
-        threads=config.data.threads,
-    )  # fmt: skip
+def make_split(config: ConfigDict, images: Images) -> splits.Split:
+    data = config.data
+    return splits.make_split(images.sites, data.protocol, data.fold, data.seed, data.cell_type)
 
 
-def summary(config: ConfigDict, task: Task, start: int) -> str:
-    sites, split = task.records.sites, task.split
+def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple[Order, int]:
+    """The order of the training batches, and how many there are. Raises RunError."""
+    sampler = config_lib.load("data.sampler", config.data.sampler)
+    try:
+        order = sampler(images.sites, split, config.optim.batch_size, config.train.seed)
+    except ValueError as error:
+        raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {error}") from error
+    return order, max(1, round(order.per_epoch * config.optim.epochs))
+
+
+def _try_plug_ins(setup: Setup) -> None:
+    """Raises RunError if network, augmentation, head, loss and optimizer do not fit each other;
+    computes nothing. What it traces is what the first step would trace."""
+    config, (channels, *_) = setup.config, setup.images.image_shape
+    shape = jax.ShapeDtypeStruct
+    rows = config.optim.batch_size
+    names = ("label", "experiment", "cell_type", "plate", "site_index")
+    columns = {name: shape((len(setup.split.train) + 1,), jnp.int32) for name in names}
+    if config.data.normalisation != "site":
+        statistic = shape((len(setup.split.train) + 1, channels), jnp.float32)
+        columns |= {"mean": statistic, "std": statistic}
+    row, planes = shape((1, rows), jnp.int32), (1, rows, *setup.images.image_shape)
+    mask, count = shape(row.shape, jnp.bool_), shape((), jnp.int32)
+    inputs = Store(columns, None), Draw(row, row, mask, shape(planes, jnp.uint8), count)
+    try:
+        batch = jax.eval_shape(partial(setup.stream.batch, i=0, train=True), *inputs)
+        if config.train.parallelism == "jit":
+            jax.eval_shape(setup.train_step, setup.abstract_state, *inputs)
+        elif "share" in batch and setup.devices.mesh.size > 1:
+            raise ValueError("mixes rows of the whole batch, which no device has under pmap")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        defaults = {
+            "data.augmentation": "", "model.name": "", "model.head": "linear", "optim.name": "sgd",
+            "optim.schedule": "cosine", "optim.loss": "cross_entropy",
+        }  # fmt: skip
+        given = {name: config[name.partition(".")[0]][name.partition(".")[2]] for name in defaults}
+        named = ", ".join(f"{name}={x!r}" for name, x in given.items() if x != defaults[name])
+        raise run_dir.RunError(f"{named}: {str(error).splitlines()[0]}") from error
+
+
+def summary(setup: Setup, start: int) -> str:
+    """The first lines of a run."""
+    config, sites, split = setup.config, setup.images.sites, setup.split
     wells = [len(np.unique(sites["well_id"][rows])) for rows in (split.train, split.test)]
-    others = "".join(f", {name} {len(rows):,} sites" for name, rows in split.other_sets.items())
+    others = "".join(f", {role} {len(rows):,} sites" for role, rows in split.scored.items()
+                     if role != "test")  # fmt: skip
     unlabelled = int((sites["sirna_id"] < 0).sum())
+    where = getattr(setup.images, "path", setup.images.about["name"])
     parts = [
-        f"{task.records.path}: {config.data.protocol} split, fold {config.data.fold}, cell type "
+        f"{where}: {config.data.protocol} split, fold {config.data.fold}, cell type "
         f"{config.data.cell_type}, normalisation {config.data.normalisation}",
         f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
-        f"of {wells[1]:,} wells{others}, {len(split.classes):,} siRNA classes"
+        f"of {wells[1]:,} wells{others}, {len(setup.vocabulary.classes):,} siRNA classes"
         + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
-        f"{config.model.name}, {task.total_steps:,} steps of {config.optim.batch_size} sites on "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        progress.parameter_table(task.state.params) if not start else f"resumed at step {start:,}",
+        f"{config.model.name}, {setup.spec.total_steps:,} steps of {config.optim.batch_size} sites"
+        f" on {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"resumed at step {start:,}" if start else parameter_table(setup.abstract_state.params),
     ]
     return "\n".join(parts)
+
+
+def parameter_table(params: Any) -> str:
+    """One line for each top-level module: its name and number of parameters, then the total."""
+    counts = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()
+    }
+    width = max(len(name) for name in (*counts, "total"))
+    lines = [f"{name:{width}} {count:>12,}" for name, count in counts.items()]
+    return "\n".join([*lines, f"{'total':{width}} {sum(counts.values()):>12,}"])

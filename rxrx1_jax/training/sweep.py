@@ -89,7 +89,8 @@ def make_plan(
     except splits.SplitError as error:
         obstacle = str(error)
     if not obstacle and (path / "config.json").exists():
-        data = run_dir.describe_data(dataset.path.name, dataset.sites, split, split.classes)
+        classes = splits.classes_of(dataset.sites, settings.data.protocol)
+        data = run_dir.describe_data(dataset.path.name, dataset.sites, split, classes)
         run_dir.open_run(path, settings, data)
     return Plan(path, dict(overrides), size, obstacle)
 

@@ -3,18 +3,17 @@
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from pathlib import Path
 
-import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from screens import tiny_images
 
 from rxrx1_jax.data import samplers
 from rxrx1_jax.data.samplers import cross_experiment_pairs, experiments, shuffled
+from rxrx1_jax.data.splits import Split
 
-pytest_plugins = ["dataset_fixture"]
 FIELDS = [("cell_type", "U8"), ("experiment", "U12"), ("sirna_id", "i4"), ("site", "i4")]
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 SCREEN = {"HUVEC": (40, 37, 40), "RPE": (18, 25), "U2OS": (9, 3, 4, 5)}
@@ -45,6 +44,22 @@ def screens(least):
     return st.builds(shuffled_screen, sizes, st.integers(0, 99), st.integers(1, 12))
 
 
+def order_of(factory, sites, batch_size, seed, train=None):
+    """Step -> (positions, epochs), of a split that trains on all sites; the mask is checked."""
+    none = np.zeros(0, np.int64)
+    train = np.arange(len(sites)) if train is None else train
+    order = factory(sites, Split(train, none, none, none, {}), batch_size, seed)
+    assert order.per_epoch == len(train) / batch_size
+
+    def choose(step):
+        row, epoch, mask = order(step)
+        assert (row.dtype, epoch.dtype, mask.dtype) == (np.int64, np.int32, np.bool_)
+        assert mask.all() and len(row) == len(epoch) == len(mask) == batch_size
+        return row, epoch
+
+    return choose
+
+
 def digest(order, steps):
     packed = b"".join(part.astype("<i8").tobytes() for k in range(steps) for part in order(k))
     return hashlib.blake2b(packed, digest_size=8).hexdigest()
@@ -55,57 +70,52 @@ def test_all_are_here():
     assert all(hasattr(samplers, name) for name in samplers.SAMPLERS)
 
 
-@pytest.mark.parametrize(
-    "count, batch_size, seed, step, positions, epochs",
-    [
-        (10, 4, 0, 2, [1, 7, 5, 1], [0, 0, 1, 1]),
-        (73030, 6, 1, 12171, [26884, 69823, 10201, 51148, 59663, 5635], [0, 0, 0, 0, 1, 1]),
-        (61, 8, 2**40, 100, [44, 10, 25, 19, 4, 50, 52, 27], [13] * 8),
-    ],
-)
-def test_shuffled_is_the_order_of_all_runs_so_far(count, batch_size, seed, step, positions, epochs):
-    """Figures of version 0.1.0, before there were samplers: its runs resume in the same order."""
-    drawn, epoch = shuffled()(np.zeros(count, FIELDS), batch_size, seed)(step)
-    assert (drawn.tolist(), epoch.tolist()) == (positions, epochs)
-    assert drawn.dtype == epoch.dtype == np.int64
-
-
 def test_seeds_of_shuffled():
-    """Beyond the 32 bits that Grain takes; and none is another one an epoch later, as Grain's."""
+    """No epoch of a seed is an epoch of another one, which may be of any size."""
     sites = np.zeros(50, FIELDS)
     epochs = {
-        (seed, k): tuple(shuffled()(sites, 50, seed)(k)[0].tolist())
+        (seed, k): tuple(order_of(shuffled(), sites, 50, seed)(k)[0].tolist())
         for seed in (0, 1, -1, 2**40)
         for k in range(3)
     }
     assert len(set(epochs.values())) == 12
 
 
-def test_shuffled_is_grains_shuffle():
-    sites, seed = np.zeros(37, FIELDS), 5
-    hashed = int.from_bytes(hashlib.blake2b(b"5", digest_size=4).digest(), "big")
-    expected = list(grain.MapDataset.range(37).shuffle(hashed).repeat(3))
-    order = shuffled()(sites, 8, seed)
-    batches = [order(k) for k in range(13)]
-    assert np.concatenate([positions for positions, _ in batches]).tolist() == expected[:104]
-    assert np.concatenate([epochs for _, epochs in batches]).tolist() == [
-        k // 37 for k in range(104)
-    ]
+@PROPERTY
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(-5, 5))
+def test_shuffled_is_one_permutation_after_another(count, batch_size, seed):
+    order = order_of(shuffled(), np.zeros(count, FIELDS), batch_size, seed)
+    batches = [order(k) for k in range(-(-4 * count // batch_size))]
+    rows, epochs = (np.concatenate(part)[: 4 * count] for part in zip(*batches, strict=True))
+    assert (np.sort(rows.reshape(4, count)) == np.arange(count)).all()
+    np.testing.assert_array_equal(epochs, np.arange(4 * count) // count)
+
+
+def test_shuffled_is_uniform():
+    """Every site comes first equally often, and every neighbour follows it equally often."""
+    order = order_of(shuffled(), np.zeros(4, FIELDS), 4, 0)
+    first, pairs = Counter(), Counter()
+    for k in range(2400):
+        rows = order(k)[0].tolist()
+        first[rows[0]] += 1
+        pairs[tuple(rows[:2])] += 1
+    assert len(pairs) == 12 and all(abs(n - 200) < 60 for n in pairs.values())  # sd 13.5
+    assert all(abs(n - 600) < 90 for n in first.values())  # sd 21
 
 
 @pytest.mark.parametrize(
     "factory, expected",
     [
-        (shuffled(), "d15ece57b0b1a3e4"),
+        (shuffled(), "18f9dd14d8d049f9"),
         (experiments(), "db86b361726f4ab0"),
         (experiments(count=1), "5ec620cce5099ac2"),
         (cross_experiment_pairs(), "e6266ac4d9008d3f"),
     ],
 )
 def test_the_order_is_the_same_on_every_machine(factory, expected):
-    order = factory(screen(SCREEN), 12, 3)
+    order = order_of(factory, screen(SCREEN), 12, 3)
     assert digest(order, 100) == expected
-    assert digest(factory(screen(SCREEN), 12, 4), 100) != expected
+    assert digest(order_of(factory, screen(SCREEN), 12, 4), 100) != expected
 
 
 @PROPERTY
@@ -115,10 +125,10 @@ def test_an_order_is_a_function_of_the_step(sites, count, half, seed, data):
     if any(partners(sites).values()):
         tried.append(cross_experiment_pairs())
     for sampler in tried:
-        order = sampler(sites, 2 * half, seed)
+        order = order_of(sampler, sites, 2 * half, seed)
         batches = [order(k) for k in range(12)]
         for k in data.draw(st.lists(st.integers(0, 11), min_size=1, max_size=3)):
-            for again in (order, sampler(sites.copy(), 2 * half, seed)):
+            for again in (order, order_of(sampler, sites.copy(), 2 * half, seed)):
                 np.testing.assert_array_equal(again(k), batches[k])
         seen = Counter(zip(*(np.concatenate(part).tolist() for part in zip(*batches, strict=True)),
                            strict=True))  # fmt: skip
@@ -140,13 +150,12 @@ def proportions(sizes, count):
 def test_batches_of_experiments(sites, count, part, seed):
     batch_size = count * part
     steps = max(1, round(len(sites) / batch_size))
-    order = experiments(count)(sites, batch_size, seed)
+    order = order_of(experiments(count), sites, batch_size, seed)
     before: Counter[int] = Counter()
     for epoch in range(4):
         of_type, of_experiment = Counter(), Counter()
         for step in range(epoch * steps, (epoch + 1) * steps):
             positions, epochs = order(step)
-            assert positions.dtype == epochs.dtype == np.int64 and len(positions) == batch_size
             parts = sites["experiment"][positions].reshape(count, part)
             assert (parts == parts[:, :1]).all() and len(set(parts[:, 0])) == count
             (cell_type,) = set(sites["cell_type"][positions].tolist())
@@ -171,7 +180,7 @@ def test_experiments_in_the_long_run():
     """Whole numbers of steps and parts are drawn so that nobody loses in the end."""
     sites, epochs, batch_size = screen(SCREEN), 1500, 12
     steps = round(len(sites) / batch_size)
-    order = experiments(2)(sites, batch_size, 0)
+    order = order_of(experiments(2), sites, batch_size, 0)
     parts, together = Counter(), Counter()
     for step in range(epochs * steps):
         names = sites["experiment"][order(step)[0][:: batch_size // 2]].tolist()
@@ -189,7 +198,7 @@ def test_experiments_in_the_long_run():
 
 def test_an_experiment_of_most_sites_has_a_part_of_every_batch():
     sites = screen({"RPE": (90, 5, 5)})
-    order = experiments(2)(sites, 10, 0)
+    order = order_of(experiments(2), sites, 10, 0)
     drawn = [set(sites["experiment"][order(k)[0]].tolist()) for k in range(10)]
     assert all("RPE-00" in names for names in drawn)
     assert Counter(name for names in drawn for name in names) == {
@@ -216,9 +225,9 @@ def test_pairs(sites, half, seed):
     total = sum(held.values())
     if not total:
         with pytest.raises(ValueError, match="no siRNA has training sites in two experiments"):
-            cross_experiment_pairs()(sites, 2 * half, seed)
+            order_of(cross_experiment_pairs(), sites, 2 * half, seed)
         return
-    order = cross_experiment_pairs()(sites, 2 * half, seed)
+    order = order_of(cross_experiment_pairs(), sites, 2 * half, seed)
     steps = -(-3 * total // (2 * half))
     batches = [order(k) for k in range(steps)]
     positions, epochs = (np.concatenate(part)[: 3 * total] for part in zip(*batches, strict=True))
@@ -240,7 +249,7 @@ def test_who_sits_out_and_with_whom_is_drawn_every_epoch(caplog):
     rows += [("U2OS", "U2OS-1", sirna, site) for sirna in (0, 1) for site in (1, 2)]
     sites = np.array(rows, FIELDS)
     with caplog.at_level(logging.WARNING):
-        order = cross_experiment_pairs()(sites, 6, 0)  # 2 and 1 pairs: a step is an epoch
+        order = order_of(cross_experiment_pairs(), sites, 6, 0)  # 2 and 1 pairs: a step is an epoch
     assert "4 of 14 training sites are never drawn: their 2 siRNAs" in caplog.text
     pairs, drawn = Counter(), Counter()
     for step in range(300):
@@ -254,17 +263,18 @@ def test_who_sits_out_and_with_whom_is_drawn_every_epoch(caplog):
     assert not any(drawn[k] for k in range(10, 14))
 
 
-def test_order_of_rows_in_a_table_read_from_the_dataset(tiny):
-    """Fields of the real table: text and int32."""
-    from rxrx1_jax.data.records import Records
-
-    sites = Records(Path(tiny.dataset)).sites
-    sites = sites[sites["cell_type"] == "HUVEC"]
-    order = experiments(2)(sites, 6, 0)
-    assert set(sites["experiment"][order(0)[0]].tolist()) == {"HUVEC-01", "HUVEC-02"}
-    one, two = sites[cross_experiment_pairs()(sites, 6, 0)(0)[0]].reshape(-1, 2).T
+def test_rows_are_those_of_the_training_sites():
+    """Of the whole table, whose fields are text and int32, some are trained on."""
+    sites = tiny_images().sites
+    train = np.flatnonzero(sites["cell_type"] == "HUVEC")[3:]
+    rows, _ = order_of(experiments(2), sites, 6, 0, train)(0)
+    assert set(sites["experiment"][rows].tolist()) == {"HUVEC-01", "HUVEC-02"}
+    one, two = sites[order_of(cross_experiment_pairs(), sites, 6, 0, train)(0)[0]].reshape(-1, 2).T
     assert (one["sirna_id"] == two["sirna_id"]).all()
     assert (one["experiment"] != two["experiment"]).all()
+    order = order_of(shuffled(), sites, 4, 0, train)
+    drawn = np.concatenate([order(k)[0] for k in range(len(train))])
+    assert Counter(drawn.tolist()) == dict.fromkeys(train.tolist(), 4)
 
 
 def test_errors():
@@ -273,8 +283,8 @@ def test_errors():
         with pytest.raises(ValueError, match=f"count {count}: expected a whole number"):
             experiments(count)
     with pytest.raises(ValueError, match="batch_size 9: expected a multiple of the 2 experiments"):
-        experiments(2)(sites, 9, 0)
+        order_of(experiments(2), sites, 9, 0)
     with pytest.raises(ValueError, match="count 3: .* RPE has 2 training experiments"):
-        experiments(3)(sites, 9, 0)
+        order_of(experiments(3), sites, 9, 0)
     with pytest.raises(ValueError, match="batch_size 9: expected an even number"):
-        cross_experiment_pairs()(sites, 9, 0)
+        order_of(cross_experiment_pairs(), sites, 9, 0)

@@ -16,6 +16,7 @@ from rxrx1_jax.data.splits import (
     PROTOCOLS,
     WILDS_VALIDATION,
     SplitError,
+    classes_of,
     draw_experiments,
     make_split,
     site_roles,
@@ -98,7 +99,7 @@ def test_batch_split_has_the_counts_of_the_paper(official, fold):
     split = make_split(official, "batch", fold)
     assert experiments(official, split.train) == PAPER_TRAIN  # 33
     assert experiments(official, split.test) == PAPER_TEST  # 9
-    assert split.classes.tolist() == list(range(1108))
+    assert classes_of(official, "batch").tolist() == list(range(1108))
     names = set(official["experiment"][np.concatenate([split.train, split.test])].tolist())
     assert names == {f"{c}-{k:02d}" for c, n in PAPER_EXPERIMENTS.items() for k in range(1, n + 1)}
     treatments = (official["well_type"] == "treatment") & np.isin(
@@ -120,11 +121,11 @@ WILDS_TEST = {  # of the other 14
 
 def test_wilds_split_has_the_counts_of_wilds(official):
     split = make_split(official, "wilds")
-    sets = {"train": split.train, "test": split.test, **split.other_sets}
+    sets = {"train": split.train, **split.scored}
     assert {name: len(rows) for name, rows in sets.items()} == {
         "train": 40_612, "test": 34_432, "id_test": 40_612, "val": 9_854,
     }  # fmt: skip
-    assert split.classes.tolist() == list(range(1139))
+    assert classes_of(official, "wilds").tolist() == list(range(1139))
     every = np.concatenate(list(sets.values()))
     assert len(np.unique(every)) == len(official)
     assert experiments(official, split.train) == PAPER_TRAIN  # 33
@@ -143,17 +144,15 @@ def test_fixed_splits_do_not_depend_on_the_partition_stored(official, protocol):
     wilds = official.copy()
     wilds["dataset"][np.isin(wilds["experiment"], WILDS_VALIDATION)] = "val"
     one, two = make_split(official, protocol), make_split(wilds, protocol)
-    assert one.other_sets.keys() == two.other_sets.keys()
-    for name in one.other_sets:
-        np.testing.assert_array_equal(one.other_sets[name], two.other_sets[name])
-    for a, b in zip(one[:3], two[:3], strict=True):
+    assert list(one.scored) == list(two.scored)
+    for a, b in zip([*one[:4], *one.extra.values()], [*two[:4], *two.extra.values()], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_wilds_split_leaves_out_what_has_no_label(real):
     split = make_split(real, "wilds")
     assert (real["sirna_id"] < 0).sum() == 22_088
-    sets = (split.train, split.test, *split.other_sets.values())
+    sets = (split.train, *split.scored.values())
     assert [len(rows) for rows in sets] == [40_612, 34_432 - 22_088, 40_612, 9_854]
     assert (real["sirna_id"][np.concatenate(sets)] >= 0).all()
 
@@ -201,17 +200,18 @@ screens = st.builds(
 def test_properties_of_every_split(sites, protocol, fold, seed):
     fold = 0 if protocol in FIXED else fold
     split = make_split(sites, protocol, fold, seed)
-    both = np.concatenate([split.train, split.test, *split.other_sets.values()])
+    both = np.concatenate([split.train, *split.scored.values()])
     assert len(np.unique(both)) == len(both)  # disjoint
-    assert all(len(rows) for rows in split.other_sets.values())
+    assert all(len(rows) for rows in split.scored.values()) and not len(split.context)
     assert (np.diff(split.train) > 0).all() and (np.diff(split.test) > 0).all()
-    assert np.isin(sites["sirna_id"][both], split.classes).all()
-    assert split.classes.dtype == np.int32 and split.train.dtype == split.test.dtype == np.int64
+    classes = classes_of(sites, protocol)
+    assert np.isin(sites["sirna_id"][both], classes).all()
+    assert classes.dtype == np.int32 and split.train.dtype == split.test.dtype == np.int64
     if protocol == "wilds":
         assert len(both) == (sites["sirna_id"] >= 0).sum()
-        assert {1108, 1138} <= set(split.classes.tolist())
+        assert {1108, 1138} <= set(classes.tolist())
         return
-    assert not split.other_sets
+    assert list(split.scored) == ["test"]
     assert (sites["well_type"][both] == "treatment").all()
     known = (sites["well_type"] == "treatment") & (sites["sirna_id"] >= 0)
     if protocol == "official":
@@ -220,7 +220,7 @@ def test_properties_of_every_split(sites, protocol, fold, seed):
         return
     batch = make_split(sites, "batch", fold, seed)
     assert set(both.tolist()) == {*batch.train.tolist(), *batch.test.tolist()}
-    names = [set(sites["experiment"][rows].tolist()) for rows in batch[:2]]
+    names = [set(sites["experiment"][rows].tolist()) for rows in (batch.train, batch.test)]
     assert not names[0] & names[1]
     for cell_type in ("HUVEC", "U2OS"):
         n = min(
@@ -240,9 +240,9 @@ def test_properties_of_every_split(sites, protocol, fold, seed):
 def test_split_does_not_depend_on_record_order(sites, protocol, seed, shuffle):
     order = np.random.default_rng(shuffle).permutation(len(sites))
     one, two = make_split(sites, protocol, 0, seed), make_split(sites[order], protocol, 0, seed)
-    for a, b in zip(one[:2], two[:2], strict=True):
+    for a, b in zip((one.train, one.test), (two.train, two.test), strict=True):
         assert set(sites["site_id"][a].tolist()) == set(sites["site_id"][order][b].tolist())
-    np.testing.assert_array_equal(one.classes, two.classes)
+    np.testing.assert_array_equal(classes_of(sites, protocol), classes_of(sites[order], protocol))
 
 
 @settings(max_examples=20, deadline=None)
@@ -251,9 +251,8 @@ def test_single_cell_type_is_a_part_of_all(sites, protocol, seed):
     whole = make_split(sites, protocol, 0, seed)
     for cell_type in ("HUVEC", "U2OS"):
         part = make_split(sites, protocol, 0, seed, cell_type)
-        for a, b in zip(whole[:2], part[:2], strict=True):
+        for a, b in zip((whole.train, whole.test), (part.train, part.test), strict=True):
             np.testing.assert_array_equal(a[sites["cell_type"][a] == cell_type], b)
-        np.testing.assert_array_equal(part.classes, whole.classes)
 
 
 def test_single_cell_type_of_the_wilds_split():
@@ -264,7 +263,7 @@ def test_single_cell_type_of_the_wilds_split():
     np.testing.assert_array_equal(of_part[huvec], roles[huvec])
     assert set(of_part[~huvec].tolist()) == {"other"}
     assert set(of_part.tolist()) == {"train", "id_test", "val", "test", "other"}
-    assert "val" not in make_split(sites, "wilds", 0, 0, "RPE").other_sets  # RPE-08 is not there
+    assert "val" not in make_split(sites, "wilds", 0, 0, "RPE").scored  # RPE-08 is not there
 
 
 def test_folds_are_disjoint_and_seeds_differ():
@@ -289,7 +288,7 @@ def test_random_draw_ignores_the_experiment():
     sites = screen({"HUVEC": 20}, sirnas=200, seed=1)
     split = make_split(sites, "random_well")
     share = Counter(sites["experiment"][split.test].tolist())
-    total = Counter(sites["experiment"][np.concatenate(split[:2])].tolist())
+    total = Counter(sites["experiment"][np.concatenate([split.train, split.test])].tolist())
     fractions = [share[name] / total[name] for name in total]
     assert 0.1 < min(fractions) and max(fractions) < 0.3
 
@@ -333,9 +332,9 @@ def test_written_file_is_the_split(tmp_path, protocol, fold):
     write_split(tmp_path / "split.csv", sites, split)
     with open(tmp_path / "split.csv", newline="") as file:
         rows = [(row["site_id"], row["role"]) for row in csv.DictReader(file)]
-    sets = {"train": split.train, "test": split.test, **split.other_sets}
+    sets = {"train": split.train, **split.scored}
     for role, expected in sets.items():
         assert [s for s, r in rows if r == role] == sites["site_id"][expected].tolist()
     assert len(rows) == sum(map(len, sets.values()))
-    assert set(split.other_sets) == ({"id_test", "val"} if protocol == "wilds" else set())
+    assert set(sets) == {"train", "test"} | ({"id_test", "val"} if protocol == "wilds" else set())
     assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]

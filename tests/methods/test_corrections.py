@@ -22,11 +22,18 @@ from rxrx1_jax.training.predictions import accuracies
 NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
 
 
+def save(workdir, step, weights):
+    """What a checkpoint says of itself."""
+    about = workdir / "checkpoints" / str(step) / "about"
+    about.mkdir(parents=True, exist_ok=True)
+    vocabulary = {"cell_types": [], "experiments": [], "classes": []}
+    said = {"vocabulary": vocabulary, "recent": [], "checksums": {"params": weights}}
+    (about / "metadata").write_text(json.dumps(said))
+
+
 def make_run(workdir, step=7, weights=123, **data):
     """What `correct` reads of a finished run: settings, the checkpoint's sums, embeddings."""
-    log = workdir / "checkpoints" / str(step) / "log"
-    log.mkdir(parents=True)
-    (log / "metadata").write_text(json.dumps({"checksums": {"params": weights}}))
+    save(workdir, step, weights)
     config = demo.get_config()
     config.data.update(data)
     run_dir.write_json(workdir / "config.json", {**config.to_dict(), "dataset": {}})
@@ -72,14 +79,11 @@ def test_what_is_stored_is_computed_again_only_for_another_version_step_or_weigh
     corrections.correct(run, NAMES)
     changed = {name for name, stamp in stamps(run).items() if stamp != before[name]}
     assert changed == {"centroids"}
-    log = run / "checkpoints" / "7" / "log" / "metadata"
-    log.write_text(json.dumps({"checksums": {"params": 124}}))
+    save(run, 7, 124)
     assert all(corrections.stored(run, name) is None for name in NAMES)
-    log.write_text(json.dumps({"checksums": {"params": 123}}))
+    save(run, 7, 123)
     assert corrections.stored(run, "none") is not None
-    later = run / "checkpoints" / "10" / "log"
-    later.mkdir(parents=True)
-    (later / "metadata").write_text(log.read_text())
+    save(run, 10, 123)
     assert corrections.stored(run, "none") is None
 
 

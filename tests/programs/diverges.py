@@ -10,31 +10,30 @@ import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from screens import tiny_images
 
-from rxrx1_jax.training import processes, progress, train
+from rxrx1_jax.data import normalisation
+from rxrx1_jax.training import processes, progress, setup, train
 
 processes.join()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.experimental import multihost_utils  # noqa: E402
 
-prepare, draw, check = train.prepare, train.train_batches, progress._check_finite
+images, config = tiny_images(), ConfigDict(json.loads(sys.argv[1]))
+row = setup.prepare(config, images).order(1)[0][6]
+images.sites["control_mean"][row] = np.inf
+draw, check = setup.Setup.train_draws, progress._check_finite
 
 
-def poisoned(config):
-    task = prepare(config)
-    batches = draw(config, task, 1)
-    row = multihost_utils.process_allgather(next(batches)["site_index"], tiled=True)[6]
-    batches.close()
-    task.records.sites["control_mean"][row] = np.nan
-    return task
+def unchecked(normalise, images, rows, training):
+    return images.sites["control_mean"][rows], images.sites["control_std"][rows]
 
 
 def slow(*arguments):
-    for batch in draw(*arguments):
+    for one in draw(*arguments):
         time.sleep(0.2)
-        yield batch
+        yield one
 
 
 def late(step, values):
@@ -42,8 +41,9 @@ def late(step, values):
     check(step, values)
 
 
-train.prepare, train.train_batches, progress._check_finite = poisoned, slow, late
+normalisation.statistics = unchecked
+setup.Setup.train_draws, progress._check_finite = slow, late
 try:
-    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+    train.train_and_evaluate(config, Path(sys.argv[2]), images)
 except progress.Diverged as error:
     sys.exit(f"error: {error}")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from small_state import CLASSES, make_state
+from small_state import make_state, restore, save
 
 from rxrx1_jax.training import checkpoint
 
@@ -17,17 +17,17 @@ workdir = Path(sys.argv[1])
 _, state = make_state()
 refused = ""
 with checkpoint.manager(workdir, keep=1) as checkpoints:
-    checkpoint.save(checkpoints, 1, state, CLASSES)
+    save(checkpoints, 1, state)
     checkpoint.wait(checkpoints)
     free = shutil.disk_usage(workdir).free
     (workdir / "filler").write_bytes(np.random.default_rng(0).bytes(max(free - 65536, 0)))
     try:
-        checkpoint.save(checkpoints, 2, state, CLASSES)
+        save(checkpoints, 2, state)
         checkpoint.wait(checkpoints)
     except checkpoint.CheckpointError as error:
         refused = str(error)
 (workdir / "filler").unlink()
 with checkpoint.manager(workdir, keep=1) as checkpoints:
     steps = [int(step) for step in checkpoints.all_steps(read=True)]
-    checkpoint.restore(checkpoints, state, CLASSES)
+restore(workdir, state)
 print(json.dumps({"refused": refused, "steps": steps}))

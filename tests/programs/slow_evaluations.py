@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from screens import tiny_images
 
-from rxrx1_jax.training import checkpoint, preemption, processes, train
+from rxrx1_jax.training import checkpoint, processes, setup, train
 
 processes.join()
 
 import jax  # noqa: E402
 
 said = Path(sys.argv[3] + str(jax.process_index()))
-original, make, managers = train.eval_batches, checkpoint.manager, []
+original, make, managers = setup.Setup.evaluation_draws, checkpoint.manager, []
 
 
 def manager(*arguments):
@@ -27,18 +28,24 @@ def manager(*arguments):
     return managers[-1]
 
 
-def slowly(*arguments):
-    for i, batch in enumerate(original(*arguments)):
+def slowly(draws):
+    for i, draw in enumerate(draws):
         if i == 1:
             managers[0].reached_preemption(3)
             said.touch()
         time.sleep(2)
-        yield batch
+        yield draw
 
 
-train.eval_batches, checkpoint.manager = slowly, manager
+def evaluation(self, rows):
+    store, draws = original(self, rows)
+    return store, slowly(draws)
+
+
+setup.Setup.evaluation_draws, checkpoint.manager = evaluation, manager
 try:
-    train.train_and_evaluate(ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2]))
-except preemption.Preempted as stop:
+    config = ConfigDict(json.loads(sys.argv[1]))
+    train.train_and_evaluate(config, Path(sys.argv[2]), tiny_images())
+except processes.Preempted as stop:
     print(stop, file=sys.stderr)
     processes.leave()

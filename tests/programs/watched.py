@@ -25,7 +25,7 @@ elif what == "import":
     seen = [event for event in seen if event == "socket.connect"]
 elif what == "read":  # a dataset and a run
     import tensorboardX  # noqa: F401
-    from small_state import CLASSES, make_state
+    from small_state import make_state, restore
 
     from rxrx1_jax.data import records
     from rxrx1_jax.training import checkpoint
@@ -35,7 +35,7 @@ elif what == "read":  # a dataset and a run
     seen.clear()
     for _ in range(2):
         records.Records(dataset)[0]
-    with checkpoint.manager(workdir, 1) as checkpoints:
-        checkpoint.restore(checkpoints, state, CLASSES)
-    checkpoint.load_params(workdir, "best")
+    checkpoint.manager(workdir, 1).close()
+    for resume, which in ((True, "last"), (False, "best")):
+        restore(workdir, state, resume, which)
 print("SEEN", json.dumps(seen))

@@ -1,4 +1,4 @@
-"""One process of a run: trains, embeds, and writes down which records it read for what.
+"""One process of a run: trains, embeds, and writes down which sites it read for what.
 
 Arguments: the settings as JSON, workdir, the prefix of its report, what to do.
 """
@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from screens import tiny_images
 
-from rxrx1_jax.data import records
+from rxrx1_jax.data.images import InMemory
 from rxrx1_jax.training import embed, processes, train
 
 joined = processes.join()
@@ -18,7 +19,7 @@ joined = processes.join()
 import jax  # noqa: E402
 
 read: collections.Counter[int] = collections.Counter()
-original = records.Records.__getitem__
+original = InMemory.__getitem__
 
 
 def counting(self, i):
@@ -26,13 +27,14 @@ def counting(self, i):
     return original(self, i)
 
 
-records.Records.__getitem__ = counting
+InMemory.__getitem__ = counting
+images = tiny_images()
 config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
 works = {"train": train.train_and_evaluate, "embed": embed.embed_run}
 counts = {}
 for name in sys.argv[4:]:
     read.clear()
-    works[name](config, workdir)
+    works[name](config, workdir, images)
     counts[name] = dict(read)
 print("said by process", jax.process_index())
 report = [joined, jax.process_count(), jax.local_device_count(), counts]

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from children import PROGRAMS, ROOT, environment
 from dataset_fixture import make_config
-from small_state import CLASSES, make_state
+from small_state import assert_equal, make_state, restore, save
 
-from rxrx1_jax.training import checkpoint, run_dir, train
+from rxrx1_jax.training import checkpoint, run_dir, setup
 
 
 @pytest.fixture
@@ -29,9 +28,9 @@ def copy(tiny, tmp_path):
 def test_a_run_keeps_to_its_data_and_split(copy, tmp_path):
     """Whatever the version of the dataset: the records may be the same."""
     config = make_config(copy)
-    task = train.prepare(config)
-    described = (task.records.path.name, task.records.sites, task.split, task.split.classes)
-    data = run_dir.describe_data(*described)
+    ready = setup.prepare(config)
+    sites, classes = ready.images.sites, ready.vocabulary.classes
+    data = run_dir.describe_data(ready.images.about["version"], sites, ready.split, classes)
     run_dir.open_run(tmp_path / "run", config, data)
     run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
     for field in ("data", "split"):
@@ -114,24 +113,29 @@ def saved(tmp_path_factory):
     _, state = make_state()
     with checkpoint.manager(workdir, keep=2) as checkpoints:
         for step in (7, 8):
-            checkpoint.save(checkpoints, step, state, CLASSES, [{"loss": 0.5}], 1.0 / step)
+            save(checkpoints, step, state, [{"loss": 0.5}], 1.0 / step)
         checkpoint.wait(checkpoints)
     return workdir, state
 
 
-def restore(workdir, state):
-    with checkpoint.manager(workdir, keep=2) as checkpoints:
-        return checkpoint.restore(checkpoints, state, CLASSES)
-
-
-def test_a_checkpoint_of_another_model(saved):
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("params", lambda x: {**x, "more": {"kernel": jnp.zeros(3)}}, "params/more.*model.name"),
+        ("params", lambda x: {**x, "fc": {"bias": jnp.zeros((7, 2)), "kernel": x["fc"]["kernel"]}},
+         r"params/fc/bias is \(3,\).*\(7, 2\).*model.head"),
+        ("ema_params", lambda x: {"a": jnp.zeros(1)}, "ema_params.*optim.ema_decay"),
+        ("opt_state", lambda x: {"m": jnp.zeros(1)}, "opt_state/m.*optim.name"),
+        ("loss_state", lambda x: {"q": jnp.zeros(1)}, "loss_state/q.*optim.loss"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_model(saved, part, change, said):
+    """What differs and what to check are named. The checkpoint is good: nobody may remove it."""
     workdir, state = saved
-    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape, 2), x.dtype), state.params)
-    deeper = {**state.params, "more": {"kernel": jnp.zeros(3)}}
-    for other in (wider, deeper):
-        with pytest.raises(checkpoint.CheckpointError, match="/8: ") as error:
-            restore(workdir, state.replace(params=other))
-        assert "\n" not in str(error.value)
+    with pytest.raises(checkpoint.CheckpointError, match=f"/8: .*{said}") as error:
+        restore(workdir, state.replace(**{part: change(getattr(state, part))}))
+    for word in ("\n", "remove", "move", "damaged"):
+        assert word not in str(error.value)
 
 
 def damage(folder: Path, how: str) -> None:
@@ -150,12 +154,12 @@ def test_a_damaged_checkpoint(saved, tmp_path, how):
     run_copy = tmp_path / "run"
     shutil.copytree(workdir, run_copy)
     damage(run_copy / "checkpoints" / "8", how)
-    for read in (lambda: restore(run_copy, state), lambda: checkpoint.load_params(run_copy)):
-        with pytest.raises(checkpoint.CheckpointError, match="checkpoints/8: .*damaged"):
-            read()
-    shutil.rmtree(run_copy / "checkpoints" / "8")  # as the message says
+    for resume in (True, False):
+        with pytest.raises(checkpoint.CheckpointError, match="checkpoints/8: .* move this folder"):
+            restore(run_copy, state, resume)
+    shutil.move(run_copy / "checkpoints" / "8", tmp_path / "8")  # as the message says
     restored, recent = restore(run_copy, state)
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert_equal(restored, state)
     assert recent == [{"loss": 0.5}]
 
 
@@ -164,14 +168,15 @@ def test_arrays_that_changed_without_a_word(saved, monkeypatch):
     workdir, state = saved
     read = checkpoint._read
 
-    def changed(path, *arguments, **named):
-        found = read(path, *arguments, **named)
+    def changed(path, reading):
+        found = read(path, reading)
         if hasattr(found, "keys") and "state" in found.keys():
-            kernel = found["state"].params["fc"]["kernel"]
+            params = found["state"]["params"]
+            kernel = params["fc"]["kernel"]
             flipped = (kernel.view(jnp.uint32) ^ jnp.uint32(1)).view(jnp.float32)
             one = kernel.at[0, 0].set(flipped[0, 0])
-            params = found["state"].params | {"fc": found["state"].params["fc"] | {"kernel": one}}
-            return {"state": found["state"].replace(params=params)}
+            params = params | {"fc": params["fc"] | {"kernel": one}}
+            return {"state": found["state"] | {"params": params}}
         return found
 
     monkeypatch.setattr(checkpoint, "_read", changed)
@@ -188,9 +193,9 @@ def test_half_written_checkpoints_are_not_picked_up(saved, tmp_path):
     shutil.rmtree(folder / "7" / "state")
     with checkpoint.manager(tmp_path / "run", keep=1) as checkpoints:
         assert checkpoints.latest_step() == 8
-        restored, _ = checkpoint.restore(checkpoints, state, CLASSES)
-        jax.tree.map(np.testing.assert_array_equal, restored, state)
-        checkpoint.save(checkpoints, 9, state, CLASSES, [], 2.0)
+        assert checkpoint.find(tmp_path / "run").name == "8"
+        assert_equal(restore(tmp_path / "run", state)[0], state.replace(step=jnp.int32(8)))
+        save(checkpoints, 9, state, [], 2.0)
         checkpoint.wait(checkpoints)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["9"]
 
@@ -200,23 +205,23 @@ def test_the_best_and_the_last_are_kept(tmp_path):
     with checkpoint.manager(tmp_path, keep=2) as checkpoints:
         for step, score in ((1, 0.5), (2, 0.9), (3, 0.8), (4, None), (5, 0.1), (6, 0.2)):
             other = state.replace(params=jax.tree.map(lambda x, k=step: x * 0 + k, state.params))
-            checkpoint.save(checkpoints, step, other, CLASSES, [], score)
+            save(checkpoints, step, other, [], score)
         checkpoint.wait(checkpoints)
         assert sorted(checkpoints.all_steps(read=True)) == [2, 5, 6]
     for which, step in (("last", 6), ("best", 2)):
-        variables, _ = checkpoint.load_params(tmp_path, which)
-        assert all((leaf == step).all() for leaf in jax.tree.leaves(variables["params"]))
-    with pytest.raises(checkpoint.CheckpointError, match="last, best"):
-        checkpoint.load_params(tmp_path, "newest")
+        found, _ = restore(tmp_path, state, False, which)
+        assert all((leaf == step).all() for leaf in jax.tree.leaves(found.params))
+    with pytest.raises(checkpoint.CheckpointError, match="expected one of last, best"):
+        checkpoint.find(tmp_path, "newest")
 
 
 def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
     _, state = saved
     bad = state.replace(batch_stats=jax.tree.map(lambda x: x * jnp.inf, state.batch_stats))
     with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        checkpoint.save(checkpoints, 1, state, CLASSES)
+        save(checkpoints, 1, state)
         with pytest.raises(FloatingPointError, match="step 2: batch_stats have values that"):
-            checkpoint.save(checkpoints, 2, bad, CLASSES)
+            save(checkpoints, 2, bad)
         checkpoint.wait(checkpoints)
         assert list(checkpoints.all_steps(read=True)) == [1]
 

@@ -6,16 +6,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from screens import tiny_config, tiny_images
 
+from rxrx1_jax.data import splits
 from rxrx1_jax.training import evaluate as ev
-from rxrx1_jax.training import predictions
+from rxrx1_jax.training import predictions, setup, steps
 
 FIELDS = [
     ("site_id", "U24"),
@@ -74,7 +75,8 @@ def batches_of(index: np.ndarray, size: int):
 
 def lookup_step(state, batch):
     """A network that looks the answer up, so that every number is known."""
-    return {"log_probs": state[0][batch["site_index"]], "loss": state[1][batch["site_index"]]}
+    index = batch["site_index"]
+    return {**batch, "log_probs": state[0][index], "loss": state[1][index]}
 
 
 def test_hand_computed_case():
@@ -154,21 +156,60 @@ def test_table_and_accuracies_equal_plain_loops(k):
         assert flat == {g: sum(v) / len(v) for (u, g), v in hits.items() if u == unit}
 
 
-def test_evaluate_puts_shuffled_padded_batches_in_row_order():
-    sites, classes, log_probs, loss = random_case(1, 40, 6)
+def test_shuffled_padded_batches_are_put_in_the_order_of_the_rows():
+    sites, _, log_probs, loss = random_case(1, 40, 6)
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(sites))[:-7]  # neither sorted nor all of the records
     state = (jnp.asarray(log_probs), jnp.asarray(loss))
-    split = SimpleNamespace(classes=classes)
-    table, results = ev.evaluate(
-        jax.jit(lookup_step), state, batches_of(rng.permutation(rows), 8), sites, rows, split
-    )
+    step = jax.jit(lookup_step)
     assert len(rows) % 8, "the last batch has padding"
-    assert table.equals(
-        predictions.predictions_table(sites[rows], classes, log_probs[rows], loss[rows])
-    )
-    assert results["accuracy"] == predictions.accuracies(table)
-    assert results["loss"] == pytest.approx(float(np.mean(loss[rows], dtype=np.float64)), rel=1e-12)
+    found = ev.collect((step(state, b) for b in batches_of(rng.permutation(rows), 8)), rows)
+    np.testing.assert_array_equal(found["log_probs"], log_probs[rows])
+    np.testing.assert_array_equal(found["loss"], loss[rows])
+
+
+def log_of_the_first_pixels(spec, state, batch):
+    """A network whose log-probabilities are known from the pixels."""
+    logits = batch["image"][:, 0, 0, : len(spec.vocabulary.classes)]
+    log_probs = jax.nn.log_softmax(logits)
+    right = jnp.maximum(batch["label"], 0)[:, None]
+    loss = jnp.where(batch["mask"], -jnp.take_along_axis(log_probs, right, 1)[:, 0], 0)
+    return {"log_probs": log_probs, "loss": loss, "embedding": batch["image"][:, 1, 1]}
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_sites_are_evaluated_and_embedded(monkeypatch, parallelism):
+    """Any rows, in any order and number, on all devices; the oracle is NumPy on the pixels."""
+    images = tiny_images()
+    ready = setup.prepare(tiny_config(train__parallelism=parallelism), images)
+    monkeypatch.setattr(steps, "eval_step", log_of_the_first_pixels)
+    monkeypatch.setattr(steps, "embed_step", log_of_the_first_pixels)
+    rows, classes = ready.split.test[::-1], ready.vocabulary.classes
+    sites = images.sites
+    shape = (len(images), -1, 1, 1)
+    mean, std = (sites[f"control_{name}"].reshape(shape) for name in ("mean", "std"))
+    normalised = (images.planes.astype(np.float64) - mean) / std
+    expected = normalised[:, :3, 0, 0]
+    expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+    state = steps.TrainState(jnp.int32(0), {}, {}, ())
+    state = jax.device_put(state, ready.devices.copied)
+    table, result = ev.evaluate_sites(ready, state, rows)
+    assert table["site_id"].to_pylist() == sites["site_id"][rows].tolist()
+    best = classes[expected[rows].argmax(1)]
+    assert table["prediction"].to_pylist() == best.tolist()
+    right = np.searchsorted(classes, sites["sirna_id"][rows])
+    loss = -expected[rows, right]
+    np.testing.assert_allclose(table["loss"], loss, rtol=1e-5)
+    assert result["loss"] == pytest.approx(loss.mean(), rel=1e-5)
+    assert result["accuracy"] == predictions.accuracies(table)
+    every = np.arange(len(images))
+    found = ev.embed(ready, state, every, {"step": "0"})
+    np.testing.assert_allclose(found.x, normalised[:, :, 1, 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.log_probs, expected, rtol=1e-5, atol=1e-5)
+    roles = splits.site_roles(ready.split, len(images))
+    controls = (sites["well_type"] != "treatment") & (roles == "other")
+    assert found.role.tolist() == np.where(controls, "context", roles).tolist()
+    assert found.source == {"step": "0"} and found.classes.tolist() == classes.tolist()
 
 
 def test_wells_are_summed_in_pieces():
@@ -194,7 +235,8 @@ def test_wells_are_summed_in_pieces():
 def test_each_row_exactly_once(index, message):
     state = (jnp.zeros((10, 3)), jnp.zeros(10))
     with pytest.raises(ValueError, match=message):
-        ev.predict(lookup_step, state, batches_of(np.array(index), 2), np.arange(4, 8))
+        outputs = (lookup_step(state, batch) for batch in batches_of(np.array(index), 2))
+        ev.collect(outputs, np.arange(4, 8))
 
 
 def test_few_steps_are_in_flight(monkeypatch):
@@ -202,13 +244,14 @@ def test_few_steps_are_in_flight(monkeypatch):
     dispatched, fetched, ahead = [], [], []
     read = ev.local_rows
 
-    def step(state, batch):
-        dispatched.append(1)
-        ahead.append(len(dispatched) - len(fetched) // 4)  # four arrays a step
-        return lookup_step(state, batch)
+    def outputs():
+        for batch in batches_of(np.arange(20), 2):
+            dispatched.append(1)
+            ahead.append(len(dispatched) - len(fetched) // 4)  # four arrays a step
+            yield lookup_step((jnp.zeros((20, 3)), jnp.zeros(20)), batch)
 
     monkeypatch.setattr(ev, "local_rows", lambda array: fetched.append(1) or read(array))
-    ev.predict(step, (jnp.zeros((20, 3)), jnp.zeros(20)), batches_of(np.arange(20), 2), range(20))
+    ev.collect(outputs(), np.arange(20))
     assert len(dispatched) == 10 and len(fetched) == 40
     assert max(ahead) == ev.STEPS_IN_FLIGHT + 1 and min(ahead[2:]) > 1
 
@@ -250,7 +293,7 @@ import jax, numpy as np
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from rxrx1_jax.training.evaluate import predict
+from rxrx1_jax.training.evaluate import collect
 
 host = jax.process_index()
 sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
@@ -265,12 +308,12 @@ def batches():
         yield {"site_index": put(padded[mine]), "mask": put(mask[mine])}
 
 step = jax.jit(lambda state, batch: {
-    "log_probs": state[batch["site_index"]], "loss": state[batch["site_index"], 0]})
-found = predict(step, answers, batches(), rows)
+    **batch, "log_probs": state[batch["site_index"]], "loss": state[batch["site_index"], 0]})
+found = collect((step(answers, batch) for batch in batches()), rows)
 np.testing.assert_array_equal(found["log_probs"], answers[rows])
 np.testing.assert_array_equal(found["loss"], answers[rows, 0])
 try:
-    predict(step, answers, batches(), np.append(rows, 39))
+    collect((step(answers, batch) for batch in batches()), np.append(rows, 39))
 except ValueError as error:
     print(error)
 """

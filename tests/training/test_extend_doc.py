@@ -12,7 +12,8 @@ import pytest
 from dataset_fixture import make_config
 
 from rxrx1_jax.config import change
-from rxrx1_jax.training import checkpoint, embed, run_dir, train
+from rxrx1_jax.training import embed, run_dir, train
+from rxrx1_jax.training.run import Run
 
 DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
@@ -45,9 +46,10 @@ def test_all_of_them_in_one_run(tiny, tmp_path, my_parts):
     change(config, settings)
     results = train.train_and_evaluate(config, tmp_path / "run")
     assert results["step"] == results["total_steps"] and np.isfinite(results["loss"])
-    variables, classes = checkpoint.load_params(tmp_path / "run")
-    assert set(variables["params"]) >= {"LayerNorm_0", "fc"} and not variables["batch_stats"]
-    assert variables["params"]["fc"]["kernel"].shape == (WIDTH, len(classes))
+    run = Run.open(tmp_path / "run")
+    state, classes = run.load(), run.vocabulary.classes
+    assert set(state.params) >= {"LayerNorm_0", "fc"} and not state.batch_stats
+    assert state.params["fc"]["kernel"].shape == (WIDTH, len(classes))
     embeddings = pq.read_table(embed.embed_run(config, tmp_path / "run"))
     assert len([name for name in embeddings.column_names if name.startswith("feature_")]) == WIDTH
 

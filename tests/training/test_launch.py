@@ -12,7 +12,7 @@ from children import ROOT, SECONDS, Child, end, environment, stand_in, wait_for
 from commands import run_command
 from dataset_fixture import make_config, write_config
 
-from rxrx1_jax.training import preemption
+from rxrx1_jax.training import processes
 
 LAUNCH = ROOT / "launch"
 
@@ -156,7 +156,7 @@ def test_restarts_have_an_end(program, tmp_path):
     env, _ = program
     plan = {"PLAN": "75,75,75 75,75,75", "RESTARTS": "2"}
     code, _, stderr = launch("local.sh", 2, env=env | plan)
-    assert code == preemption.EXIT_CODE
+    assert code == processes.EXIT_CODE
     assert "restart 2 of 2" in stderr and "restart 3" not in stderr
     assert len(list(tmp_path.glob("call-*"))) == 2 * 3
 
@@ -168,7 +168,7 @@ def test_a_signal_reaches_all_and_is_no_reason_to_start_again(program, tmp_path,
     wait_for(lambda: len(list(tmp_path.glob("call-*"))) == 2, child)
     child.send_signal(number)
     code, _, stderr = outcome(child)
-    assert code == preemption.EXIT_CODE and "restart" not in stderr
+    assert code == processes.EXIT_CODE and "restart" not in stderr
     assert len(list(tmp_path.glob("call-*"))) == 2
 
 
@@ -320,7 +320,7 @@ def test_a_slice_that_was_taken_away_is_made_anew(cluster):
 def test_a_slice_that_was_taken_away_is_told_of(cluster):
     answers = "gcloud describe: 0 PREEMPTED\ngcloud ssh: 255 connection lost"
     (code, _, stderr), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU)
-    assert code == preemption.EXIT_CODE and "mine is PREEMPTED" in stderr
+    assert code == processes.EXIT_CODE and "mine is PREEMPTED" in stderr
     assert verbs(calls) == ["ssh"]
 
 
@@ -384,7 +384,7 @@ def test_a_jobset_starts_again_what_was_preempted(jobset):
     assert status["onExitCodes"] == {
         "containerName": pod["containers"][0]["name"],
         "operator": "In",
-        "values": [preemption.EXIT_CODE],
+        "values": [processes.EXIT_CODE],
     }
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from dataset_fixture import make_config
+from screens import tiny_config, tiny_images
 
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import samplers
-from rxrx1_jax.training import run_dir, train
+from rxrx1_jax.training import run_dir, setup, train
 
 
 @pytest.mark.parametrize(
@@ -20,44 +20,46 @@ from rxrx1_jax.training import run_dir, train
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_the_run_exists(
-    tiny, tmp_path, field, value, said
+    tmp_path, field, value, said
 ):
-    config = make_config(tiny.dataset, **{field: value})
+    config = tiny_config(**{field: value})
     with pytest.raises((ConfigError, run_dir.RunError), match=field.replace("__", ".")) as error:
-        train.train_and_evaluate(config, tmp_path / "run")
+        train.train_and_evaluate(config, tmp_path / "run", tiny_images())
     assert said in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_run_with_plug_ins_everywhere(tiny, tmp_path):
-    config = make_config(
-        tiny.dataset, data__sampler="experiments(count=1)", data__augmentation="cutmix",
+def test_a_run_with_plug_ins_everywhere(tmp_path):
+    config = tiny_config(
+        data__sampler="experiments(count=1)", data__augmentation="cutmix",
         model__head="domain_adversary(hidden=4)", optim__loss="dann(weight=0.1)",
         data__normalisation="plate_control_robust",
     )  # fmt: skip
-    results = train.train_and_evaluate(config, tmp_path / "run")
+    results = train.train_and_evaluate(config, tmp_path / "run", tiny_images())
     assert results["step"] == results["total_steps"] and np.isfinite(results["loss"])
 
 
-def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_counts(tiny):
-    task = train.prepare(make_config(tiny.dataset))
-    sites, train_rows = task.records.sites, task.split.train
+def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_counts():
+    images = tiny_images()
+    ready = setup.prepare(tiny_config(), images)
+    sites, rows = images.sites, ready.split.train
     labels = {}
     for shuffled in (False, True):
-        config = make_config(tiny.dataset, data__shuffled_labels=shuffled)
-        seen = {}
-        for batch in train.train_batches(config, task, 0):
-            seen |= dict(zip(*(np.asarray(batch[x]).tolist() for x in ("site_index", "label")),
-                             strict=True))  # fmt: skip
-        labels[shuffled] = np.array([seen[row] for row in train_rows.tolist()])
-    true = np.searchsorted(task.split.classes, sites["sirna_id"][train_rows])
+        changed = setup.prepare(tiny_config(data__shuffled_labels=shuffled), images)
+        label = np.asarray(changed.train_store().columns["label"])
+        assert label[-1] == label[0]  # of the blank site
+        labels[shuffled] = label[:-1]
+        store, _ = changed.evaluation_draws(rows)  # where they are what they are
+        np.testing.assert_array_equal(store.columns["label"][:-1], labels[False])
+    true = np.searchsorted(ready.vocabulary.classes, sites["sirna_id"][rows])
     np.testing.assert_array_equal(labels[False], true)
     assert (labels[True] != true).any()
-    for experiment in np.unique(sites["experiment"][train_rows]):
-        here = sites["experiment"][train_rows] == experiment
+    for experiment in np.unique(sites["experiment"][rows]):
+        here = sites["experiment"][rows] == experiment
         np.testing.assert_array_equal(np.sort(labels[True][here]), np.sort(true[here]))
 
-    config = make_config(tiny.dataset, data__sampler="experiments(count=1)", data__augment=False)
-    order = samplers.experiments(count=1)(sites[train_rows], config.optim.batch_size, 0)
-    for step, batch in enumerate(train.train_batches(config, task, 0)):
-        np.testing.assert_array_equal(batch["site_index"], train_rows[order(step)[0]])
-        assert len(set(np.asarray(batch["experiment"]).tolist())) == 1
+    config = tiny_config(data__sampler="experiments(count=1)", data__augment=False)
+    ready = setup.prepare(config, images)
+    order = samplers.experiments(count=1)(sites, ready.split, config.optim.batch_size, 0)
+    for step, draw in enumerate(ready.train_draws(0)):
+        np.testing.assert_array_equal(rows[draw.row[0]], order(step)[0])
+        assert len(set(sites["experiment"][rows[draw.row[0]]].tolist())) == 1

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 from children import end, environment, free_port, start, wait_for
-from dataset_fixture import STEPS, make_config
+from screens import tiny_config, tiny_images
 
-from rxrx1_jax.training import processes, train
+from rxrx1_jax.training import checkpoint, processes, setup
 
 # Relative to the largest number of each array, float32. The same four devices each work on a
 # quarter of the batch, but not on the same rows, and two processes add the four sums in another
@@ -25,16 +24,16 @@ from rxrx1_jax.training import processes, train
 TOLERANCE = 2e-5
 
 
-def settings(dataset, **changes):
+def settings(**changes):
     # 10 test sites are read 8 and 2, all 61 sites seven times 8 and 5: an odd last batch.
-    return make_config(dataset, train__keep=10, optim__label_smoothing=0.1, **changes)
+    return tiny_config(train__keep=10, optim__label_smoothing=0.1, **changes)
 
 
 class Done:
     """A run that was made by some number of processes."""
 
     def __init__(self, workdir, config, count, works=("train",)):
-        self.workdir = workdir
+        self.workdir, self.config = workdir, config
         counts = workdir.parent / f"{workdir.name}-read"
         arguments = [json.dumps(config.to_dict()), workdir, counts, *works]
         self.outputs = end(start("work", *arguments, processes=count, devices=4))
@@ -50,11 +49,9 @@ class Done:
         self.lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
     def state(self):
-        step = self.workdir / "checkpoints" / str(STEPS) / "state"
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(step).item_metadata.tree
-            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-            return checkpointer.restore(step, target)
+        abstract = setup.prepare(self.config, tiny_images()).abstract_state
+        saved = checkpoint.describe(checkpoint.find(self.workdir))
+        return jax.device_get(checkpoint.restore(saved, abstract, resume=True))
 
     def table(self, name):
         return pq.read_table(self.workdir / f"{name}.parquet")
@@ -77,19 +74,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one(tiny, folder):
-    return Done(folder / "one", settings(tiny.dataset), 1, ("train", "embed"))
+def one(folder):
+    return Done(folder / "one", settings(), 1, ("train", "embed"))
 
 
 @pytest.fixture(scope="module")
-def two(tiny, folder):
-    return Done(folder / "two", settings(tiny.dataset), 2, ("train", "embed"))
+def two(folder):
+    return Done(folder / "two", settings(), 2, ("train", "embed"))
 
 
 @pytest.fixture(scope="module")
-def two_then_one(tiny, folder):
+def two_then_one(folder):
     """Two are told to end in the evaluation after step 3, by a signal to the second alone."""
-    config, workdir = settings(tiny.dataset, eval__batch_size=4), folder / "two-one"
+    config, workdir = settings(eval__batch_size=4), folder / "two-one"
     arguments = [json.dumps(config.to_dict()), workdir, folder / "evaluates"]
     children = start("slow_evaluations", *arguments, processes=2, devices=4)
     wait_for((folder / "evaluates1").exists, children[1])
@@ -101,9 +98,9 @@ def two_then_one(tiny, folder):
 
 
 @pytest.fixture(scope="module")
-def one_then_two(tiny, folder, one):
+def one_then_two(folder, one):
     """Under pmap."""
-    config = settings(tiny.dataset, train__parallelism="pmap")
+    config = settings(train__parallelism="pmap")
     return Done(go_on(folder / "one-two", one, 3), config, 2)
 
 
@@ -151,13 +148,12 @@ def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request)
 
 
 @pytest.mark.long
-def test_two_processes_name_the_whole_batch_that_diverged(tiny, tmp_path):
-    config = settings(tiny.dataset, train__eval_every=0, train__checkpoint_every=3)
+def test_two_processes_name_the_whole_batch_that_diverged(tmp_path):
+    config = settings(train__eval_every=0, train__checkpoint_every=3)
     workdir = tmp_path / "run"
     outputs = end(start("diverges", json.dumps(config.to_dict()), workdir, processes=2, devices=4))
-    task = train.prepare(config)
-    batches = train.train_batches(config, task, 1)
-    expected = task.records.sites["site_id"][np.asarray(next(batches)["site_index"])].tolist()
+    ready = setup.prepare(config, tiny_images())
+    expected = ready.images.sites["site_id"][ready.order(1)[0]].tolist()
     report = json.loads((workdir / "diverged.json").read_text())
     assert report["step"] == 2 and report["loss"] == "nan"
     assert report["site_ids"] == expected and report["not_finite"] == [expected[6]]

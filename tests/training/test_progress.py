@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rxrx1_jax.training import progress
+from rxrx1_jax.training import progress, setup
 
 
 def step_metrics(loss, gradient_norm=1):
-    return jnp.array([loss, loss / 10, gradient_norm, 0.1])
+    return jnp.array([[loss, loss / 10, gradient_norm, 0.1]])
 
 
 def open_log(path, step=0, steps=6, every=2, recent=()):
@@ -50,7 +50,7 @@ class Pending:
 
     def __array__(self, dtype=None, copy=None):
         assert self.ready.wait(60)
-        return np.ones(4, np.float32)
+        return np.ones((1, 4), np.float32)
 
 
 def test_the_loop_goes_on_while_the_device_works(tmp_path):
@@ -98,6 +98,25 @@ def test_step_times_and_the_wait_for_data(tmp_path, monkeypatch, capsys):
     assert second["images_per_second"] == pytest.approx(4 * 8 / 5)  # the evaluation is left out
     assert second["data_wait_share"] == pytest.approx(1.5 / 5)
     assert "data wait 25 %" in capsys.readouterr().out
+
+
+def test_calls_of_several_steps_are_logged_step_by_step(tmp_path):
+    for name, calls in (("one", [1] * 7), ("several", [2, 3, 1, 1])):
+        (tmp_path / name).mkdir()
+        with open_log(tmp_path / name, steps=7) as log:
+            last = 0
+            for count in calls:
+                rows = [step_metrics(step) for step in range(last + 1, last + count + 1)]
+                last += count
+                train(log, last, jnp.concatenate(rows))
+            log.flush()
+            recent = log.recent()
+        assert [round(one["loss"]) for one in recent] == [6, 7]
+    one, several = (
+        [(line["step"], line["train_loss"]) for line in lines(tmp_path / name)]
+        for name in ("one", "several")
+    )
+    assert one == several == [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)]
 
 
 def test_a_single_first_step_has_no_time(tmp_path):
@@ -239,7 +258,7 @@ def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):
 
 
 def test_parameter_table_counts():
-    table = progress.parameter_table({"a": {"k": jnp.zeros((2, 3))}, "b": jnp.zeros(1000)})
+    table = setup.parameter_table({"a": {"k": jnp.zeros((2, 3))}, "b": jnp.zeros(1000)})
     assert [line.split() for line in table.splitlines()] == [
         ["a", "6"], ["b", "1,000"], ["total", "1,006"]
     ]  # fmt: skip

@@ -13,9 +13,10 @@ import pytest
 from children import end, run, start, wait_for
 from commands import run_command
 from dataset_fixture import make_config, write_config
+from screens import params
 
 from benchmarks.kill_training import assert_same_run
-from rxrx1_jax.training import checkpoint, preemption, run_dir, train
+from rxrx1_jax.training import processes, run_dir, train
 
 
 def load_config(path: Path):
@@ -69,7 +70,7 @@ def test_a_run_that_is_told_to_end_saves_its_step(uninterrupted, tmp_path):
     wait_for(lambda: '"step": 4,' in (workdir / "metrics.jsonl").read_text(), child)
     child.terminate()
     ((code, _, stderr),) = end([child])
-    assert code == preemption.EXIT_CODE == 75
+    assert code == processes.EXIT_CODE == 75
     saved = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     assert f"step {saved};" in stderr.strip().splitlines()[-1]
     assert 4 <= saved <= 7
@@ -79,7 +80,7 @@ def test_a_run_that_is_told_to_end_saves_its_step(uninterrupted, tmp_path):
     assert_same_run(workdir, whole)
 
 
-class Told(preemption.Notice):
+class Told(processes.Notice):
     """Comes with the second batch of the first evaluation from a step on."""
 
     def __init__(self, step):
@@ -98,13 +99,14 @@ def test_evaluations_can_be_interrupted(uninterrupted, tiny, tmp_path, monkeypat
     config = load_config(config)
     for step in (3, 16):
         with monkeypatch.context() as patch:
-            patch.setattr(preemption, "Notice", lambda step=step: Told(step))
-            with pytest.raises(preemption.Preempted, match=f"step {step};"):
+            patch.setattr(processes, "Notice", lambda step=step: Told(step))
+            with pytest.raises(processes.Preempted, match=f"step {step};"):
                 train.train_and_evaluate(config, tmp_path / "run")
     train.train_and_evaluate(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", whole)
-    best = [checkpoint.load_params(path, "best")[0] for path in (tmp_path / "run", whole)]
-    jax.tree.map(np.testing.assert_array_equal, *best)
+    jax.tree.map(
+        np.testing.assert_array_equal, params(tmp_path / "run", "best"), params(whole, "best")
+    )
 
 
 def test_the_same_command_gives_the_same_bits(uninterrupted, tmp_path):
@@ -117,11 +119,11 @@ def test_the_same_command_gives_the_same_bits(uninterrupted, tmp_path):
 
 
 def test_a_second_interrupt_ends_at_once():
-    with preemption.Notice() as notice:
+    with processes.Notice() as notice:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert notice.given(1)
+        assert notice.given()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

@@ -64,7 +64,8 @@ def test_what_is_accepted_can_be_run(changes, sites):
     rates = np.array([schedule(step) for step in {0, total // 2, total - 1}])
     assert np.isfinite(rates).all() and (rates >= 0).all()
     assert rates.max() <= config.optim.learning_rate * (1 + 1e-5)
-    task = SimpleNamespace(total_steps=total, steps_per_epoch=per_epoch)
+    spec = SimpleNamespace(total_steps=total)
+    task = SimpleNamespace(spec=spec, steps_per_epoch=per_epoch)
     for every in (config.train.eval_every, config.train.checkpoint_every):
         milestones = train._milestones(every, task)
         assert all(1 <= step <= total for step in milestones)
@@ -114,7 +115,12 @@ def described():
     kinds = [("site_id", "U4"), ("sirna_id", "i4"), ("adler32", "u4")]
     sites = np.zeros(4, [*kinds, *((f"control_{name}", "f4", (6,)) for name in ("mean", "std"))])
     sites["site_id"], sites["sirna_id"] = ["a", "b", "c", "d"], [0, 1, 0, 1]
-    return sites, splits.Split(np.arange(3), np.array([3]), CLASSES)
+    return sites, split_of(range(3), [3])
+
+
+def split_of(train, test):
+    none = np.zeros(0, np.int64)
+    return splits.Split(np.array(train), none, np.array(test), none, {})
 
 
 def fingerprints(sites, split):
@@ -125,7 +131,7 @@ def fingerprints(sites, split):
 def test_fingerprints_go_by_content_not_by_order(described):
     sites, split = described
     data, roles = fingerprints(sites, split)
-    turned = splits.Split(np.array([1, 2, 3]), np.array([0]), CLASSES)
+    turned = split_of([1, 2, 3], [0])
     assert fingerprints(sites[::-1].copy(), turned) == (data, roles)
 
 

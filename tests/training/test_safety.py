@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 from children import run
-from small_state import CLASSES, make_state
+from small_state import make_state, save
 
 from rxrx1_jax.training import checkpoint
 
@@ -29,7 +29,7 @@ def test_importing_the_program_connects_to_nothing():
 def test_reading_a_dataset_and_a_checkpoint_runs_nothing(tiny, tmp_path):
     _, state = make_state()
     with checkpoint.manager(tmp_path, keep=1) as checkpoints:
-        checkpoint.save(checkpoints, 7, state, CLASSES, [], 1.0)
+        save(checkpoints, 7, state, [], 1.0)
         checkpoint.wait(checkpoints)
     assert watched("read", tiny.dataset, tmp_path) == []
 

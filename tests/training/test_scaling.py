@@ -1,6 +1,5 @@
-"""1, 2, 4 and 8 devices give the same numbers, and each host reads its own part of the data."""
+"""1, 2, 4 and 8 devices give the same numbers, each with its share of the work."""
 
-from collections import Counter
 from functools import partial
 
 import flax.linen as nn
@@ -11,9 +10,8 @@ import pytest
 from example_info import make_info
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.given import OnDevices
 from configs import demo
-from rxrx1_jax.data import input_pipeline, splits
-from rxrx1_jax.data.images import InMemory
 from rxrx1_jax.training import optimizers, parallel, steps
 
 SIDE, CLASSES, ROWS, UPDATES = 32, 5, 16, 3
@@ -50,13 +48,9 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
     config.optim.learning_rate = 0.05
     axis = parallel.AXIS if parallelism == "pmap" else None
     spec = make_spec(Small(axis), config)
-    evaluate = partial(steps.eval_step, spec)
-    wrapped = parallel.parallelise(
-        parallelism, partial(steps.train_step, spec), evaluate, evaluate
-    )
-    assert wrapped.batch_sharding.num_devices == devices
-    state = steps.create_state(spec, jax.random.key(0), (SIDE, SIDE, 6))
-    state = jax.device_put(state, wrapped.state_sharding)
+    wrapped = OnDevices(parallelism, spec)
+    assert wrapped.devices.by_row.num_devices == devices
+    state = wrapped.put(steps.create_state(spec, jax.random.key(0), (SIDE, SIDE, 6)))
     rng = np.random.default_rng(0)
     losses = []
     for _ in range(UPDATES):
@@ -65,9 +59,8 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
             "label": rng.integers(0, CLASSES, ROWS).astype(np.int32),
             "mask": np.ones(ROWS, bool),
         }
-        batch = jax.device_put(batch, wrapped.batch_sharding)
-        shards = batch["image"].addressable_shards
-        assert [shard.data.shape[0] for shard in shards] == [ROWS // devices] * devices
+        shards = wrapped.draw(batch).planes["image"].addressable_shards
+        assert [shard.data.shape[1] for shard in shards] == [ROWS // devices] * devices
         state, step_metrics = wrapped.train_step(state, batch)
         losses.append(float(step_metrics[0]))
     monkeypatch.undo()
@@ -126,35 +119,3 @@ def test_the_work_of_a_device_is_its_share_of_the_batch():
     # Every device updates all parameters: a few operations each, which are not divided.
     update = 20 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert flops[1] / 8 <= flops[8] <= flops[1] / 8 + update
-
-
-class Counting(InMemory):
-    """Counts how often each row is read."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.read: Counter[int] = Counter()
-
-    def __getitem__(self, row):
-        self.read[int(row)] += 1
-        return super().__getitem__(row)
-
-
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_each_host_reads_its_own_part(hosts):
-    planes = np.random.default_rng(0).integers(0, 256, (24, 6, 8, 8), np.uint8)
-    images = Counting(planes, {"sirna_id": np.arange(24) % 3})
-    rows = np.arange(3, 19)
-    split = splits.Split(rows, rows, np.arange(3, dtype=np.int32))
-    parts = []
-    for host in range(hosts):
-        images.read.clear()
-        batches = input_pipeline.eval_batches(
-            images, rows, split, batch_size=8, normalisation="none", host=host, hosts=hosts
-        )
-        indices = np.concatenate([np.asarray(batch["site_index"]) for batch in batches])
-        assert images.read == Counter(indices.tolist())  # each of its sites once, and no other
-        assert len(images.read) == len(rows) // hosts
-        parts.append(set(images.read))
-    assert set().union(*parts) == set(rows.tolist())
-    assert sum(map(len, parts)) == len(rows)  # disjoint

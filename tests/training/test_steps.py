@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from example_info import make_info
 
+from benchmarks.given import OnDevices
+from rxrx1_jax.data.stream import Store
 from rxrx1_jax.model import resnet
 from rxrx1_jax.training import optimizers, parallel, steps
 
@@ -203,9 +205,8 @@ def run_parallel(parallelism, bn_axis_name, batch, accumulation=1):
         small_resnet(bn_axis_name), ema_decay=0.9,
         label_smoothing=0.1, accumulation=accumulation,
     )  # fmt: skip
-    wrapped = parallel.parallelise(parallelism, train, evaluate, evaluate)
-    state = jax.device_put(state, wrapped.state_sharding)
-    batch = jax.device_put(batch, wrapped.batch_sharding)
+    wrapped = OnDevices(parallelism, train.args[0])
+    state = wrapped.put(state)
     losses = []
     for _ in range(3):
         state, metrics = wrapped.train_step(state, batch)
@@ -268,11 +269,8 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
     # SGD's first update is linear in the gradient, so its mean is the update of the mean gradient.
     expected_params = jax.tree.map(lambda *x: np.mean(x, axis=0), *(p.params for p, _ in parts))
 
-    wrapped = parallel.parallelise("pmap", train, evaluate, evaluate)
-    found, metrics = wrapped.train_step(
-        jax.device_put(state, wrapped.state_sharding),
-        jax.device_put(batch, wrapped.batch_sharding),
-    )
+    wrapped = OnDevices("pmap", train.args[0])
+    found, metrics = wrapped.train_step(wrapped.put(state), batch)
     np.testing.assert_allclose(metrics[0], expected_loss, rtol=1e-6)
     assert largest_difference(found.batch_stats, expected_stats) < 1.5e-6
     assert largest_difference(found.params, expected_params) < 1.5e-6
@@ -282,14 +280,13 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
 @pytest.mark.parametrize("parallelism", parallel.PARALLELISMS)
 def test_the_state_is_donated(parallelism):
     state, train, evaluate = prepare(Linear(), ema_decay=0.9)
-    wrapped = parallel.parallelise(parallelism, train, evaluate, evaluate)
-    state = jax.device_put(state, wrapped.state_sharding)
-    batch = jax.device_put(make_batch(), wrapped.batch_sharding)
-    new, _ = wrapped.train_step(state, batch)
+    wrapped = OnDevices(parallelism, train.args[0])
+    state, draw = wrapped.put(state), wrapped.draw(make_batch())
+    new, _ = wrapped.train(state, Store({}, None), draw)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema_params)))
-    wrapped.train_step(new, batch)  # the batch is not
+    wrapped.train(new, Store({}, None), draw)  # the draw is not
 
 
 def test_unknown_parallelism_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'fsdp'; choose one of jit, pmap"):
-        parallel.parallelise("fsdp", None, None, None)
+        parallel.Devices("fsdp")
