@@ -22,7 +22,7 @@ turns and mirror images. Different here:
 - Random initialisation. WILDS starts from ImageNet weights, which are not available here.
 - Weight decay on kernels only, where WILDS decays all parameters.
 - The last state is evaluated, where WILDS takes the epoch with the best accuracy on `val`; that one
-  is kept too (`checkpoint.load_params(run, "best")`, chosen every `train.eval_every` epochs).
+  is kept too (`rxrx1_jax.load_run(run).load("best")`, chosen every `train.eval_every` epochs).
 
 `rxrx1_jax.report` makes Table 1 of the paper and refuses this run. Needs the `wilds` dataset (25 GB
 before compression) and a GPU or TPU. Time, cost and accuracy on real data have not been measured

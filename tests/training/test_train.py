@@ -216,6 +216,7 @@ def test_pmap_gives_the_same_run(images, tmp_path):
     assert again["loss"] == pytest.approx(pmap["loss"], abs=1e-5)
 
 
+@pytest.mark.devices
 @pytest.mark.parametrize("name", ["cutmix", "mixup"])
 def test_mixing_needs_the_whole_batch(images, name):
     config = tiny_config(train__parallelism="pmap", data__augmentation=name)
