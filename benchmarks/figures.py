@@ -59,6 +59,8 @@ def measure(folder: Path) -> dict[str, Any]:
         results, made_with, config = (
             _read(path / f"{file}.json") for file in ("results", "environment", "config")
         )
+        if not made_with["packages"].get("rxrx1_jax"):
+            raise FiguresError(f"{path}: rxrx1_jax has no version; expected it to be installed")
         about = {
             "version": made_with["packages"]["rxrx1_jax"],
             "commit": made_with.get("commit", ""),

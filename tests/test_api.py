@@ -1,6 +1,7 @@
 """The Python API, on arrays in memory: what a notebook does."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,18 @@ def test_examples_run_as_they_are(name, synthetic, monkeypatch, capsys):
         exec(compile(cell, name, "exec"), namespace)
     assert 0 <= rx.score(namespace["predicted"], "test")["site"]["all"] <= 1
     assert namespace["mine"].log_probs.shape[1] == len(namespace["mine"].classes)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_pages_run_as_they_are(page, synthetic, monkeypatch):
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    monkeypatch.chdir(synthetic)
+    if not Path("runs/mine").exists():  # the run that the pages speak of
+        rx.train("demo:fold=0,optim.epochs=1", "runs/mine")
+    site = {"mean": np.full(6, 9.0), "std": np.ones(6), "planes": np.ones((1, 6, 16, 16), np.uint8)}
+    namespace: dict = dict(site)
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+    assert namespace["predicted"].log_probs.shape[1] == len(namespace["predicted"].classes)
