@@ -123,7 +123,7 @@ def describe_data(
     """Version and fingerprints of the data and of the split, as this version and as 0.2 made them.
 
     data: labels, control statistics and pixels (`adler32`) of all sites. split: role of each site.
-    Both go by site_id, so they do not depend on the order of the records.
+    Both go by site_id. order: that of the records, which the draws of a training depend on.
     """
     roles = splits.site_roles(split, len(sites))
     order = np.argsort(sites["site_id"], kind="stable")
@@ -139,6 +139,7 @@ def describe_data(
         "version": version,
         "data": _fingerprint(["\n".join(named).encode(), *_as_bytes(columns)]),
         "split": _fingerprint(["\n".join(used).encode()]),
+        "order": _fingerprint(["\n".join(sites["site_id"].tolist()).encode()]),
         "data_fingerprint": _fingerprint(_as_bytes(old)),
         "split_fingerprint": _fingerprint(_as_bytes(rows)),
     }
@@ -159,8 +160,9 @@ def _fingerprint(parts: Iterable[bytes]) -> str:
 def _refuse_other_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
     settings, saved = read_saved(workdir)
     old, new = flat(settings), flat(config)
+    free = {"version", "order"} if is_complete(workdir) else {"version"}
     for name, fingerprint in saved.get("dataset", {}).items():
-        if name != "version":
+        if name not in free:
             old[f"dataset.{name}"], new[f"dataset.{name}"] = fingerprint, dataset.get(name)
     for field in sorted(old.keys() - set(config_lib.FREE)):
         if old[field] != new[field]:

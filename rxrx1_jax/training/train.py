@@ -241,7 +241,7 @@ def _parent(setup: Setup, fingerprint: Mapping[str, Any]) -> Path:
     parent = Run.open(config.train.parent)
     where, own = f"train.parent={config.train.parent}", flat(config)
     old = flat(parent.config)
-    for name in ("data", "split"):  # of version 0.2 they are missing; it cannot be resumed
+    for name in ("data", "split", "order"):  # of version 0.2 they are missing; it cannot be resumed
         old[name], own[name] = parent.fingerprint.get(name), fingerprint[name]
     for field in sorted(own.keys() - CONTINUED):
         if own[field] != old[field]:

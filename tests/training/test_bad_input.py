@@ -9,11 +9,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from children import PROGRAMS, ROOT, environment
 from dataset_fixture import make_config
 from small_state import assert_equal, make_state, restore, save
 
+from rxrx1_jax.data.splits import Split
 from rxrx1_jax.training import checkpoint, run_dir, setup
 
 
@@ -33,9 +35,23 @@ def test_a_run_keeps_to_its_data_and_split(copy, tmp_path):
     data = run_dir.describe_data(ready.images.about["version"], sites, ready.split, classes)
     run_dir.open_run(tmp_path / "run", config, data)
     run_dir.open_run(tmp_path / "run", config, data | {"version": "1.2.0"})
-    for field in ("data", "split"):
+    for field in ("data", "split", "order"):
         with pytest.raises(run_dir.RunError, match=f"dataset.{field}=.*this one has 'x'"):
             run_dir.open_run(tmp_path / "run", config, data | {field: "x"})
+
+
+def test_the_order_of_records_binds_a_run_until_it_is_complete(copy, tmp_path):
+    config = make_config(copy)
+    ready = setup.prepare(config)
+    sites, classes, none = ready.images.sites, ready.vocabulary.classes, np.zeros(0, np.int64)
+    split = Split(none, none, none, none, {})
+    data, other = (run_dir.describe_data("1", s, split, classes) for s in (sites, sites[::-1]))
+    assert data["data"] == other["data"]
+    run_dir.open_run(tmp_path / "run", config, data)
+    with pytest.raises(run_dir.RunError, match="dataset.order"):
+        run_dir.open_run(tmp_path / "run", config, other)
+    (tmp_path / "run" / "results.json").write_text('{"step": 8, "total_steps": 8}')
+    run_dir.open_run(tmp_path / "run", config, other)
 
 
 # Run directories
