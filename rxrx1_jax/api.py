@@ -103,8 +103,13 @@ class Network:
 
     def init(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> Any:
         """Variables: params and, with BatchNorm, batch_stats."""
-        one = {name: array[:1] for name, array in batch.items()}
-        return self.module.init(key, one["image"], one, Info(self.vocabulary))
+        info = Info(self.vocabulary)
+
+        @jax.jit  # a program of its own; without it every operation would be compiled by itself
+        def init(key: jax.Array, one: dict[str, jax.Array]) -> Any:
+            return self.module.init(key, one["image"], one, info)
+
+        return init(key, {name: array[:1] for name, array in batch.items()})
 
     def __call__(
         self, variables: Any, batch: Mapping[str, jax.Array], train: bool = False, **options: Any

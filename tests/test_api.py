@@ -85,7 +85,7 @@ def test_a_network_in_a_loop_of_ones_own_learns(images):
     state = tx.init(variables["params"])
 
     @jax.jit
-    def step(variables, state):
+    def step(variables, state, batch):
         def loss(params):
             logits, new = network(
                 {**variables, "params": params}, batch, train=True, mutable=["batch_stats"]
@@ -98,10 +98,10 @@ def test_a_network_in_a_loop_of_ones_own_learns(images):
         return {"params": optax.apply_updates(variables["params"], updates), **new}, state, value
 
     for _ in range(40):
-        variables, state, value = step(variables, state)
+        variables, state, value = step(variables, state, batch)
         losses.append(float(value))
     assert losses[-1] < 0.5 * losses[0]
-    assert network(variables, batch).shape == (8, SIRNAS)
+    assert jax.eval_shape(network, variables, batch).shape == (8, SIRNAS)
 
 
 def test_a_run_predicts_and_scores_its_data_and_ones_own(images, run, capfd):

@@ -130,5 +130,5 @@ def test_help_has_a_line_per_column(monkeypatch, capsys):
 
 def test_a_folder_without_a_run_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path)])
-    with pytest.raises(SystemExit, match="checkpoint"):
+    with pytest.raises(SystemExit, match="config.json"):
         diagnose.main()
