@@ -144,7 +144,7 @@ class Stream:
         found = normalisation.statistics(self.normalise, self._blind, rows, training)
         if found is not None:
             columns |= {"mean": found[0], "std": found[1]}
-        # The blank site is like the first one, but that it is none.
+        # The blank site is a copy of the first one, with site_index -1.
         columns = {name: np.concatenate([column, column[:1]]) for name, column in columns.items()}
         columns["site_index"][-1] = -1
         return Store(self.host.put(columns, by_row=False), None)
@@ -156,7 +156,8 @@ class Stream:
           rows: those of the store, ascending; the order may ask for no others.
 
         Raises:
-          ValueError: from the call itself, a batch that hosts or devices cannot share.
+          ValueError: from the call itself, a batch that hosts or devices cannot share; from the
+            iterator, a row that is not in the store.
           DatasetError: from the iterator, a damaged image.
         """
         rows = self._checked(rows)
@@ -173,7 +174,11 @@ class Stream:
             for step in range(start, stop):
                 # In a row, as the rows of the global batch are: pairs of rows stay together.
                 row, epoch, mask = (np.split(part, count)[number][None] for part in order(step))
-                place = np.where(row < 0, len(rows), np.searchsorted(rows, row)).astype(np.int32)
+                place = np.searchsorted(rows, row)
+                wrong = (row >= 0) & (rows[np.minimum(place, len(rows) - 1)] != row)
+                if wrong.any():
+                    raise ValueError(f"step {step} draws row {row[wrong][0]}, which is not stored")
+                place = np.where(row < 0, len(rows), place).astype(np.int32)
                 yield row, {"row": place, "epoch": epoch, "mask": mask}
 
         host = self.host

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import records, splits
-from rxrx1_jax.data.images import Images, Vocabulary
+from rxrx1_jax.data.images import CONTROL_TYPES, Images, Vocabulary
 from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream, one_pass
 from rxrx1_jax.model.networks import NetworkSpec
@@ -85,11 +85,22 @@ class Setup:
             self._evaluators[step] = own
         return self._evaluators[step]
 
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """What a sampler may draw: the training sites, and as context the control wells of their
+        experiments that have no other role."""
+        sites, train = self.images.sites, self.split.train
+        context = splits.site_roles(self.split, len(sites)) == "other"
+        context &= np.isin(sites["well_type"], CONTROL_TYPES)
+        context &= np.isin(sites["experiment"], sites["experiment"][train])
+        return np.union1d(train, np.flatnonzero(context))
+
     def train_store(self) -> Store:
-        rows, labels = self.split.train, None
+        rows, labels = self.train_rows, None
         if self.config.data.shuffled_labels:
-            sites = self.images.sites[rows]
-            labels = splits.shuffle_within(
+            sites = self.images.sites[self.split.train]
+            labels = self.images.sites["sirna_id"][rows]
+            labels[np.searchsorted(rows, self.split.train)] = splits.shuffle_within(
                 sites["sirna_id"], sites, "experiment", self.config.train.seed
             )
         return self.stream.store(rows, labels)
@@ -97,7 +108,7 @@ class Setup:
     def train_draws(self, start: int) -> Iterator[Draw]:
         """The training batches from step `start` on."""
         assert self.order is not None
-        return self.stream.draws(self.order, self.split.train, start, self.spec.total_steps)
+        return self.stream.draws(self.order, self.train_rows, start, self.spec.total_steps)
 
     def batches(self, rows: np.ndarray, batch_size: int = 0) -> Iterator[Batch]:
         """Evaluation batches of `rows`, each row once, in order and padded, on the devices.
@@ -226,9 +237,10 @@ def _try_plug_ins(setup: Setup) -> None:
     shape = jax.ShapeDtypeStruct
     rows = config.optim.batch_size
     names = ("label", "experiment", "cell_type", "plate", "site_index")
-    columns = {name: shape((len(setup.split.train) + 1,), jnp.int32) for name in names}
+    stored = len(setup.train_rows) + 1
+    columns = {name: shape((stored,), jnp.int32) for name in names}
     if config.data.normalisation != "site":
-        statistic = shape((len(setup.split.train) + 1, channels), jnp.float32)
+        statistic = shape((stored, channels), jnp.float32)
         columns |= {"mean": statistic, "std": statistic}
     row, planes = shape((1, rows), jnp.int32), (1, rows, *setup.images.image_shape)
     mask, count = shape(row.shape, jnp.bool_), shape((), jnp.int32)

@@ -41,13 +41,17 @@ def test_a_run_with_plug_ins_everywhere(tmp_path):
 def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_counts():
     images = tiny_images()
     ready = setup.prepare(tiny_config(), images)
-    sites, rows = images.sites, ready.split.train
+    sites, rows, stored = images.sites, ready.split.train, ready.train_rows
+    context = np.setdiff1d(stored, rows)  # control wells of the training experiments
+    assert set(sites["well_type"][context]) == {"positive_control", "negative_control"}
+    assert set(sites["experiment"][context]) <= set(sites["experiment"][rows])
     labels = {}
     for shuffled in (False, True):
         changed = setup.prepare(tiny_config(data__shuffled_labels=shuffled), images)
         label = np.asarray(changed.train_store().columns["label"])
         assert label[-1] == label[0]  # of the blank site
-        labels[shuffled] = label[:-1]
+        assert (label[:-1][np.isin(stored, context)] == -1).all()
+        labels[shuffled] = label[:-1][np.isin(stored, rows)]
         store, _ = changed.evaluation_draws(rows)  # where they are what they are
         np.testing.assert_array_equal(store.columns["label"][:-1], labels[False])
     true = np.searchsorted(ready.vocabulary.classes, sites["sirna_id"][rows])
@@ -61,5 +65,27 @@ def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_co
     ready = setup.prepare(config, images)
     order = samplers.experiments(count=1)(sites, ready.split, config.optim.batch_size, 0)
     for step, draw in enumerate(ready.train_draws(0)):
-        np.testing.assert_array_equal(rows[draw.row[0]], order(step)[0])
-        assert len(set(sites["experiment"][rows[draw.row[0]]].tolist())) == 1
+        np.testing.assert_array_equal(stored[draw.row[0]], order(step)[0])
+        assert len(set(sites["experiment"][stored[draw.row[0]]].tolist())) == 1
+
+
+def test_context_rows_are_the_controls_they_claim_to_be():
+    """A sampler may draw controls of training experiments; any other row is refused."""
+    images = tiny_images()
+    ready = setup.prepare(tiny_config(data__augment=False), images)
+    context = np.setdiff1d(ready.train_rows, ready.split.train)
+    rows = np.concatenate([ready.split.train[:4], context[-4:]])
+    mask = np.arange(8) < 4
+
+    def batches(rows):
+        order = samplers.Order(1.0, lambda step: (rows, np.zeros(8, np.int32), mask))
+        return setup.Setup(ready.config, ready.stream, ready.spec, ready.devices, order)
+
+    batch = batches(rows).train_batch(0)
+    np.testing.assert_array_equal(batch["site_index"], rows)
+    for i, row in enumerate(rows):
+        mean, std = (images.sites[x][row][:, None, None] for x in ("control_mean", "control_std"))
+        expected = (images[row] - mean) / np.maximum(std, 12**-0.5)
+        np.testing.assert_allclose(batch["image"][i], expected.transpose(1, 2, 0), atol=1e-4)
+    with pytest.raises(ValueError, match=str(ready.split.test[0])):
+        batches(np.append(rows[1:], ready.split.test[0])).train_batch(0)
