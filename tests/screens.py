@@ -9,7 +9,6 @@ from tiny_release import tiny_rows
 from configs import demo
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data.images import InMemory
-from rxrx1_jax.training.run import Run
 
 SIZE, CHANNELS = 16, 6
 
@@ -47,5 +46,7 @@ def tiny_config(**changes: Any) -> ConfigDict:
 
 def params(workdir, which: str = "last"):
     """Everything that a checkpoint of a run holds of its network."""
+    from rxrx1_jax.training.run import Run  # conftest imports this module before it sets up JAX
+
     state = Run.open(workdir).load(which)
     return state.params, state.batch_stats, state.ema_params, state.ema_batch_stats

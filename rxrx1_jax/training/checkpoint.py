@@ -116,9 +116,11 @@ def find(workdir: str | Path, which: str = "last") -> Path | None:
     folder = Path(workdir).absolute() / "checkpoints"
     steps = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal()}
     if which == "best":
-        scores = {step: path / "metrics" / "metrics" for step, path in steps.items()}
-        read = {step: json.loads(x.read_text()) for step, x in scores.items() if x.exists()}
-        scored = [(metrics["score"], step) for step, metrics in read.items()]
+        scored = [
+            (_json(path, "metrics/metrics")["score"], step)
+            for step, path in steps.items()
+            if (path / "metrics").exists()
+        ]
         return steps[max(scored)[1]] if scored else None
     return steps[max(steps)] if steps else None
 
@@ -127,10 +129,7 @@ def describe(path: Path) -> Saved:
     """What the checkpoint says of itself. Raises CheckpointError."""
     old = not (path / "about").exists()
     items = ("classes", "log") if old else ("about",)
-    try:
-        found = [json.loads((path / name / "metadata").read_text()) for name in items]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(UNREADABLE.format(path=path, reason=error)) from error
+    found = [_json(path, f"{name}/metadata") for name in items]
     about = {"fingerprint": {}, **found[-1]}
     vocabulary = None if old else Vocabulary.from_json(about["vocabulary"])
     classes = vocabulary.classes if vocabulary else np.array(found[0], np.int32)
@@ -200,6 +199,13 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
     return abstract.replace(**rest, **found)
 
 
+def _json(path: Path, name: str) -> Any:
+    try:
+        return json.loads((path / name).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(UNREADABLE.format(path=path, reason=error)) from error
+
+
 def _score(metrics: dict[str, float]) -> float:
     return metrics["score"]
 
@@ -225,11 +231,12 @@ def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         }
         for tree in (saved, wanted)
     )
-    for name in [*two, *one]:
+    # What differs in the network differs in its averages and in the optimizer, too.
+    for name in sorted([*two, *one], key=lambda name: not name.startswith("params/")):
         there, here = (f"{x[name]}" if name in x else "missing" for x in (one, two))
         if there != here:
             part = name.partition("/")[0].partition("_params")[0].partition("_batch_stats")[0]
-            setting = SETTINGS.get(part, "model.name, model.width, model.head and their code")
+            setting = SETTINGS.get(part, "model.name, model.width, model.head, channels of images")
             raise CheckpointError(
                 f"{path}: {name} is {there} in the checkpoint and {here} by the settings; the"
                 f" checkpoint is not at fault: check {setting}"

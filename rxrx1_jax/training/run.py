@@ -92,20 +92,28 @@ class Run:
         config = self.config.copy_and_resolve_references()
         devices = jax.device_count()
         config.eval.batch_size = -(-config.eval.batch_size // devices) * devices
-        none = np.zeros(0, np.int64)
-        split = splits.Split(none, none, none, none, {})
+        split = self._own_split(images)
+        if split is None:
+            if config.data.normalisation == "global_control":
+                raise run_dir.RunError(
+                    f"{self.path}: data.normalisation=global_control is known of the run's own data"
+                    " alone; expected those"
+                )
+            none = np.zeros(0, np.int64)
+            split = splits.Split(none, none, none, none, {})
+        return setup.for_evaluation(config, images, split, self.vocabulary)
+
+    def _own_split(self, images: Images) -> splits.Split | None:
+        """The run's split, if these are its data."""
+        try:
+            split = setup.make_split(self.config, images)
+        except splits.SplitError:
+            return None
         version, classes = images.about["version"], self.vocabulary.classes
         found = run_dir.describe_data(version, images.sites, split, classes)
-        # Version 0.2 kept another fingerprint.
-        name = "data" if "data" in self.fingerprint else "data_fingerprint"
-        if found[name] == self.fingerprint.get(name):
-            split = setup.make_split(config, images)
-        elif config.data.normalisation == "global_control":
-            raise run_dir.RunError(
-                f"{self.path}: data.normalisation=global_control is known of the run's own data"
-                " alone; expected those"
-            )
-        return setup.for_evaluation(config, images, split, self.vocabulary)
+        names = ("data", "split") if "data" in self.fingerprint else run_dir.FINGERPRINTS_0_2
+        same = all(found[name] == self.fingerprint.get(name) for name in names)
+        return split if same else None
 
     def state(self, ready: Setup) -> TrainState:
         """The network of the last checkpoint, as `ready` wants it. Raises CheckpointError."""

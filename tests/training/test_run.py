@@ -1,0 +1,125 @@
+"""A trained run in other hands: it is read, and predicts images of its own data and of others."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from screens import tiny_config, tiny_images
+
+from rxrx1_jax.data.images import METADATA, InMemory
+from rxrx1_jax.training import checkpoint, run_dir, train
+from rxrx1_jax.training.run import Run, _vocabulary_of_old
+
+
+@pytest.fixture(scope="module")
+def images():
+    return tiny_images()
+
+
+@pytest.fixture(scope="module")
+def workdir(images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.train_and_evaluate(tiny_config(train__eval_every=0), path, images)
+    return path
+
+
+def copied(workdir, tmp_path, **changes):
+    """A copy of the run with other settings."""
+    path = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    for field, value in changes.items():
+        section, name = field.split("__")
+        config[section][name] = value
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def others(images, planes, **changes):
+    """The metadata of the images with other pixels."""
+    columns = {name: images.sites[name] for name in METADATA} | changes
+    return InMemory(planes, columns)
+
+
+def test_reading_changes_nothing(workdir, images):
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    run = Run.open(workdir)
+    for which in checkpoint.WHICH:
+        state = run.load(which)
+        assert state.opt_state == () and state.loss_state == ()
+    run.predict(images, np.arange(3))
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    assert run.vocabulary.experiments == ("HUVEC-01", "HUVEC-02", "U2OS-01")
+    assert run.made_with["settings"] and set(run.fingerprint) >= {"data", "split"}
+
+
+def test_its_own_data_have_roles_and_the_predictions_of_its_evaluation(workdir, images):
+    table = pq.read_table(workdir / "predictions.parquet").to_pydict()
+    found = Run.open(workdir).predict(images)
+    test = found.role == "test"
+    assert found.sites["site_id"][test].tolist() == table["site_id"]
+    assert found.classes[found.log_probs[test].argmax(1)].tolist() == table["prediction"]
+    rows = np.array([40, 3, 11])
+    some = Run.open(workdir).predict(images, rows)
+    np.testing.assert_allclose(some.x, found.x[rows], rtol=1e-4, atol=1e-5)
+    assert some.role.tolist() == found.role[rows].tolist() and some.source == found.source
+
+
+def test_images_of_others_have_no_roles(workdir, images):
+    """Other plates, names that the run does not know, another size."""
+    run = Run.open(workdir)
+    names = np.full(len(images), "HEPG2-09")
+    larger = np.pad(images.planes, [(0, 0), (0, 0), (0, 8), (0, 8)], mode="reflect")
+    found = run.predict(others(images, larger, experiment=names))
+    assert found.role is None and found.log_probs.shape == (61, 3) and found.x.shape == (61, 16)
+    same = run.predict(others(images, images.planes, dataset=np.full(len(images), "x")))
+    np.testing.assert_allclose(same.x, run.predict(images).x, rtol=1e-4, atol=1e-5)
+
+
+def test_other_channels_are_refused(workdir, images):
+    with pytest.raises(checkpoint.CheckpointError, match="params/conv1.*channels"):
+        Run.open(workdir).predict(others(images, images.planes[:, :3]))
+
+
+def test_statistics_of_the_training_data_are_not_made_up(workdir, images, tmp_path):
+    run = Run.open(copied(workdir, tmp_path, data__normalisation="global_control"))
+    assert len(run.predict(images).x) == 61
+    with pytest.raises(run_dir.RunError, match="global_control"):
+        run.predict(others(images, images.planes[::-1]))
+
+
+@pytest.mark.devices
+def test_any_number_of_devices_predicts(workdir, images, tmp_path):
+    """Of eight; a batch of 3 sites is for none of them."""
+    run = Run.open(copied(workdir, tmp_path, eval__batch_size=3))
+    found, expected = run.predict(images), Run.open(workdir).predict(images)
+    assert run.load().params["fc"]["kernel"].sharding.device_set == set(jax.devices())
+    np.testing.assert_allclose(found.x, expected.x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_without_a_checkpoint(workdir, tmp_path):
+    path = copied(workdir, tmp_path)
+    shutil.rmtree(path / "checkpoints")
+    for read in (Run.load, lambda run: run.source):
+        with pytest.raises(run_dir.RunError, match="no checkpoint"):
+            read(Run.open(path))
+
+
+def test_a_score_that_cannot_be_read(workdir, tmp_path):
+    path = copied(workdir, tmp_path)
+    (path / "checkpoints" / "8" / "metrics" / "metrics").write_text("{")
+    assert int(Run.open(path).load().step) == 8
+    with pytest.raises(checkpoint.CheckpointError, match="8: cannot be read"):
+        Run.open(path).load("best")
+
+
+def test_names_of_version_0_2(images):
+    """Codes were positions among the names of the dataset; heads had room for all of RxRx1."""
+    found = _vocabulary_of_old(np.array([0, 1, 1107], np.int32), images)
+    assert (len(found.cell_types), len(found.experiments), len(found.classes)) == (4, 51, 3)
+    for column in ("experiment", "cell_type"):
+        names = images.sites[column]
+        expected = np.unique(names, return_inverse=True)[1]
+        assert found.codes(column, names).tolist() == expected.tolist()
