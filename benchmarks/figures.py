@@ -116,7 +116,7 @@ def blocks(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         "commands": _console(
             ("make demo", f"{results['demo_minutes']:g} minutes: data, 12 trainings, table, page"),
-            ("make test", f"{results['test_minutes']:g} minutes: every test"),
+            ("make test", f"{results['test_minutes']:g} minutes: the tests, but for the long ones"),
         ),
         "about": about,
         "table1": _markdown(table),

@@ -1,4 +1,4 @@
-"""The functions that `import rxrx1_jax` offers; each is a short way to what the rooms hold."""
+"""The functions that `import rxrx1_jax` offers; each is a short way to what the packages hold."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def create_network(
     Args:
       name, width, head, dtype: as the settings model.name, width, head and dtype.
 
-    Raises ConfigError: a name that is none.
+    Raises ConfigError: an unknown name.
     """
     spec = NetworkSpec(config_lib.load("model.head", head), width, np.dtype(dtype))
     return Network(config_lib.load("model.name", name)(spec), vocabulary_of(images, split))

@@ -95,7 +95,7 @@ FIELDS = {
     "optim.ema_decay": Field(0.0, "per step; > 0 evaluates an average of the weights", below=1),
     "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
     "train.seed": Field(0, "of initialisation, data order and augmentation", least=-math.inf),
-    "train.parent": Field("", "path of a finished run from which this one goes on"),
+    "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
     "train.log_every": Field(50, "steps", least=1),

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         self.add_argument("--config", help="one of ours by its name, or a file (a path); then "
-                          ":fold=1,cell_type=HUVEC sets fields of data")  # fmt: skip
+                          ":fold=1,optim.epochs=5 sets fields (of data by bare name)")  # fmt: skip
         self.add_argument("--config.FIELD", metavar="VALUE", help="any field that "
                           "`python -m rxrx1_jax.main --help` lists")  # fmt: skip
         self.add_argument("--workdir", help="folder of the run or runs; the same command resumes",

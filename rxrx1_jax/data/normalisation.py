@@ -58,23 +58,23 @@ def statistics(
     """What `normalise` returns, checked, in float32; a std is at least STD_FLOOR.
 
     Raises:
-      ValueError: it is of another shape or type, or not finite.
+      DatasetError: it is of another shape or type, or not finite.
     """
     returned = normalise(images, rows.copy(), training.copy())
     if returned is None:
         return None
     shape = (len(rows), images.image_shape[0])
-    expected = f"normalisation: expected (mean, std), two float arrays of shape {shape}"
+    expected = f"data.normalisation: expected (mean, std), two float arrays of shape {shape}"
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"{expected}, or None, got {type(returned).__name__}")
+        raise DatasetError(f"{expected}, or None, got {type(returned).__name__}")
     for name, part in zip(("mean", "std"), returned, strict=True):
         array = np.asarray(part)
         if array.shape != shape or not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{expected}; {name} is {array.dtype} {array.shape}")
+            raise DatasetError(f"{expected}; {name} is {array.dtype} {array.shape}")
         wrong = ~np.isfinite(array) | ((array < 0) if name == "std" else False)
         if wrong.any():
             row, channel = np.argwhere(wrong)[0].tolist()
-            raise ValueError(
+            raise DatasetError(
                 f"{expected}, finite and no std below 0; {name} of site"
                 f" {images.sites['site_id'][rows[row]]}, channel {channel + 1}, is"
                 f" {array[row, channel]}"

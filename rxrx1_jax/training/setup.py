@@ -187,10 +187,13 @@ def for_evaluation(
         config.train.seed, config.data.augment, crop,
         tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
     )  # fmt: skip
-    stream = Stream(
-        images, split, vocabulary, config_lib.load("data.normalisation", config.data.normalisation),
-        augment, jnp.dtype(config.model.dtype), Host(config.data.threads, mesh=devices.mesh),
-    )  # fmt: skip
+    normalise = config_lib.load("data.normalisation", config.data.normalisation)
+    host = Host(config.data.threads, mesh=devices.mesh)
+    dtype = jnp.dtype(config.model.dtype)
+    try:
+        stream = Stream(images, split, vocabulary, normalise, augment, dtype, host)
+    except ValueError as error:
+        raise run_dir.RunError(f"data.crop={crop}: {error}") from error
     spec = steps.StepSpec(
         model=create_model(config), tx=optax.identity(), schedule=lambda step: jnp.zeros(()),
         vocabulary=vocabulary, total_steps=1, ema_decay=config.optim.ema_decay,

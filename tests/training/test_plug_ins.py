@@ -6,6 +6,7 @@ from screens import tiny_config, tiny_images
 
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import samplers
+from rxrx1_jax.data.images import METADATA, InMemory
 from rxrx1_jax.training import run_dir, setup, train
 
 
@@ -89,3 +90,13 @@ def test_context_rows_are_the_controls_they_claim_to_be():
         np.testing.assert_allclose(batch["image"][i], expected.transpose(1, 2, 0), atol=1e-4)
     with pytest.raises(ValueError, match=str(ready.split.test[0])):
         batches(np.append(rows[1:], ready.split.test[0])).train_batch(0)
+
+
+def test_images_that_are_not_square_are_refused_in_one_line(tmp_path):
+    square = tiny_images()
+    sites = {name: square.sites[name] for name in METADATA}
+    wide = InMemory(np.repeat(square.planes, 2, axis=3), sites)
+    with pytest.raises(run_dir.RunError, match="data.crop=0: .*16x32"):
+        train.train_and_evaluate(tiny_config(), tmp_path / "run", wide)
+    assert not (tmp_path / "run").exists()
+    assert setup.prepare(tiny_config(data__crop=16), wide).abstract_state.step.shape == ()
