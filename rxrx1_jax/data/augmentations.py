@@ -7,9 +7,9 @@ A factory returns `augment(keys, batch, info) -> batch`, a function to be traced
     info: an `Info`; `info.progress` is the part of the training that is done
 
 It replaces the image. An augmentation that mixes two rows adds other_label int32 [N] and share
-float32 [N]: the target is `share` on label and 1 - `share` on other_label. The other row is the
-next of the batch, that of the last row the first; how much of it is drawn row by row. The
-arithmetic is float32, the image keeps its dtype.
+float32 [N]: the target is `share` on label and 1 - `share` on other_label. Row i is mixed with row
+i + 1, the last with the first. Each row draws its own share. The arithmetic is float32, the image
+keeps its dtype.
 """
 
 from collections.abc import Callable, Mapping

@@ -168,7 +168,7 @@ def _open_table(
             f"{path}/metadata.json: table is not as the builder writes it ({error!r}); {again}"
         ) from error
     for name, size in files.items():
-        if Path(name).name != name:  # a file elsewhere is none of this dataset
+        if Path(name).name != name:  # a file elsewhere is not part of this dataset
             raise DatasetError(f"{path}/metadata.json: {name!r} is no file in this folder; {again}")
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:

@@ -3,8 +3,8 @@
 A factory returns `sampler(sites, split, batch_size, seed) -> Order`, and `order(step)` the rows of
 one batch. It depends on (sites, split, batch_size, seed, step) alone, so a run resumes from the
 number of its step. Tables of an epoch are cached; nothing else is kept between calls. Draws come
-from hashes and from the integers of `np.random.PCG64`, which NumPy guarantees to stay; of the
-methods of `np.random.Generator` it does not.
+from hashes and from the integers of `np.random.PCG64`, which NumPy promises to keep. NumPy does not
+promise that for `np.random.Generator`.
 """
 
 import functools
@@ -76,14 +76,13 @@ def experiments(count: int = 2) -> Sampler:
     Domain penalties compare experiments within a cell type; count=1 gives the batches of ARM-BN
     (Zhang et al. 2021, arXiv:2007.02931). The rows of one experiment are consecutive.
 
-    An epoch is round(sites / batch_size) steps, at least one. In expectation, and within one of it
-    in every epoch, a cell type has as many batches as its share of the sites asks for, and an
-    experiment as many parts of the batches of its cell type as its share of that cell type's
-    sites. An experiment with more than 1/count of them can have no more than one part of every
-    batch: its sites come less often, the others of the cell type more often. Within an experiment
-    the order is one permutation after another, whatever the epochs of the sampler: every site has
-    come n times or n + 1 times at any moment (n is what `epochs` count), counting the parts drawn.
-
+    An epoch is round(sites / batch_size) steps, at least one. Each cell type gets batches in
+    proportion to its sites, to within one per epoch. Within a cell type each experiment gets parts
+    of the batches in proportion to its sites, to within one per epoch. An experiment with more than
+    1/count of them can have no more than one part of every batch: its sites come less often, the
+    others of the cell type more often. Within an experiment the order is one permutation after
+    another, whatever the epochs of the sampler: every site has come n times or n + 1 times at any
+    moment (n is what `epochs` count), counting the parts drawn.
     Raises:
       ValueError: count below 1, batch_size no multiple of it, or a cell type with fewer training
         experiments.

@@ -20,7 +20,7 @@ PROTOCOLS = ("batch", "random_site", "random_well", "official", "wilds")
 FIXED = ("official", "wilds")  # nothing is drawn: one fold
 FOLDS = 3  # the paper draws three batch splits
 
-# Experiments a cell type in the paper's task. It does not say which ones: the first in name order.
+# Experiments per cell type in the paper's task. It does not say which: the first in name order.
 PAPER_EXPERIMENTS = {"HUVEC": 20, "RPE": 9, "HEPG2": 9, "U2OS": 4}
 
 # Experiments of the release's test set that WILDS v1.0 validates on

@@ -1,9 +1,9 @@
 """How sites become the input of a network.
 
 Two halves. The host decides for each step which rows come, how often they came before and which
-count, and reads their planes (`reading`): a `Draw`. The device makes the batch of it and of a
-`Store`, where what is known of each row lies: gather, crop, orientation, normalisation, transpose,
-augmentation. That half is traced, so it runs in the same program as the step, or alone.
+count, and reads their planes (`reading`): a `Draw`. The device builds the batch from the Draw and a
+`Store`, which holds labels and statistics per row: gather, crop, orientation, normalisation,
+transpose, augmentation. That half is traced, so it runs in the same program as the step, or alone.
 
 The order and the augmentation are functions of (seed, epoch, site): not of time, threads or hosts.
 Host h of n takes the h-th part of each batch, so the rows of a batch do not depend on n.

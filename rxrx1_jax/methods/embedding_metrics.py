@@ -162,11 +162,11 @@ def replicate_consistency(
     seed: int = 0,
     draws: int = 1000,
 ) -> Consistency:
-    """How alike the profiles of a siRNA are, against profiles drawn at random.
+    """How similar the profiles of a siRNA are, against profiles drawn at random.
 
     Perturbation consistency of EFAAR (Celik et al., "Building, benchmarking, and exploring
     perturbative maps of transcriptional and morphological data", 2024): the mean cosine over all
-    pairs of a label's profiles, here one profile an experiment. Its null permutes the labels
+    pairs of a label's profiles, here one profile per experiment. Its null permutes the labels
     within each experiment, so that what profiles of the same experiments share counts for
     nothing. p = (1 + null values at or above the label's own) / (1 + draws): a share x of labels
     without effect has p <= x.
@@ -176,8 +176,8 @@ def replicate_consistency(
         type. labels, experiment: [P].
       seed, draws: of the permutations.
 
-    Raises ValueError for two profiles of a label in one experiment (the sites of a well are alike
-    whatever its label), for a zero profile, and if no label has two profiles.
+    Raises ValueError for two profiles of a label in one experiment (the sites of a well are
+    similar whatever its label), for a zero profile, and if no label has two profiles.
     """
     _check(profiles, labels, experiment)
     names, code = np.unique(labels, return_inverse=True)

@@ -1,10 +1,9 @@
 """Exact evaluation: each site once, then accuracy by site and by well from one table.
 
-`predict` runs a step over rows of the table of sites on any number of hosts. `evaluate_sites` makes
-of it the predictions as a table (one row per site, the columns of predictions.parquet) and the
-accuracies computed from that table, so that every figure of a report can be computed again from the
-file alone. `embed` makes `Embeddings`.
-"""
+`predict` runs a step over rows of the table of sites on any number of hosts. `evaluate_sites` turns
+the outputs into a table of predictions (one row per site, the columns of predictions.parquet). All
+accuracies come from that table, so every figure of a report can be computed again from the file.
+`embed` makes `Embeddings`. """
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,8 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """The outputs f32 [m, ...] of a step for the sites `rows` [m], in that order.
 
-    step: (spec, state, batch) -> {name: array [N, ...]}, traced; one of `training.steps`, or alike.
+    step: (spec, state, batch) -> {name: array [N, ...]}, traced; a step of `training.steps`, or a
+      function of the same form.
     Every host gets the same arrays. Raises Preempted if `notice` comes meanwhile.
     """
     rows = np.asarray(rows)

@@ -1,4 +1,4 @@
-"""Predictions as a table, one row a site: the columns of predictions.parquet, and what they score.
+"""Predictions as a table, one row per site: the columns of predictions.parquet and their scores.
 
 Needs no JAX: reports start without it.
 """

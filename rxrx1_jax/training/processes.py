@@ -120,9 +120,9 @@ class Preempted(Exception):
 class Notice:
     """Whether the run was told to end. A context manager: inside of it the signals are heard.
 
-    Of several processes that `jax.distributed` joined JAX hears SIGTERM itself. As soon as one was
-    told it makes all of them hear it at the same question, the first that none of them has asked:
-    so they must ask the same ones, in the same order. Then Ctrl-C is what it always is.
+    Where `jax.distributed` joined several processes, JAX hears SIGTERM itself. Once one of them was
+    told, JAX picks the next question that none has asked yet, and all stop there. So all must ask
+    the same questions in the same order. Ctrl-C is then what it always is.
     """
 
     def __init__(self) -> None:

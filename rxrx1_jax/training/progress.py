@@ -86,8 +86,8 @@ class Log:
         Steps count from 1. asked, got: time.monotonic() before and after the loop drew its batch.
 
         Of several processes all raise Diverged at the same step. Each finds it one to three steps
-        after the one at fault. A step that only some of them had begun would never end, and nothing
-        could be asked of the devices after it, so all go on to the last one of these.
+        after the one at fault. A step that only some of them had begun would never end. All
+        therefore run on to the same step, then raise.
         """
         self._ahead.acquire()
         error = self._error

@@ -112,9 +112,9 @@ def train_step(
 
     Returns the new state and float32 [4] on the device, in the order of METRICS: loss and accuracy
     over the rows whose mask is true, the norm of the gradient before clipping and weight decay, the
-    learning rate of this update. The mean of what the loss gives for the rows is minimised. Of a
-    batch that mixes images it finds the target `share` on label and 1 - `share` on `other_label` in
-    outputs["cross_entropy"].
+    learning rate of this update. The mean of what the loss gives for the rows is minimised.
+    For mixed images outputs["cross_entropy"] has the mixed target: `share` on label and 1 - `share`
+    on `other_label`.
 
     Masked rows count nothing in loss, accuracy and gradient. BatchNorm sees them, which is why
     training batches are never padded.

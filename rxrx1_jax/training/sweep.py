@@ -98,7 +98,7 @@ def make_plan(
 def workers_on_shares(count: int) -> list[Worker]:
     """`count` workers; several have an equal share of this process's cores each.
 
-    Small networks leave most of a second core idle, so a run a core is faster than runs in turn.
+    Small networks leave most of a second core idle: one run per core is faster than runs in turn.
 
     Raises ValueError where there are fewer cores than workers, or the system cannot bind them.
     """

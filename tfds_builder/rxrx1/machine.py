@@ -75,7 +75,7 @@ def build_lock(config_folder: epath.PathLike, version: str) -> Iterator[None]:
     """Holds the only right to build a version of a config; makes the folder where missing.
 
     The kernel releases the lock when the process ends, however it ends. Object stores and some
-    network filesystems have no locks: there the log says so, and the user sees to it.
+    network filesystems have no locks: there the log says so, and the user takes care.
 
     Raises:
       RuntimeError: another build holds it; names its process and host.

@@ -16,7 +16,7 @@ does about it:
 4. TFDS renames its folder to `<version>`: one rename on a disk. The dataset is there.
 5. Removing this folder: `remove_leftovers` does so for every version that is there.
 
-Object stores (gs://) have no locks, links or atomic renames of folders: there the user sees to it
+Object stores (gs://) have no locks, links or atomic renames of folders: there the user takes care
 that one build runs at a time, shards are moved, and a kill during step 4 needs a look by hand.
 """
 

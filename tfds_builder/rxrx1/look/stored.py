@@ -1,6 +1,6 @@
 """The records of a built dataset as they lie in its files, for `verify` and `show`.
 
-TFRecord and ArrayRecord files are read alike, record by record, so that a fault has a place.
+TFRecord and ArrayRecord files are both read record by record, so that a fault has a place.
 """
 
 import contextlib

@@ -91,7 +91,7 @@ def open_release(root: epath.PathLike, selection: Selection = ALL) -> Release:
 
 
 def places(release: Release, site_ids: Collection[str]) -> dict[str, str]:
-    """{site_id: "<table>, line <n>"}; looked up anew, when there is a fault to report."""
+    """{site_id: "<table>, line <n>"}; looked up again when there is a fault to report."""
     storage = release.storage
     if release.layout == "kaggle":
         wells = kaggle.read_wells(storage)
@@ -131,7 +131,7 @@ class _Image(NamedTuple):
     """A PNG file of a release, by its name alone."""
 
     name: str
-    site_id: str  # "" if the name is none of a site
+    site_id: str  # "" if the name is not that of a site
     channel: str  # "1".."6"; "" if the name has none
 
 

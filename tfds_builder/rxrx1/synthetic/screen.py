@@ -4,7 +4,7 @@
 
 writes OUT/images/<EXPERIMENT>/Plate<N>/<WELL>_s<SITE>_w<CHANNEL>.png, OUT/metadata.csv and, last,
 OUT/truth.json with every planted effect. The plates are the real ones, thinned out: positive
-controls at their 30 fixed wells, B02 untreated, treatments drawn anew for every experiment over
+controls at their 30 fixed wells, B02 untreated, treatments drawn again for every experiment over
 the other inner wells. Each site is a pure function of (parameters, experiment, plate, well, site),
 so sites are drawn in any order, by any number of processes, and an interrupted run goes on.
 """
