@@ -83,6 +83,7 @@ def experiments(count: int = 2) -> Sampler:
     others of the cell type more often. Within an experiment the order is one permutation after
     another, whatever the epochs of the sampler: every site has come n times or n + 1 times at any
     moment (n is what `epochs` count), counting the parts drawn.
+
     Raises:
       ValueError: count below 1, batch_size no multiple of it, or a cell type with fewer training
         experiments.
