@@ -19,8 +19,6 @@ import jax.numpy as jnp
 
 from rxrx1_jax.data.info import Info
 
-AUGMENTATIONS = ("cutmix", "mixup", "gain_offset_jitter", "scale_crop")
-
 Batch = Mapping[str, jax.Array]
 Augment = Callable[[jax.Array, Batch, Info], dict[str, jax.Array]]
 

@@ -20,11 +20,6 @@ from rxrx1_jax.data.images import (
     group_statistics,
 )
 
-NORMALISATIONS = (
-    "plate_control", "experiment_control", "global_control", "plate_negative_control",
-    "plate_control_robust", "site", "none",
-)  # fmt: skip
-
 # Counts. Rounding to 8 bits alone gives a std of 1/sqrt(12); less is a constant channel.
 STD_FLOOR = np.float32(12**-0.5)
 NORMAL_MAD = 1.4826  # std of a normal distribution over its median absolute deviation

@@ -17,8 +17,6 @@ import numpy as np
 
 from rxrx1_jax.data.splits import Split
 
-SAMPLERS = ("shuffled", "experiments", "cross_experiment_pairs")
-
 # Step -> positions in the training sites, and their epochs, int64 [batch_size] each.
 Choose = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -11,12 +11,14 @@ import csv
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-PROTOCOLS = ("batch", "random_site", "random_well", "official", "wilds")
+from rxrx1_jax.config import FIELDS
+from rxrx1_jax.data.files import replacing
+
+PROTOCOLS = FIELDS["data.protocol"].valid
 FIXED = ("official", "wilds")  # nothing is drawn: one fold
 FOLDS = 3  # the paper draws three batch splits
 
@@ -184,15 +186,12 @@ def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> Non
     """
     roles = site_roles(split, len(sites))
     chosen = np.flatnonzero(roles != "other")
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("site_id", "role"))
         writer.writerows(
             zip(sites["site_id"][chosen].tolist(), roles[chosen].tolist(), strict=True)
         )
-    os.replace(partial, path)
 
 
 def _known(sites: np.ndarray, protocol: str) -> np.ndarray:

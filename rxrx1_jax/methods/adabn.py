@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
-from rxrx1_jax.training import steps
+from rxrx1_jax.training import evaluate, steps
 from rxrx1_jax.training.embed import Trained
 
 BATCH = 64  # images whose statistics are averaged; a plate has 62 control sites
@@ -88,7 +88,7 @@ def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.n
         if not len(learn):
             continue  # a part of the release without controls: the network stays as it is
         whole = np.resize(learn, -(-len(learn) // BATCH) * BATCH)  # the first again, to fill up
-        batches = trained.batches(whole, BATCH)
+        batches = setup.batches(whole, BATCH)
         statistics = adapted_statistics(setup.spec, params, state.batch_stats, batches)
         statistics = jax.device_put(statistics, setup.devices.copied)
         changed = state.replace(batch_stats=statistics)
@@ -103,7 +103,7 @@ def _updated(
     trained: Trained, evidence: Evidence, where: np.ndarray, step: Callable[..., Any], state: Any
 ) -> Evidence:
     """The evidence with what a step gives the sites of `where`."""
-    outputs = trained.outputs(_rows(trained, evidence)[where], step, state)
+    outputs = evaluate.predict(trained.setup, step, state, _rows(trained, evidence)[where])
     x, log_probs = evidence.x.copy(), evidence.log_probs.copy()  # type: ignore[union-attr]
     x[where], log_probs[where] = outputs["embedding"], outputs["log_probs"]
     return evidence._replace(x=x, log_probs=log_probs)
@@ -111,7 +111,7 @@ def _updated(
 
 def _rows(trained: Trained, evidence: Evidence) -> np.ndarray:
     """Rows of the dataset [n] that the evidence is of."""
-    row_of = {name: row for row, name in enumerate(trained.sites["site_id"].tolist())}
+    row_of = {name: row for row, name in enumerate(trained.setup.images.sites["site_id"].tolist())}
     return np.array([row_of[name] for name in evidence.sites["site_id"].tolist()], np.int64)
 
 

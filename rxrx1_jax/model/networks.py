@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from rxrx1_jax.config import load
 from rxrx1_jax.model import heads
 from rxrx1_jax.model.resnet import LINEAR, BasicBlock, BottleneckBlock, DemoResNet, ResNet
-
-MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")
 
 
 class NetworkSpec(NamedTuple):
@@ -49,7 +48,5 @@ def resnet_demo() -> Network:
 
 
 def create_model(name: str, **settings: Any) -> nn.Module:
-    """A network of MODELS; settings are the fields of NetworkSpec."""
-    if name not in MODELS:
-        raise ValueError(f"model.name is {name!r}; choose one of {', '.join(MODELS)}")
-    return globals()[name]()(NetworkSpec(**settings))
+    """One of our networks; settings are the fields of NetworkSpec."""
+    return load("model.name", name)(NetworkSpec(**settings))

@@ -1,7 +1,7 @@
 """A trained run's embeddings: computed once, kept as RUN/embeddings.parquet, read from there."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,39 +13,32 @@ from rxrx1_jax.data import embeddings as embeddings_lib
 from rxrx1_jax.data import records
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.data.stream import Batch
 from rxrx1_jax.training import evaluate, run_dir, train
 from rxrx1_jax.training.run import Run
-from rxrx1_jax.training.setup import Setup, Step
+from rxrx1_jax.training.setup import Setup
 from rxrx1_jax.training.steps import TrainState
 
 FILE = "embeddings.parquet"
 
 
 class Trained(NamedTuple):
-    """A run's network on its devices, and the sites that it can be applied to."""
+    """A run's network on its devices, and what its results are recognised by."""
 
     setup: Setup
     state: TrainState
+    source: dict[str, str]
 
-    @property
-    def sites(self) -> np.ndarray:
-        return self.setup.images.sites
-
-    def batches(self, rows: np.ndarray, size: int = 0) -> Iterator[Batch]:
-        """One pass over `rows` of the dataset, in batches of `size`; 0: as in evaluations."""
-        return self.setup.batches(rows, size)
-
-    def outputs(self, rows: np.ndarray, step: Step, state: TrainState) -> dict[str, np.ndarray]:
-        """What step(spec, state, batch) gives for `rows` of the dataset, in their order."""
-        return evaluate.predict(self.setup, step, state, rows)
+    def embed(self) -> Embeddings:
+        """All sites of the dataset, controls too, in its order."""
+        rows = np.arange(len(self.setup.images))
+        return evaluate.embed(self.setup, self.state, rows, self.source)
 
 
 def load(workdir: Path) -> Trained:
     """The newest checkpoint of a run. Raises RunError, CheckpointError: one line."""
     run = Run.open(workdir)
     setup = run.set_up(run.images)
-    return Trained(setup, run.state(setup))
+    return Trained(setup, run.state(setup), run.source)
 
 
 def source(workdir: Path) -> dict[str, str]:
@@ -61,7 +54,7 @@ def embed_run(config: ConfigDict, workdir: str | Path, images: Images | None = N
     Raises RunError where `workdir` has no trained run.
     """
     run, setup = train.open_trained(config, Path(workdir), images)
-    found = embed(Trained(setup, run.state(setup)), run.source)
+    found = Trained(setup, run.state(setup), run.source).embed()
     if jax.process_index() == 0:
         embeddings_lib.write(found, run.path / FILE)
     return run.path / FILE
@@ -82,16 +75,11 @@ def embeddings_of(
     path, made_by = workdir / FILE, source(workdir)
     files = [path, *([embeddings_lib.log_probs_path(path)] if log_probs else [])]
     if any(embeddings_lib.source_of(file) != made_by for file in files):
-        found = embed((trained or (lambda: load(workdir)))(), made_by)
+        found = (trained() if trained else load(workdir)).embed()
         if jax.process_index() == 0:
             embeddings_lib.write(found, path, log_probs)
         return found
     return embeddings_lib.read(path, log_probs)
-
-
-def embed(trained: Trained, made_by: dict[str, str]) -> Embeddings:
-    """All sites of the dataset, controls too, in its order."""
-    return evaluate.embed(trained.setup, trained.state, np.arange(len(trained.sites)), made_by)
 
 
 def planted_sirnas(workdir: Path) -> dict[str, Any] | None:

@@ -19,13 +19,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.stream import Batch, Draw, Store, Stream
 from rxrx1_jax.model.resnet import on_cpu
 from rxrx1_jax.training import steps
 from rxrx1_jax.training.steps import StepSpec, TrainState
 
 AXIS = "batch"  # the mapped axis under pmap
-PARALLELISMS = ("jit", "pmap")
 
 # Of XLA's compiler, for the training step: 630 in place of 741 MB of temporary memory for ResNet-50
 # at 128 px, 16 rows, at the same speed.
@@ -61,10 +61,10 @@ class Devices:
     parallelism: str = "jit"
 
     def __post_init__(self) -> None:
-        if self.parallelism not in PARALLELISMS:
+        valid = FIELDS["train.parallelism"].valid
+        if self.parallelism not in valid:
             raise ValueError(
-                f"train.parallelism is {self.parallelism!r}; choose one of"
-                f" {', '.join(PARALLELISMS)}"
+                f"train.parallelism is {self.parallelism!r}; choose one of {', '.join(valid)}"
             )
 
     @cached_property
@@ -123,7 +123,7 @@ class Devices:
 
     @cached_property
     def _stack(self) -> Callable[[Any], Any]:
-        devices = jax.local_device_count() if jax.process_count() > 1 else jax.device_count()
+        devices = jax.local_device_count()
 
         def stack(x: jax.Array) -> jax.Array:
             k, n = x.shape[:2]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import queue
 import statistics
 import threading
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rxrx1_jax.data.files import write_text
 from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.steps import METRICS
 
@@ -109,7 +109,7 @@ class Log:
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Figures of an evaluation after `step`, which was flushed; its time is no step's."""
         text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
-        self._publish(step, values, f"{self._position(step)}  {text}")
+        self._publish(step, values, text)
         self._last = time.monotonic()
 
     def recent(self) -> list[dict[str, float]]:
@@ -185,18 +185,10 @@ class Log:
         self._step_times, self._data_wait = [], 0.0
         while self._written and self._written[0].done():
             self._written.popleft().result()
-        self._written.append(
-            self._writer.submit(self._publish, step, values, f"{self._position(step)}  {text}")
-        )
+        self._written.append(self._writer.submit(self._publish, step, values, text))
 
     def _publish(self, step: int, values: dict[str, float], text: str) -> None:
-        self.say(text)
-        self._write(step, values)
-
-    def _position(self, step: int) -> str:
-        return f"step {step}/{self._steps}  epoch {step / self._per_epoch:.1f}"
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
+        self.say(f"step {step}/{self._steps}  epoch {step / self._per_epoch:.1f}  {text}")
         if not self._main:
             return
         line = {"step": step, "epoch": round(step / self._per_epoch, 4), **values}
@@ -284,9 +276,7 @@ def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
         elif line["step"] >= step:
             continue
         kept.append(text + "\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
     return own
 
 

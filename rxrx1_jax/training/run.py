@@ -45,8 +45,13 @@ class Run:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Names of the codes, and classes [K] of the outputs. Raises CheckpointError."""
-        saved = checkpoint.describe(self.checkpoint())
+        saved = self.newest
         return saved.vocabulary or _vocabulary_of_old(saved.classes, self.images)
+
+    @cached_property
+    def newest(self) -> checkpoint.Saved:
+        """The last checkpoint as it was first asked for: the run may be trained meanwhile."""
+        return checkpoint.describe(self.checkpoint())
 
     @cached_property
     def images(self) -> Images:
@@ -67,7 +72,8 @@ class Run:
 
         resume: with what a training needs to go on; else `opt_state` and `loss_state` are ().
         """
-        saved = checkpoint.describe(self.checkpoint(which))
+        newest = which == "last"
+        saved = self.newest if newest else checkpoint.describe(self.checkpoint(which))
         if resume:
             return checkpoint.restore(saved, setup.prepare(self.config).abstract_state, True)
         copied = parallel.Devices(self.config.train.parallelism).copied
@@ -78,18 +84,26 @@ class Run:
 
         Args:
           images: a dataset (`Records`), or arrays with control statistics (`InMemory`).
-          rows: of the images; None: all.
+          rows: numbers of images, in any order, each once; None: all.
 
         Raises:
           RunError: images that the network was not made for.
         """
         ready = self.set_up(images)
-        rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+        n = len(images)
+        rows = np.arange(n) if rows is None else np.asarray(rows)
+        valid = rows.dtype.kind in "iu" and rows.ndim == 1 and rows.size
+        if not valid or len(np.unique(rows)) < len(rows) or not 0 <= rows.min() <= rows.max() < n:
+            raise run_dir.RunError(
+                f"rows: {rows.dtype} {rows.shape}, expected numbers of images, 0 to {n - 1}, each"
+                " once"
+            )
         return evaluate.embed(ready, self.state(ready), rows, self.source)
 
     def set_up(self, images: Images) -> Setup:
         """The run's network and how it reads these images; of its own data also the split."""
         config = self.config.copy_and_resolve_references()
+        config.data.augment, config.data.augmentation = False, ""  # they need not be square
         devices = jax.device_count()
         config.eval.batch_size = -(-config.eval.batch_size // devices) * devices
         split = self._own_split(images)
@@ -117,17 +131,15 @@ class Run:
 
     def state(self, ready: Setup) -> TrainState:
         """The network of the last checkpoint, as `ready` wants it. Raises CheckpointError."""
-        saved = checkpoint.describe(self.checkpoint())
-        return checkpoint.restore(saved, ready.abstract_state, resume=False)
+        return checkpoint.restore(self.newest, ready.abstract_state, resume=False)
 
     @property
     def source(self) -> dict[str, str]:
         """What a result is recognised by: the step and the weights of the last checkpoint."""
-        path = self.checkpoint()
-        sums = checkpoint.describe(path).checksums
+        sums = self.newest.checksums
         kept = [name for name in checkpoint.EVALUATED if name in sums and name != "step"]
         weights = ".".join(f"{sums[name]:08x}" for name in kept)
-        return {"step": path.name, "weights": weights}
+        return {"step": self.newest.path.name, "weights": weights}
 
 
 def _vocabulary_of_old(classes: np.ndarray, images: Images) -> Vocabulary:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import records, splits
-from rxrx1_jax.data.images import CONTROL_TYPES, Images, Vocabulary
+from rxrx1_jax.data.images import CONTROL_TYPES, DatasetError, Images, Vocabulary
 from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream, one_pass
 from rxrx1_jax.model.networks import NetworkSpec
@@ -115,28 +115,25 @@ class Setup:
 
         batch_size: default eval.batch_size.
         """
-        store, draws = self._evaluation(rows, batch_size or self.config.eval.batch_size)
-        make = jax.jit(
-            lambda store, draw: self.stream.batch(store, draw, 0, False),
-            out_shardings=self.devices.by_row,
-        )
+        store, draws = self.evaluation_draws(rows, batch_size)
+        make = self._maker(False)
         return (make(store, draw) for draw in draws)
 
     def train_batch(self, step: int) -> Batch:
         """The batch of one step of the training (from 0), made again, on the devices."""
         draw = next(self.train_draws(step))
-        make = jax.jit(
-            lambda store, draw: self.stream.batch(store, draw, 0, True),
-            out_shardings=self.devices.by_row,
-        )
-        return make(self.train_store(), draw)
+        return self._maker(True, step / self.spec.total_steps)(self.train_store(), draw)
 
-    def evaluation_draws(self, rows: np.ndarray) -> tuple[Store, Iterator[Draw]]:
+    def _maker(self, train: bool, progress: float = 1.0) -> Callable[[Store, Draw], Batch]:
+        make = partial(self.stream.batch, i=0, train=train, progress=jnp.float32(progress))
+        return jax.jit(make, out_shardings=self.devices.by_row)
+
+    def evaluation_draws(
+        self, rows: np.ndarray, batch_size: int = 0
+    ) -> tuple[Store, Iterator[Draw]]:
         """What the evaluation of `rows` (any order, each may come twice) works on."""
-        return self._evaluation(rows, self.config.eval.batch_size)
-
-    def _evaluation(self, rows: np.ndarray, size: int) -> tuple[Store, Iterator[Draw]]:
         stored = np.unique(rows)
+        size = batch_size or self.config.eval.batch_size
         order, count = one_pass(rows, size, self.stream.host)
         store = self.stream.store(stored)
         return store, self.stream.draws(order, stored, 0, count)
@@ -162,7 +159,7 @@ def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
     vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
-    setup = for_evaluation(config, images, split, vocabulary)
+    stream = make_stream(config, images, split, vocabulary)
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
         model=create_model(config, axis), tx=tx, schedule=schedule, vocabulary=vocabulary,
@@ -170,7 +167,7 @@ def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
         label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
         accumulation=config.optim.accumulation, seed=config.train.seed,
     )  # fmt: skip
-    setup = Setup(config, setup.stream, spec, setup.devices, order)
+    setup = Setup(config, stream, spec, parallel.Devices(config.train.parallelism), order)
     _try_plug_ins(setup)
     return setup
 
@@ -179,26 +176,29 @@ def for_evaluation(
     config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
 ) -> Setup:
     """The set-up for a network that was trained with these settings."""
-    crop, sides = config.data.crop, images.image_shape[1:]
-    if crop > min(sides):
-        raise run_dir.RunError(f"data.crop={crop}: expected at most {min(sides)}, the image size")
-    devices = parallel.Devices(config.train.parallelism)
-    augment = Augmentation(
-        config.train.seed, config.data.augment, crop,
-        tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
-    )  # fmt: skip
-    normalise = config_lib.load("data.normalisation", config.data.normalisation)
-    host = Host(config.data.threads, mesh=devices.mesh)
-    dtype = jnp.dtype(config.model.dtype)
-    try:
-        stream = Stream(images, split, vocabulary, normalise, augment, dtype, host)
-    except ValueError as error:
-        raise run_dir.RunError(f"data.crop={crop}: {error}") from error
     spec = steps.StepSpec(
         model=create_model(config), tx=optax.identity(), schedule=lambda step: jnp.zeros(()),
         vocabulary=vocabulary, total_steps=1, ema_decay=config.optim.ema_decay,
     )  # fmt: skip
-    return Setup(config, stream, spec, devices)
+    stream = make_stream(config, images, split, vocabulary)
+    return Setup(config, stream, spec, parallel.Devices(config.train.parallelism))
+
+
+def make_stream(
+    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
+) -> Stream:
+    """How the settings turn sites into input. Raises RunError: not these images."""
+    augment = Augmentation(
+        config.train.seed, config.data.augment, config.data.crop,
+        tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
+    )  # fmt: skip
+    normalise = config_lib.load("data.normalisation", config.data.normalisation)
+    host = Host(config.data.threads, mesh=parallel.Devices().mesh)
+    dtype = jnp.dtype(config.model.dtype)
+    try:
+        return Stream(images, split, vocabulary, normalise, augment, dtype, host)
+    except ValueError as error:
+        raise run_dir.RunError(f"data.{error}") from error
 
 
 def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Module:
@@ -234,28 +234,29 @@ def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple
 
 
 def _try_plug_ins(setup: Setup) -> None:
-    """Raises RunError if network, augmentation, head, loss and optimizer do not fit each other;
-    computes nothing. What it traces is what the first step would trace."""
-    config, (channels, *_) = setup.config, setup.images.image_shape
-    shape = jax.ShapeDtypeStruct
-    rows = config.optim.batch_size
-    names = ("label", "experiment", "cell_type", "plate", "site_index")
-    stored = len(setup.train_rows) + 1
-    columns = {name: shape((stored,), jnp.int32) for name in names}
-    if config.data.normalisation != "site":
-        statistic = shape((stored, channels), jnp.float32)
-        columns |= {"mean": statistic, "std": statistic}
+    """Raises RunError if sampler, normalisation, augmentation, network, head, loss and optimizer do
+    not fit each other or the data. What it traces is what the first step would trace."""
+    assert setup.order is not None
+    config, shape, rows = setup.config, jax.ShapeDtypeStruct, setup.config.optim.batch_size
     row, planes = shape((1, rows), jnp.int32), (1, rows, *setup.images.image_shape)
     mask, count = shape(row.shape, jnp.bool_), shape((), jnp.int32)
-    inputs = Store(columns, None), Draw(row, row, mask, shape(planes, jnp.uint8), count)
     try:
+        first = setup.order(0)[0]
+        if len(first) != rows:
+            raise ValueError(f"the sampler gives {len(first)} rows, expected optim.batch_size")
+        one, stored = setup.stream.store(setup.split.train[:1]), len(setup.train_rows) + 1
+        columns = {n: shape((stored, *x.shape[1:]), x.dtype) for n, x in one.columns.items()}
+        inputs = Store(columns, None), Draw(row, row, mask, shape(planes, jnp.uint8), count)
         batch = jax.eval_shape(partial(setup.stream.batch, i=0, train=True), *inputs)
         if config.train.parallelism == "jit":
             jax.eval_shape(setup.train_step, setup.abstract_state, *inputs)
         elif "share" in batch and setup.devices.mesh.size > 1:
             raise ValueError("mixes rows of the whole batch, which no device has under pmap")
+    except DatasetError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         defaults = {
+            "data.sampler": "shuffled", "data.normalisation": "plate_control",
             "data.augmentation": "", "model.name": "", "model.head": "linear", "optim.name": "sgd",
             "optim.schedule": "cosine", "optim.loss": "cross_entropy",
         }  # fmt: skip

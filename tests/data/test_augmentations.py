@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
-from rxrx1_jax.data import augmentations
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.augmentations import cutmix, gain_offset_jitter, mixup, scale_crop
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.data.info import Info
@@ -56,7 +56,7 @@ def results():
 
 
 def test_all_are_here():
-    assert sorted(augmentations.AUGMENTATIONS) == sorted(METHODS)
+    assert sorted(FIELDS["data.augmentation"].valid) == sorted(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

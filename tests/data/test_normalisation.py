@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from screens import CHANNELS, tiny_images
 from tiny_release import PLATE_WITHOUT_CONTROLS
 
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import normalisation
 from rxrx1_jax.data.images import DatasetError, InMemory
-from rxrx1_jax.data.normalisation import NORMALISATIONS, Blind, median_and_deviation
+from rxrx1_jax.data.normalisation import Blind, median_and_deviation
 
 ALL = np.arange(61)
 
@@ -45,7 +46,7 @@ def pixels(images, rows):
 
 
 def test_all_are_here_and_of_one_form(images):
-    for kind in NORMALISATIONS:
+    for kind in FIELDS["data.normalisation"].valid:
         found = statistics(images, ALL[::-1], kind)
         if kind == "site":
             assert found is None
@@ -56,7 +57,7 @@ def test_all_are_here_and_of_one_form(images):
 def test_control_images_are_read_once_and_only_where_they_are_needed(images, read):
     sites = images.sites
     rows = np.flatnonzero(sites["experiment"] == "HUVEC-01")
-    for kind in NORMALISATIONS:
+    for kind in FIELDS["data.normalisation"].valid:
         if kind != "plate_control_robust":
             statistics(images, rows, kind)
     assert not read

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from screens import tiny_images
 
-from rxrx1_jax.data import samplers
 from rxrx1_jax.data.samplers import cross_experiment_pairs, experiments, shuffled
 from rxrx1_jax.data.splits import Split
 
@@ -63,11 +62,6 @@ def order_of(factory, sites, batch_size, seed, train=None):
 def digest(order, steps):
     packed = b"".join(part.astype("<i8").tobytes() for k in range(steps) for part in order(k))
     return hashlib.blake2b(packed, digest_size=8).hexdigest()
-
-
-def test_all_are_here():
-    assert set(samplers.SAMPLERS) == {"shuffled", "experiments", "cross_experiment_pairs"}
-    assert all(hasattr(samplers, name) for name in samplers.SAMPLERS)
 
 
 def test_seeds_of_shuffled():

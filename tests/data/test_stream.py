@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from screens import CHANNELS, SIZE, tiny_images
 
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import normalisation, reading, samplers
 from rxrx1_jax.data.images import DatasetError, InMemory, Vocabulary
-from rxrx1_jax.data.normalisation import NORMALISATIONS
 from rxrx1_jax.data.splits import classes_of, make_split
 from rxrx1_jax.data.stream import Augmentation, Host, Stream, one_pass
 
@@ -122,7 +122,7 @@ def assert_same(one, two, **tolerance):
             np.testing.assert_array_equal(one[name], two[name])
 
 
-@pytest.mark.parametrize("kind", NORMALISATIONS)
+@pytest.mark.parametrize("kind", FIELDS["data.normalisation"].valid)
 def test_evaluation_values_order_and_padding(images, kind):
     rows = np.random.default_rng(0).permutation(len(images))[:21]  # any site, controls too
     found = evaluate(make(images, kind), rows)

@@ -6,7 +6,7 @@ from screens import tiny_config, tiny_images
 
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import samplers
-from rxrx1_jax.data.images import METADATA, InMemory
+from rxrx1_jax.data.images import METADATA, DatasetError, InMemory
 from rxrx1_jax.training import run_dir, setup, train
 
 
@@ -27,6 +27,42 @@ def test_settings_that_do_not_fit_are_refused_before_the_run_exists(
     with pytest.raises((ConfigError, run_dir.RunError), match=field.replace("__", ".")) as error:
         train.train_and_evaluate(config, tmp_path / "run", tiny_images())
     assert said in str(error.value) and not (tmp_path / "run").exists()
+
+
+def few(rows):
+    """A sampler of batches that are too small."""
+    return lambda *_: samplers.Order(1.0, lambda step: (np.arange(rows),) * 3)
+
+
+def flat():
+    """A normalisation without channels."""
+    return lambda images, rows, training: (np.zeros(len(rows)), np.ones(len(rows)))
+
+
+def brighter():
+    """An augmentation that follows the progress of the training."""
+    return lambda keys, batch, info: {**batch, "image": batch["image"] + info.progress}
+
+
+@pytest.mark.parametrize(
+    "field, value", [("data__sampler", "few(rows=3)"), ("data__normalisation", "flat")]
+)
+def test_plug_ins_that_give_another_form_are_refused_before_the_run_exists(
+    tmp_path, field, value
+):
+    config = tiny_config(**{field: f"{__name__}.{value}"})
+    with pytest.raises((run_dir.RunError, DatasetError), match=field.replace("__", ".")):
+        train.train_and_evaluate(config, tmp_path / "run", tiny_images())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_made_again_has_the_progress_of_its_step():
+    plain, bright = (
+        setup.prepare(tiny_config(data__augmentation=x), tiny_images())
+        for x in ("", f"{__name__}.brighter")
+    )
+    difference = bright.train_batch(6)["image"] - plain.train_batch(6)["image"]
+    np.testing.assert_allclose(difference, 6 / plain.spec.total_steps, atol=1e-5)
 
 
 def test_a_run_with_plug_ins_everywhere(tmp_path):
@@ -96,7 +132,7 @@ def test_images_that_are_not_square_are_refused_in_one_line(tmp_path):
     square = tiny_images()
     sites = {name: square.sites[name] for name in METADATA}
     wide = InMemory(np.repeat(square.planes, 2, axis=3), sites)
-    with pytest.raises(run_dir.RunError, match="data.crop=0: .*16x32"):
+    with pytest.raises(run_dir.RunError, match="data.augment.*16x32"):
         train.train_and_evaluate(tiny_config(), tmp_path / "run", wide)
     assert not (tmp_path / "run").exists()
     assert setup.prepare(tiny_config(data__crop=16), wide).abstract_state.step.shape == ()

@@ -250,7 +250,7 @@ def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(progress.Log, "_write", full)
+    monkeypatch.setattr(progress.Log, "_publish", full)
     with open_log(tmp_path, steps=1000, every=1) as log:
         with pytest.raises(OSError, match="No space left"):
             for step in range(1, 1000):

@@ -78,6 +78,34 @@ def test_images_of_others_have_no_roles(workdir, images):
     np.testing.assert_allclose(same.x, run.predict(images).x, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_that_is_trained_meanwhile_is_read_as_it_was(workdir, images, tmp_path):
+    path = copied(workdir, tmp_path)
+    run = Run.open(path)
+    ready = run.set_up(images)
+    shutil.copytree(path / "checkpoints" / "8", path / "checkpoints" / "9")
+    shutil.rmtree(path / "checkpoints" / "8" / "about")
+    assert run.checkpoint().name == "9" and Run.open(path).source["step"] == "9"
+    assert run.source["step"] == run.newest.path.name == "8"
+    assert int(run.state(ready).step) == 8
+
+
+def test_images_that_are_no_square_and_rows_in_any_order(workdir, images):
+    run = Run.open(workdir)
+    oblong = others(images, images.planes[:, :, :, :12])
+    rows = np.array([7, 3, 60])
+    found, every = run.predict(oblong, rows), run.predict(oblong)
+    np.testing.assert_allclose(found.x, every.x[rows], rtol=1e-4, atol=1e-5)
+    assert found.sites["site_id"].tolist() == images.sites["site_id"][rows].tolist()
+    for wrong in (np.ones(61, bool), [[1]], [0.5], [], [7, 7], [-1], [61]):
+        with pytest.raises(run_dir.RunError, match="rows"):
+            run.predict(images, wrong)
+
+
+def test_augmentations_are_not_needed(workdir, images, tmp_path):
+    run = Run.open(copied(workdir, tmp_path, data__augmentation="gone.blur"))
+    assert len(run.predict(images, np.arange(2)).x) == 2
+
+
 def test_other_channels_are_refused(workdir, images):
     with pytest.raises(checkpoint.CheckpointError, match="params/conv1.*channels"):
         Run.open(workdir).predict(others(images, images.planes[:, :3]))

@@ -12,6 +12,7 @@ import pytest
 from example_info import make_info
 
 from benchmarks.given import OnDevices
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.stream import Store
 from rxrx1_jax.model import resnet
 from rxrx1_jax.training import optimizers, parallel, steps
@@ -277,7 +278,7 @@ def test_pmap_without_bn_axis_normalises_per_device(one_device):
     assert abs(float(metrics[0]) - losses[0]) > 1e-3  # it is another model
 
 
-@pytest.mark.parametrize("parallelism", parallel.PARALLELISMS)
+@pytest.mark.parametrize("parallelism", FIELDS["train.parallelism"].valid)
 def test_the_state_is_donated(parallelism):
     state, train, evaluate = prepare(Linear(), ema_decay=0.9)
     wrapped = OnDevices(parallelism, train.args[0])

@@ -13,9 +13,9 @@ from dataset_fixture import STEPS, write_config
 from screens import params, tiny_config, tiny_images
 
 from benchmarks.kill_training import TIMES
+from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
-from rxrx1_jax.data.normalisation import NORMALISATIONS
 from rxrx1_jax.methods import corrections
 from rxrx1_jax.training import embed, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
@@ -191,7 +191,7 @@ def test_constant_channels_make_no_nan(tmp_path):
     planes[:, 1] = 7
     images = InMemory(planes, {name: sites[name] for name in METADATA})
     assert (images.sites["control_std"][:, 1] == 0).all()
-    for normalisation in NORMALISATIONS:
+    for normalisation in FIELDS["data.normalisation"].valid:
         config = tiny_config(optim__warmup_epochs=2.0, data__normalisation=normalisation)
         ready = setup.prepare(config, images)
         for batch in ready.batches(np.arange(len(images)), 64):
@@ -279,7 +279,7 @@ def test_report_reads_the_run(finished, tmp_path):
 
 def test_runs_that_cannot_work_are_refused_before_training(images, tmp_path):
     for changes, message in [
-        ({"data__crop": 17}, r"data.crop=17.*16"),
+        ({"data__crop": 17}, r"data.crop 17.*16"),
         ({"optim__batch_size": 24}, r"batch_size=24.*only 21 training sites"),
         ({"data__fold": 1}, r"fold 1 of the official split"),
         ({"data__cell_type": "CHO"}, r"cell type 'CHO'.*HUVEC"),
