@@ -185,9 +185,8 @@ def own_module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", sorted(config_lib.POINTS))
 def test_every_listed_factory_loads_with_its_defaults(field):
-    if field != "data.normalisation":  # ours are names there, no factories
-        for name in config_lib.FIELDS[field].valid:
-            assert config_lib.load(field, name)
+    for name in config_lib.FIELDS[field].valid:
+        assert config_lib.load(field, name)
 
 
 def test_arguments_reach_the_factory(own_module):
