@@ -44,7 +44,7 @@ def correct(
         raise run_dir.RunError(
             f"{workdir}: under the wilds protocol controls are classes; not corrected"
         )
-    source = embed.source(workdir)
+    source: dict[str, str] = {}  # of the evidence: the run may be trained meanwhile
     trained = functools.cache(functools.partial(embed.load, workdir))
     evidence: Evidence | None = None
     tables: dict[str, pa.Table] = {}
@@ -59,7 +59,8 @@ def correct(
             tables[name] = table
             continue
         if evidence is None:
-            evidence = from_embeddings(embed.embeddings_of(workdir, True, trained))
+            embeddings = embed.embeddings_of(workdir, True, trained)
+            evidence, source = from_embeddings(embeddings), dict(embeddings.source)
         try:
             found = scores(find(name), evidence, adapted)
         # A library of an extra; data that a method is not for (no controls, no groups).

@@ -99,6 +99,14 @@ def test_embeddings_are_computed_once_and_again_for_another_step(run):
     assert embed.embeddings_of(run, True).x.shape == fewer.x.shape  # read
 
 
+def test_a_table_names_the_step_of_its_evidence(run, monkeypatch):
+    """Also where the run was trained meanwhile."""
+    made = embed.embeddings_of(run, log_probs=True)
+    newer = dataclasses.replace(made, source={**made.source, "step": "4711"})
+    monkeypatch.setattr(embed, "embeddings_of", lambda *_: newer)
+    assert corrections.correct(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
+
+
 def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
     def refuse(evidence):
         raise ValueError("no controls of this cell type")
