@@ -123,7 +123,7 @@ class Devices:
 
     @cached_property
     def _stack(self) -> Callable[[Any], Any]:
-        devices = jax.local_device_count()
+        devices = self.mesh.local_mesh.size
 
         def stack(x: jax.Array) -> jax.Array:
             k, n = x.shape[:2]
