@@ -33,7 +33,7 @@ class Done:
     """A run that was made by some number of processes."""
 
     def __init__(self, workdir, config, count, works=("train",)):
-        self.workdir, self.config = workdir, config
+        self.workdir = workdir
         counts = workdir.parent / f"{workdir.name}-read"
         arguments = [json.dumps(config.to_dict()), workdir, counts, *works]
         self.outputs = end(start("work", *arguments, processes=count, devices=4))
@@ -49,7 +49,7 @@ class Done:
         self.lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
 
     def state(self):
-        abstract = setup.prepare(self.config, tiny_images()).abstract_state
+        abstract = setup.prepare(settings(), tiny_images()).abstract_state
         saved = checkpoint.describe(checkpoint.find(self.workdir))
         return jax.device_get(checkpoint.restore(saved, abstract, resume=True))
 
