@@ -10,10 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 SECONDS = 150  # after which a child counts as hanging; they take a tenth of it
+
+
+class Ended(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
 
 
 def free_port() -> int:
@@ -67,17 +74,17 @@ def start(
     ]
 
 
-def end(children: Sequence[Child], seconds: float = SECONDS) -> list[tuple[int, str, str]]:
-    """[(exit status, stdout, stderr)] of the children; kills them all if one hangs."""
+def end(children: Sequence[Child], seconds: float = SECONDS) -> list[Ended]:
+    """How the children ended; kills them all if one hangs."""
     try:
-        return [(child.wait(timeout=seconds), *child.said()) for child in children]
+        return [Ended(child.wait(timeout=seconds), *child.said()) for child in children]
     finally:
         for child in children:
             child.kill()
 
 
-def run(program: str, *arguments: object, **options) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of programs/`program`.py."""
+def run(program: str, *arguments: object, **options) -> Ended:
+    """How programs/`program`.py ended."""
     return end(start(program, *arguments, **options))[0]
 
 

@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from children import run
 from dataset_fixture import write_few
 from finished_runs import all_right, make_run
 
@@ -24,13 +23,6 @@ from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.training import embed, run_dir, sweep
 from rxrx1_jax.training.predictions import accuracies
 
-ROOT = Path(__file__).parents[2]
-DRIVER = """
-import sys
-from rxrx1_jax.leaderboard import __main__ as leaderboard
-sys.executable = {python!r}
-sys.exit(leaderboard.main(sys.argv[1:]))
-"""
 METHODS_FILE = """
 TRAINED = {
     "base": {},
@@ -47,12 +39,9 @@ def command(config, workdir, *arguments, python=sys.executable):
     methods = workdir.parent / "methods.py"
     methods.write_text(METHODS_FILE)
     flags = [f"--config={config}", f"--methods={methods}", f"--workdir={workdir}"]
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER.format(python=str(python)), *flags, "--folds=0",
-         "--seeds=0,1", f"--workers={min(2, len(os.sched_getaffinity(0)))}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    workers = f"--workers={min(2, len(os.sched_getaffinity(0)))}"
+    flags += ["--folds=0", "--seeds=0,1", workers, *arguments]
+    return run("driver", "rxrx1_jax.leaderboard.__main__", *flags, PYTHON=str(python))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +68,7 @@ def test_runs_corrections_and_the_page(worked):
     workdir, done = worked
     text = (workdir / "report" / "leaderboard.md").read_text()
     assert text in done.stdout, done.stderr
-    assert done.returncode == 1  # a method failed, a screen is missing
+    assert done.code == 1  # a method failed, a screen is missing
     paths = {n: [workdir / n / f"batch-0-{seed}" for seed in (0, 1)] for n in ("base", "raw")}
     found = {
         name: [100 * run_dir.read_results(p)["accuracy"]["site"]["all"] for p in paths[name]]

