@@ -149,7 +149,9 @@ def synthetic(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["first_look.py", "first_look.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["first_look.py", pytest.param("first_look.ipynb", marks=pytest.mark.long)]
+)
 def test_examples_run_as_they_are(name, synthetic, monkeypatch, capsys):
     text = (ROOT / "examples" / name).read_text()
     cells = [text]

@@ -121,7 +121,10 @@ def assert_trees_close(found, expected, tolerance):
 
 @pytest.mark.parametrize(
     "name, block, sizes",
-    [("resnet18", Basic, (2, 2, 2, 2)), ("resnet50", Bottleneck, (3, 4, 6, 3))],
+    [
+        ("resnet18", Basic, (2, 2, 2, 2)),
+        pytest.param("resnet50", Bottleneck, (3, 4, 6, 3), marks=pytest.mark.long),
+    ],
 )
 def test_logits_gradients_and_statistics_are_those_of_pytorch(name, block, sizes):
     torch.manual_seed(0)

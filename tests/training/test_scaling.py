@@ -42,7 +42,8 @@ def train_on(devices: int, parallelism: str, monkeypatch) -> tuple[list[float], 
     used = jax.devices()[:devices]
     mesh = partial(jax.make_mesh, devices=used)
     monkeypatch.setattr(steps.jax, "make_mesh", mesh)
-    monkeypatch.setattr(steps.jax, "device_count", lambda: devices)
+    for count in ("device_count", "local_device_count"):
+        monkeypatch.setattr(steps.jax, count, lambda: devices)
     monkeypatch.setattr(steps.jax, "pmap", partial(jax.pmap, devices=used))
     config = demo.get_config()
     config.optim.learning_rate = 0.05
