@@ -145,8 +145,9 @@ def train(config: ConfigDict | str, workdir: str | Path, images: Images | None =
     Raises ConfigError, RunError, DatasetError, SplitError, Preempted, Diverged.
     """
     config = config_lib.read(config) if isinstance(config, str) else config
-    training.train_and_evaluate(config, workdir, images)
-    return load_run(workdir)
+    path = config_lib.user_path(workdir)
+    training.train_and_evaluate(config, path, images)
+    return load_run(path)
 
 
 def load_run(path: str | Path) -> Run:
@@ -154,7 +155,7 @@ def load_run(path: str | Path) -> Run:
 
     Raises RunError: no run there, or of a newer version.
     """
-    return Run.open(Path(path).expanduser())
+    return Run.open(config_lib.user_path(path))
 
 
 def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict[str, Any]:
@@ -169,7 +170,7 @@ def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict
     Raises ValueError: no site to score, or nothing to score it by.
     """
     if isinstance(predicted, str | Path):
-        predicted = pq.read_table(Path(predicted).expanduser())
+        predicted = pq.read_table(config_lib.user_path(predicted))
     if isinstance(predicted, pa.Table):
         if role:
             raise ValueError(f"role={role!r}: a table of predictions is of one role; expected ''")

@@ -1,4 +1,4 @@
-"""Every setting of a run: its default, what it means, what is valid, and the plug-ins it may name.
+"""The settings of a run (`FIELDS`): read, changed, checked, and the plug-ins that they name.
 
 A plug-in is a function and its arguments, ours or anybody's (docs/extend.md):
 
@@ -14,96 +14,37 @@ import importlib
 import inspect
 import math
 import numbers
+import os
 import re
 import runpy
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
-# Settings that change where or how fast a run computes, not what: free to differ on resuming.
-FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
-
-# Setting -> module of our factories, whose names FIELDS lists.
-POINTS = {
-    "data.normalisation": "rxrx1_jax.data.normalisation",
-    "data.augmentation": "rxrx1_jax.data.augmentations",
-    "data.sampler": "rxrx1_jax.data.samplers",
-    "model.name": "rxrx1_jax.model.networks",
-    "model.head": "rxrx1_jax.model.heads",
-    "optim.name": "rxrx1_jax.training.optimizers",
-    "optim.schedule": "rxrx1_jax.training.optimizers",
-    "optim.loss": "rxrx1_jax.model.losses",
-}
+from rxrx1_jax.fields import FIELDS, POINTS, VERSION, ConfigError, PathError
+from rxrx1_jax.fields import FREE as FREE
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be worked with; one line: field, value, what is valid."""
+def user_path(given: str | os.PathLike) -> Path:
+    """A path as a user gives it: `~` and `~user` are expanded here and nowhere else.
 
+    Every option of a command that is a path has this type; functions call it first.
 
-class Field(NamedTuple):
-    default: Any  # its type is the type of the field
-    about: str
-    valid: tuple[str, ...] = ()  # names; a plug-in's may also be a dotted name
-    least: float = 0  # of a number
-    below: float = math.inf
-
-
-FIELDS = {
-    "data.dir": Field("data", "TFDS data directory, where `tfds build --data_dir` wrote"),
-    "data.name": Field("rxrx1/native", "dataset/config[:version]; the newest version by default"),
-    "data.protocol": Field("batch", "which sites are trained on and which are tested", (
-        "batch", "random_site", "random_well", "official", "wilds")),
-    "data.fold": Field(0, "0, 1, 2: which draw of held-out experiments"),
-    "data.cell_type": Field("all", "all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone"),
-    "data.seed": Field(0, "of the split", least=-math.inf),
-    "data.normalisation": Field("plate_control", "what gives a channel's mean and deviation", (
-        "plate_control", "plate_negative_control", "plate_control_robust", "experiment_control",
-        "global_control", "site", "none")),
-    "data.augment": Field(True, "one of the 8 orientations of the square per site and epoch"),
-    "data.crop": Field(0, "px: random crop in training, centre crop in evaluation; 0 = none"),
-    "data.augmentation": Field("", "further ones, a list; may be empty", (
-        "cutmix", "mixup", "gain_offset_jitter", "scale_crop")),
-    "data.sampler": Field(
-        "shuffled", "sites of a batch", ("shuffled", "experiments", "cross_experiment_pairs")),
-    "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
-    "data.threads": Field(8, "threads that read and inflate records, per host", least=1),
-    "model.name": Field("resnet50", "the network", (
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")),
-    "model.width": Field(64, "channels of the first stage; 64 is the standard network", least=1),
-    "model.head": Field("linear", "what makes the logits", (
-        "linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")),
-    "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
-    "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
-    "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),
-    "optim.epochs": Field(90, "passes over the training sites", least=1),
-    "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
-    "optim.schedule": Field("cosine", "of the learning rate after the warm-up", (
-        "cosine", "linear", "step", "constant")),
-    "optim.warmup_epochs": Field(5.0, "epochs of rising learning rate; half of a shorter run"),
-    "optim.momentum": Field(0.9, "of sgd", below=1),
-    "optim.nesterov": Field(False, "of sgd"),
-    "optim.weight_decay": Field(1e-4, "of kernels; never of BatchNorm and biases"),
-    "optim.clip_norm": Field(0.0, "largest norm of a gradient; 0 = any"),
-    "optim.loss": Field("cross_entropy", "what is minimised", (
-        "cross_entropy", "arcface", "coral", "irm", "group_dro", "dann",
-        "cross_experiment_contrastive")),
-    "optim.label_smoothing": Field(0.0, "share of the target spread over all classes", below=1),
-    "optim.ema_decay": Field(0.0, "per step; > 0 evaluates an average of the weights", below=1),
-    "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
-    "train.seed": Field(0, "of initialisation, data order and augmentation", least=-math.inf),
-    "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
-    "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
-    "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
-    "train.log_every": Field(50, "steps", least=1),
-    "train.eval_every": Field(10, "epochs; 0 = at the end only"),
-    "train.checkpoint_every": Field(1, "epochs", least=1),
-    "train.keep": Field(2, "checkpoints kept", least=1),
-    "eval.batch_size": Field(256, "sites, over all devices and hosts", least=1),
-}  # fmt: skip
+    Raises PathError: a URL, an empty text, a home that is not known.
+    """
+    text = os.fspath(given)
+    if re.match(r"[a-zA-Z][\w+.-]*:/", text):  # Path has made one slash of two
+        raise PathError(f"{text}: a URL; expected a path on this machine: mount the bucket or copy")
+    if not text or "\0" in text:
+        raise PathError(f"{text!r}: expected a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        user = text.partition("/")[0]
+        raise PathError(f"{text}: no home directory of {user}; expected a path from /") from None
 
 
 def default() -> ConfigDict:
@@ -157,7 +98,7 @@ def find_file(name: str, flag: str = "--config", has: str = "def get_config") ->
     parents = Path(__file__).parents  # of a wheel, of a clone
     folder = next(path / "configs" for path in parents if (path / "configs").is_dir())
     ours = [path.stem for path in sorted(folder.glob("*.py")) if has in path.read_text()]
-    path = folder / f"{name}.py" if name in ours else Path(name).expanduser()
+    path = folder / f"{name}.py" if name in ours else user_path(name)
     if not path.is_file():
         near = nearest(Path(name).stem, ours)
         raise ConfigError(f"{flag}={name}: no such file; expected a path, or ours: {near}")

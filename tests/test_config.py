@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,23 @@ def test_a_config_file_at_fault_is_a_line(tmp_path, content, said):
     path.write_text(content + "\n")
     message = refusal(config_lib.read, str(path))
     assert said in message and "own.py" in message
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("~/a [1]", "/home/me/a [1]"), ("a/~", "a/~"), ("~root/a", "/root/a"), ("a:b/c", "a:b/c"),
+        (Path("~"), "/home/me"), ("gs://b/d", "mount"), (Path("s3://b/d"), "mount"),
+        ("http://h/d", "URL"), ("file:///d", "URL"), ("", "path"), ("a\0b", "path"),
+        ("~nobody-of-that-name/a", "~nobody-of-that-name"),
+    ],
+)  # fmt: skip
+def test_a_path_is_expanded_or_refused(monkeypatch, given, said):
+    monkeypatch.setenv("HOME", "/home/me")
+    try:
+        assert config_lib.user_path(given) == Path(said)
+    except config_lib.PathError as error:
+        assert said in str(error) and str(given) in str(error) or "\0" in given
 
 
 def test_a_config_file_that_is_not_there(tmp_path, monkeypatch):

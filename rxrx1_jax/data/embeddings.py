@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rxrx1_jax.config import user_path
 from rxrx1_jax.data.files import replacing
 from rxrx1_jax.data.images import METADATA, NUMBERS, TEXT, structured
 
@@ -102,7 +103,7 @@ def check_finite(name: str, values: np.ndarray, ids: np.ndarray | None = None) -
 
 def write(embeddings: Embeddings, path: str | os.PathLike, log_probs: bool = False) -> None:
     """Writes the table, and on request the log-probabilities beside it; whole files or none."""
-    path, given = Path(path), embeddings.sites.dtype.names or ()
+    path, given = user_path(path), embeddings.sites.dtype.names or ()
     columns = {name: embeddings.sites[name].tolist() for name in METADATA if name in given}
     about = {"unit": embeddings.unit, "source": json.dumps(dict(embeddings.source))}
     if log_probs:
@@ -122,7 +123,7 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
 
     Raises ValueError, OSError: a file that is missing or not of this kind; one line.
     """
-    path = Path(path)
+    path = user_path(path)
     table, about = _load(path)
     names = sorted(
         (name for name in table.column_names if name.removeprefix(FEATURE).isdigit()),
@@ -151,7 +152,7 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
 
 def source_of(path: str | os.PathLike) -> Mapping[str, str]:
     """The source of a written file, without its rows; empty if there is no such file."""
-    path = Path(path)
+    path = user_path(path)
     if not path.exists():
         return {}
     return json.loads(_about(pq.read_schema(path)).get("source", "{}"))

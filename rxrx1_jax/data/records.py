@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rxrx1_jax.config import user_path
 from rxrx1_jax.data.images import DatasetError, structured
 
 TABLE = "sites.parquet"
@@ -34,7 +35,7 @@ def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
     Raises:
       DatasetError: not built; says which datasets there are and the command that builds it.
     """
-    root = Path(data_dir).expanduser().absolute()
+    root = user_path(data_dir).absolute()
     base, _, version = name.partition(":")
     found = {path.name: path for path in (root / base).glob("*.*.*") if _is_built(path)}
     if version in found:
@@ -76,7 +77,7 @@ class Records:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path).absolute()
+        self.path = user_path(path).absolute()
         info = _read_json(self.path / "dataset_info.json")
         self.metadata = _read_json(self.path / "metadata.json")
         stored = info.get("fileFormat")
