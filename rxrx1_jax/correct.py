@@ -93,7 +93,7 @@ def main() -> None:
             check_same_settings(first, _to_share(first), run, _to_share(run))
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
-            tables[str(run)] = corrections.correct(run, names)
+            tables[str(run)] = corrections.predictions_of(run, names)
         text = summary(tables).markdown()
     except (RunError, DatasetError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

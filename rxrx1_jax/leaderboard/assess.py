@@ -49,7 +49,7 @@ def assess(workdir: Path, names: Sequence[str]) -> None:
     methods = [name for name in missing if name != DIAGNOSIS]
     if methods:
         refused: dict[str, Exception] = {}
-        corrections.correct(workdir, methods, refused)
+        corrections.predictions_of(workdir, methods, refused)
         for name in methods:
             error = refused.get(name)
             if not isinstance(error, ImportError):

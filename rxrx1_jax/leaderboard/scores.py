@@ -1,5 +1,6 @@
 """The runs of the leaderboard -> scores of its rows, and verdicts on its controls."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,14 +136,14 @@ def verdict(expected: str, batch: Score, random: Score, chance: float) -> tuple[
         said, held = [], True
         for name, score in (("batch", batch), ("random", random)):
             found = compare(score, dict.fromkeys(score, chance))
-            if found.n < FEWEST:
+            if found.n < FEWEST or math.isnan(found.low):
                 return "too few runs", None
             low, high = found.low + chance, found.high + chance
             said.append(f"{name} {100 * low:.1f} to {100 * high:.1f} %")
             held &= low <= chance <= high
         return f"{', '.join(said)}; chance {100 * chance:.1f} %", held
     found = compare(random, batch)
-    if found.n < FEWEST:
+    if found.n < FEWEST or math.isnan(found.low):
         return "too few runs", None
     held = found.low > 0 if expected == "gap" else found.low <= 0 <= found.high
     return f"gap {gain(found)}", held

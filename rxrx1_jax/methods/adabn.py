@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rxrx1_jax.data.info import Info
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
 from rxrx1_jax.training import evaluate, steps
 from rxrx1_jax.training.embed import Trained
@@ -136,8 +138,22 @@ def turn(images: jax.Array, orientation: int) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def _after(spec: steps.StepSpec, params: Any, before: Any, batch: steps.Batch) -> Any:
-    """Running statistics after one batch."""
-    return steps.batch_statistics(spec, params, before, batch)
+    """Running statistics after one batch: the network of an evaluation, its BatchNorm as in
+    training. Dropout is off."""
+    context = {name: batch[name] for name in steps.CONTEXT if name in batch}
+    with nn.intercept_methods(_by_batch):
+        _, updated = spec.model.apply(
+            {"params": params, "batch_stats": before}, batch["image"], context,
+            Info(spec.vocabulary, False, 1.0), mutable=["batch_stats"],
+        )  # fmt: skip
+    return updated["batch_stats"]
+
+
+def _by_batch(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    if isinstance(context.module, nn.BatchNorm):
+        object.__setattr__(context.module, "use_running_average", None)  # or it could not be given
+        return call(args[0], **kwargs | {"use_running_average": False})
+    return call(*args, **kwargs)
 
 
 def _momentum(from_ones: jax.Array, from_zeros: jax.Array) -> float:

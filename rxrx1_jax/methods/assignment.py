@@ -12,7 +12,6 @@ design.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from rxrx1_jax.data.embeddings import check_finite
 from rxrx1_jax.methods.evidence import ROLES
@@ -174,6 +173,8 @@ def _assign(
       positions [w] and the rank of the assignment: (- wells without a free class, sum of scores of
       the others).
     """
+    from scipy.optimize import linear_sum_assignment  # here: the commands' --help needs none
+
     # Larger than any gain by the scores, so that as few wells as possible are left over.
     worst = (np.ptp(scores) + 1) * len(scores)
     wells, columns = linear_sum_assignment(

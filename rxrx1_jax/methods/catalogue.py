@@ -47,7 +47,7 @@ def assigned(assign: Callable[..., np.ndarray]) -> Callable[[Evidence], np.ndarr
     return decide
 
 
-def _embedded(
+def _read_out(
     function: Callable[..., np.ndarray], by: str, uses: Set[str], about: str, on: str = "control"
 ) -> Method:
     """A transform, read out by centroids."""
@@ -65,7 +65,7 @@ METHODS = {
     "centroids": Method(
         classify=centroids, about="nearest class mean of the embeddings, in place of the last layer"
     ),
-    "sphering_train_controls": _embedded(
+    "sphering_train_controls": _read_out(
         transforms.sphering, "cell_type", set(),
         "embeddings whitened on the controls of the training experiments, per cell type",
     ),
@@ -77,15 +77,15 @@ METHODS = {
         AdaBN("plate", "control"), uses=_CONTROLS,
         about="BatchNorm statistics of each plate's control wells",
     ),
-    "centre_scale_plate": _embedded(
+    "centre_scale_plate": _read_out(
         transforms.centre_scale, "plate", _CONTROLS,
         "embeddings centred and scaled on the controls of their plate",
     ),
-    "sphering_experiment": _embedded(
+    "sphering_experiment": _read_out(
         transforms.sphering, "experiment", _CONTROLS,
         "embeddings whitened on the controls of their experiment",
     ),
-    "tvn_plate": _embedded(
+    "tvn_plate": _read_out(
         transforms.tvn, "plate", _CONTROLS,
         "typical variation normalisation on the controls of each plate (Ando 2017)",
     ),
@@ -96,11 +96,11 @@ METHODS = {
     "adabn_plate": Method(
         AdaBN("plate"), uses=_IMAGES, about="BatchNorm statistics of each plate's treatment wells"
     ),
-    "combat_experiment": _embedded(
+    "combat_experiment": _read_out(
         combat, "experiment", _IMAGES,
         "ComBat over all embeddings of a cell type (Johnson 2007; extra `analysis`)", "all",
     ),
-    "harmony_experiment": _embedded(
+    "harmony_experiment": _read_out(
         harmony, "experiment", _IMAGES,
         "Harmony over all embeddings of a cell type (Korsunsky 2019; extra `harmony`)", "all",
     ),

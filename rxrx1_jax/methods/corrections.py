@@ -11,26 +11,32 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import Evidence, from_embeddings, scores
-from rxrx1_jax.training import embed, predictions, run_dir
+from rxrx1_jax.training import predictions, run_dir
 
 
 def stored(workdir: Path, name: str) -> pa.Table | None:
-    """What is stored of a method, if it is of its version and the run's newest checkpoint."""
-    path = _path(workdir, name)
-    if not path.exists():
-        return None
-    found = pq.read_schema(path).metadata or {}
+    """What is stored of a method, if it is of its version and the run's newest checkpoint, and a
+    table as it was written."""
+    from rxrx1_jax.training import embed
+
     made_by = _made_by(embed.source(workdir), name)
-    if any(found.get(key.encode()) != value.encode() for key, value in made_by.items()):
+    try:
+        table = pq.read_table(_path(workdir, name))
+        found = table.schema.metadata or {}
+        sizes = pc.unique(pc.list_value_length(table["top5"]))
+        whole = len(table) == pc.count_distinct(table["site_id"]).as_py() > 0 and len(sizes) == 1
+    except (OSError, KeyError, pa.ArrowException):
         return None
-    return pq.read_table(path)
+    known = all(found.get(key.encode()) == value.encode() for key, value in made_by.items())
+    return table if known and whole and not any(x.null_count for x in table.columns) else None
 
 
-def correct(
+def predictions_of(
     workdir: Path, names: Sequence[str], refused: dict[str, Exception] | None = None
 ) -> dict[str, pa.Table]:
     """Predictions of a run's test sites by each method, {name: table}; what is stored is read.
@@ -40,6 +46,8 @@ def correct(
 
     Raises RunError: no trained run, or one whose controls are classes (protocol wilds).
     """
+    from rxrx1_jax.training import embed  # here, as `adabn` below: the rest needs no JAX
+
     if run_dir.read_settings(workdir).data.protocol == "wilds":
         raise run_dir.RunError(
             f"{workdir}: under the wilds protocol controls are classes; not corrected"
@@ -50,7 +58,7 @@ def correct(
     tables: dict[str, pa.Table] = {}
 
     def adapted(method, given):
-        from rxrx1_jax.methods import adabn  # here: most methods need no JAX
+        from rxrx1_jax.methods import adabn
 
         return adabn.adapted(trained(), method, given)
 

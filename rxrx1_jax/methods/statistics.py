@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 from rxrx1_jax.data.embeddings import check_finite
 
 LEVEL = 0.95  # of all intervals
+LEAST = 3  # differences, or wells, that an interval takes
 BLOCK = 2**22  # counts of resampled wells held at once: 32 MiB
 
 
@@ -48,7 +49,7 @@ class Comparison(NamedTuple):
 
     mean: float
     sd: float  # n - 1 in the denominator; NaN for a single pair
-    low: float  # of the t interval; NaN for a single pair
+    low: float  # of the t interval; NaN for fewer than LEAST pairs, or if all are equal and not 0
     high: float
     n: int
 
@@ -91,7 +92,9 @@ def compare(a: Score, b: Score) -> Comparison:
         return Comparison(math.nan, math.nan, math.nan, math.nan, 0)
     pairs = [a[unit] - b[unit] for unit in units]
     mean, sd, n = float(np.mean(pairs)), _sd(pairs), len(pairs)
-    half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if n > 1 else math.nan
+    # A few sites give equal differences by chance: that is no certainty.
+    known = n >= LEAST and (np.ptp(pairs) > 1e-12 or abs(mean) < 1e-12)
+    half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if known else math.nan
     return Comparison(mean, sd, float(mean - half), float(mean + half), n)
 
 
@@ -112,7 +115,8 @@ def bootstrap_interval(
 
     Args:
       values: [n] one per site, e.g. prediction == label, or average precision.
-      well_id: [n]. A coarser id (experiment) resamples that instead.
+      well_id: [n]. A coarser id (experiment) resamples that instead; of fewer than LEAST there is
+        no interval (NaN).
 
     Raises ValueError: sizes disagree, or a value is not finite.
     """
@@ -124,6 +128,8 @@ def bootstrap_interval(
     check_finite("value", values, well_id)
     _, well = np.unique(well_id, return_inverse=True)
     sums = np.stack([np.bincount(well, weights=values), np.bincount(well)], axis=1)
+    if len(sums) < LEAST:
+        return Interval(float(values.mean()), math.nan, math.nan)
     # Wells with the same sum and number of sites are interchangeable: it is enough to draw how
     # many of each kind there are.
     kinds, count = np.unique(sums, axis=0, return_counts=True)

@@ -227,16 +227,6 @@ def embed_step(
     return _scores(logits, batch) | {"embedding": sown["embedding"][-1].astype(jnp.float32)}
 
 
-def batch_statistics(spec: StepSpec, params: Any, batch_stats: Any, batch: Batch) -> Any:
-    """batch_stats after the images of `batch` went through the network as in training."""
-    info = Info(spec.vocabulary, True, 1.0)
-    _, updated = spec.model.apply(
-        _variables(params, batch_stats), batch["image"], _context(batch), info,
-        mutable=["batch_stats"], rngs={"dropout": jax.random.key(spec.seed)},
-    )  # fmt: skip
-    return updated["batch_stats"]
-
-
 def _info(spec: StepSpec, state: TrainState, train: bool) -> Info:
     return Info(spec.vocabulary, train, state.step.astype(jnp.float32) / spec.total_steps)
 

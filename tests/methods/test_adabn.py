@@ -16,6 +16,7 @@ class TwoLayers(nn.Module):
     """BatchNorm on the input, and again behind a product."""
 
     momentum: float = BATCH_NORM_MOMENTUM
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x, batch, info):
@@ -23,6 +24,7 @@ class TwoLayers(nn.Module):
             use_running_average=not info.train, momentum=self.momentum, epsilon=BATCH_NORM_EPSILON
         )
         x = nn.BatchNorm(**norm, name="bn1")(x)
+        x = nn.Dropout(self.dropout, deterministic=not info.train)(x)
         x = nn.Dense(4, name="fc")(x)
         return nn.BatchNorm(**norm, name="bn2")(x)
 
@@ -73,6 +75,11 @@ def test_deeper_layers_have_those_of_normalised_batches(images):
     np.testing.assert_allclose(found["bn2"]["mean"], np.mean(means, 0), atol=1e-5)
     expected = np.mean(seconds, 0) - np.mean(means, 0) ** 2
     np.testing.assert_allclose(found["bn2"]["var"], expected, rtol=1e-4)
+
+
+def test_dropout_is_off(images):
+    found, expected = (adapt(TwoLayers(dropout=rate), images)[1] for rate in (0.9, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_adapted_to_one_batch_the_network_treats_it_as_in_training(images):

@@ -6,6 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from arrays import small_evidence
 from scipy import stats
@@ -51,7 +53,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_predictions_are_those_of_the_methods(run):
-    tables, evidence = corrections.correct(run, NAMES), small_evidence()
+    tables, evidence = corrections.predictions_of(run, NAMES), small_evidence()
     test = evidence.role == "test"
     for name in NAMES:
         expected = evidence.classes[scores(METHODS[name], evidence).argmax(axis=1)]
@@ -69,15 +71,15 @@ def stamps(run):
 def test_what_is_stored_is_computed_again_only_for_another_version_step_or_weights(
     run, monkeypatch
 ):
-    first = corrections.correct(run, NAMES)
+    first = corrections.predictions_of(run, NAMES)
     before = stamps(run)
     assert set(before) == set(NAMES)
-    again = corrections.correct(run, NAMES)
+    again = corrections.predictions_of(run, NAMES)
     assert all(again[name].equals(first[name]) for name in NAMES) and stamps(run) == before
     newer = dataclasses.replace(METHODS["centroids"], version=2)
     monkeypatch.setitem(METHODS, "centroids", newer)
     assert corrections.stored(run, "centroids") is None
-    corrections.correct(run, NAMES)
+    corrections.predictions_of(run, NAMES)
     changed = {name for name, stamp in stamps(run).items() if stamp != before[name]}
     assert changed == {"centroids"}
     save(run, 7, 124)
@@ -86,6 +88,26 @@ def test_what_is_stored_is_computed_again_only_for_another_version_step_or_weigh
     assert corrections.stored(run, "none") is not None
     save(run, 10, 123)
     assert corrections.stored(run, "none") is None
+
+
+@pytest.mark.parametrize("change", ["no rows", "null", "ragged", "twice", "no top5", "cut", "text"])
+def test_a_table_that_was_edited_is_computed_again(run, change):
+    first = corrections.predictions_of(run, ["centroids"])["centroids"]
+    path, k = run / "corrections" / "centroids.parquet", first.column_names.index("top5")
+    changed = {
+        "no rows": lambda: first.slice(0, 0),
+        "null": lambda: first.set_column(0, "site_id", [[None, *first["site_id"].to_pylist()[1:]]]),
+        "ragged": lambda: first.set_column(k, "top5", [[[1], *first["top5"].to_pylist()[1:]]]),
+        "twice": lambda: pa.concat_tables([first, first]),
+        "no top5": lambda: first.drop_columns("top5"),
+        "text": lambda: first.set_column(k, "top5", [["x"] * len(first)]),
+    }
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        pq.write_table(changed[change]().replace_schema_metadata(first.schema.metadata), path)
+    assert corrections.stored(run, "centroids") is None
+    assert corrections.predictions_of(run, ["centroids"])["centroids"].equals(first)
 
 
 def test_embeddings_are_computed_once_and_again_for_another_step(run):
@@ -104,7 +126,7 @@ def test_a_table_names_the_step_of_its_evidence(run, monkeypatch):
     made = embed.embeddings_of(run, log_probs=True)
     newer = dataclasses.replace(made, source={**made.source, "step": "4711"})
     monkeypatch.setattr(embed, "embeddings_of", lambda *_: newer)
-    assert corrections.correct(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
+    assert corrections.predictions_of(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
 
 
 def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
@@ -113,35 +135,37 @@ def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
 
     monkeypatch.setitem(METHODS, "refusing", Method(decide=refuse))
     refused = {}
-    tables = corrections.correct(run, ["none", "refusing"], refused)
+    tables = corrections.predictions_of(run, ["none", "refusing"], refused)
     assert set(tables) == {"none"} and set(refused) == {"refusing"}
     assert "refusing" in capsys.readouterr().err
     assert "refusing" not in correct.summary({"a": tables}).markdown()
 
 
 def test_several_runs_are_averaged_and_paired(run):
-    tables = corrections.correct(run, ["none", "centroids"])
+    tables = corrections.predictions_of(run, ["none", "centroids"])
     swapped = {"none": tables["centroids"], "centroids": tables["none"]}
     rows = {row[0]: row[1:] for row in correct.summary({"a": tables, "b": swapped}).rows}
     found = [100 * accuracies(table)["site"]["all"] for table in tables.values()]
     for name in tables:
         assert str(rows[name][0]) == f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}"
+    assert np.isnan(rows["centroids"][-1].low) and rows["none"][-1] == ""
+    rows = correct.summary({"a": tables, "b": swapped, "c": tables}).rows
+    gain = next(row[-1] for row in rows if row[0] == "centroids")
     difference = found[1] - found[0]
-    interval = stats.ttest_1samp([difference, -difference], 0).confidence_interval()
-    gain = rows["centroids"][-1]
-    assert (gain.low, gain.high) == pytest.approx(interval) and interval.high > 0
-    assert gain.value == pytest.approx(0) and rows["none"][-1] == ""
+    oracle = stats.ttest_1samp([difference, -difference, difference], 0)
+    assert (gain.low, gain.high) == pytest.approx(tuple(oracle.confidence_interval()))
+    assert gain.value == pytest.approx(difference / 3)
 
 
 def test_runs_that_cannot_be_corrected(tmp_path):
     with pytest.raises(run_dir.RunError, match="config.json"):
-        corrections.correct(tmp_path, ["none"])
+        corrections.predictions_of(tmp_path, ["none"])
     with pytest.raises(run_dir.RunError, match="wilds"):
-        corrections.correct(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
+        corrections.predictions_of(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
     (tmp_path / "new").mkdir()
     run_dir.write_json(tmp_path / "new" / "config.json", demo.get_config().to_dict())
     with pytest.raises(run_dir.RunError, match="checkpoint"):
-        corrections.correct(tmp_path / "new", ["none"])
+        corrections.predictions_of(tmp_path / "new", ["none"])
 
 
 def command(monkeypatch, *arguments):
@@ -168,7 +192,7 @@ def test_help_explains_each_method(monkeypatch, capsys):
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(corrections, "correct", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(corrections, "predictions_of", lambda *_: pytest.fail("work began"))
     with pytest.raises(SystemExit):
         command(monkeypatch, "run", f"--out={tmp_path}/nowhere/table.md")
     assert "--out" in capsys.readouterr().err
@@ -183,6 +207,6 @@ def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes
         raise run_dir.RunError("work began")
 
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)]
-    monkeypatch.setattr(corrections, "correct", work)
+    monkeypatch.setattr(corrections, "predictions_of", work)
     with pytest.raises(SystemExit, match=message):
         command(monkeypatch, *runs)

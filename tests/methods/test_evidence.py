@@ -1,6 +1,9 @@
 """What methods are given, what they are refused for, and what each of the catalogue computes."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,3 +238,10 @@ def test_methods_are_found_by_name(tmp_path, monkeypatch):
     for name in ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine"):
         with pytest.raises(ValueError, match=name):
             catalogue.find(name)
+
+
+def test_no_module_but_adabn_needs_jax():
+    names = {path.stem for path in Path(catalogue.__file__).parent.glob("*.py")}
+    code = "\n".join(f"import rxrx1_jax.methods.{name}" for name in names - {"adabn", "__init__"})
+    code += "\nimport sys; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

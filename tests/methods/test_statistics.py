@@ -47,13 +47,20 @@ def test_comparison_is_scipy_s_over_the_units_of_both():
     assert found.n == 6 and found.sd == pytest.approx(np.std([a[k] - b[k] for k in UNITS], ddof=1))
 
 
-def test_one_pair_has_no_interval_and_no_pair_has_nothing():
-    one, other = {UNITS[0]: 0.5}, {UNITS[0]: 0.25, UNITS[1]: 0.9}
-    found = cmp.compare(one, other)
-    assert (found.mean, found.n) == (0.25, 1)
-    assert all(math.isnan(x) for x in (found.sd, found.low, found.high))
-    nothing = cmp.compare(one, {UNITS[1]: 0.9})
+@pytest.mark.parametrize("pairs", [[0.25], [0.25, 0.25], [0.25, 0.1], [0.25] * 3])
+def test_few_pairs_and_equal_ones_have_no_interval(pairs):
+    a = dict(zip(UNITS, np.add(pairs, 0.1), strict=False))
+    found = cmp.compare(a, dict.fromkeys(UNITS, 0.1))
+    assert found.mean == pytest.approx(np.mean(pairs)) and found.n == len(pairs)
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert math.isnan(found.sd) == (len(pairs) == 1)
+
+
+def test_no_pair_has_nothing_and_one_method_is_itself():
+    nothing = cmp.compare({UNITS[0]: 0.5}, {UNITS[1]: 0.9})
     assert nothing.n == 0 and all(math.isnan(x) for x in nothing[:4])
+    same = dict.fromkeys(UNITS, 0.5)
+    assert cmp.compare(same, same) == (0, 0, 0, 0, 6)
 
 
 def test_summary_against_pandas():
@@ -113,10 +120,11 @@ def test_interval_of_independent_wells_is_the_binomial_s_and_twins_add_nothing(s
     assert (found.low, found.high) == pytest.approx((low, high), abs=1.01 / n)
 
 
-def test_interval_has_no_width_where_all_is_right_or_there_is_one_well():
+def test_interval_has_no_width_where_all_is_right_and_is_none_for_two_wells():
     right, wells = sites()
     assert cmp.bootstrap_interval(np.ones(len(wells)), wells) == (1, 1, 1)
-    assert cmp.bootstrap_interval(np.array([1, 0]), np.array(["a", "a"])) == (0.5, 0.5, 0.5)
+    few = cmp.bootstrap_interval(np.array([1, 0, 1]), np.array(["a", "a", "b"]))
+    assert few.estimate == pytest.approx(2 / 3) and math.isnan(few.low) and math.isnan(few.high)
 
 
 def test_interval_follows_the_seed_and_not_the_order_of_rows_or_the_size_of_blocks(monkeypatch):
