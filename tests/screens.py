@@ -1,8 +1,10 @@
 """The sites of the tiny release with random pixels, in memory: no build, no TensorFlow."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from tiny_release import tiny_rows
 
@@ -25,6 +27,17 @@ def tiny_images(seed: int = 0, **changes: np.ndarray) -> InMemory:
     planes = np.minimum(pixels, 255).astype(np.uint8)
     about = {"name": "tiny", "version": "1.0.0", "source": "release"}
     return InMemory(planes, columns | changes, about=about)
+
+
+@pytest.fixture
+def read(monkeypatch) -> Counter[int]:
+    """How often each image in memory has been read."""
+    count: Counter[int] = Counter()
+    fetch = InMemory.__getitem__
+    monkeypatch.setattr(
+        InMemory, "__getitem__", lambda self, i: (count.update([int(i)]), fetch(self, i))[1]
+    )
+    return count
 
 
 def tiny_config(**changes: Any) -> ConfigDict:

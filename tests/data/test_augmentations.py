@@ -143,12 +143,6 @@ def test_mixup(results):
     np.testing.assert_allclose(result["image"], expected, rtol=0, atol=2e-6)
 
 
-def test_shares_of_mixup_are_beta():
-    augment = jax.jit(partial(mixup(alpha=0.2), info=INFO))
-    share = augment(row_keys(4096), batch_of(jnp.zeros((4096, 1, 1, 1))))["share"]
-    assert np.isfinite(share).all() and stats.kstest(share, stats.beta(0.2, 0.2).cdf).pvalue > 0.01
-
-
 def test_gain_and_offset(results):
     image = np.asarray(images(), np.float64)
     normal = np.array([jax.random.normal(key, (2, CHANNELS)) for key in row_keys(N)], np.float64)
@@ -156,20 +150,6 @@ def test_gain_and_offset(results):
     expected = image * gain[:, None, None] + offset[:, None, None]
     result = results["float32"]["gain_offset_jitter"]["image"]
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_distribution_of_gain_and_offset():
-    """From images of zeros and ones alone: the offset, and gain + offset."""
-    n = 2048
-    augment = jax.jit(partial(gain_offset_jitter(gain=0.3, offset=0.2), info=INFO))
-    zero, one = (
-        np.asarray(augment(row_keys(n), batch_of(jnp.full((n, 1, 1, CHANNELS), value)))["image"])
-        for value in (0.0, 1.0)
-    )
-    draws = np.concatenate([np.log(one - zero) / 0.3, zero / 0.2], 3).reshape(n, -1)
-    assert stats.kstest(draws.ravel(), stats.norm.cdf).pvalue > 0.01
-    between = np.corrcoef(draws.T) - np.eye(2 * CHANNELS)
-    assert np.abs(between).max() < 4 / np.sqrt(n)  # channels, gain and offset are independent
 
 
 def zoom_of(key, low, high):
@@ -203,20 +183,6 @@ def test_scale_crop_of_one_is_the_identity():
     np.testing.assert_array_equal(augment(row_keys(N), batch_of(images()))["image"], images())
 
 
-def test_distribution_of_zoom():
-    """Read off a ramp, which becomes a ramp: its slope is 1 / factor, the fixed point is common."""
-    n, side = 1024, 33
-    ramp = jnp.broadcast_to(jnp.arange(side, dtype=jnp.float32)[None, None, :, None],
-                            (n, side, side, 1))  # fmt: skip
-    augment = jax.jit(partial(scale_crop(low=1.1, high=3), info=INFO))
-    result = np.asarray(augment(row_keys(n), batch_of(ramp))["image"], np.float64)[:, 0, :, 0]
-    slope = (result[:, 20] - result[:, 12]) / 8
-    place = (result[:, 16] - 16 * slope) / (1 - slope)
-    log_uniform = stats.uniform(np.log(1.1), np.log(3 / 1.1))
-    assert stats.kstest(-np.log(slope), log_uniform.cdf).pvalue > 0.01
-    assert stats.kstest(place, stats.uniform(-0.5, side).cdf).pvalue > 0.01
-
-
 @pytest.mark.devices
 def test_eight_devices_give_the_same_bits(results):
     assert jax.device_count() == 8
@@ -246,22 +212,18 @@ def test_two_that_mix_are_refused():
     for first in MIXING:
         batch = jax.eval_shape(partial(METHODS[first], info=INFO), row_keys(N), batch_of(images()))
         for second in MIXING:
-            with pytest.raises(ValueError, match="two augmentations that mix rows"):
+            with pytest.raises(ValueError, match="cutmix, mixup"):
                 jax.eval_shape(partial(METHODS[second], info=INFO), row_keys(N), batch)
 
 
 @pytest.mark.parametrize(
-    "factory, arguments, message",
+    "factory, name, value",
     [
-        (cutmix, {"alpha": 0}, "alpha 0, .*expected alpha above 0"),
-        (cutmix, {"probability": 1.1}, "probability 1.1: expected .* 0 to 1"),
-        (mixup, {"alpha": -0.2}, "alpha -0.2: expected above 0"),
-        (gain_offset_jitter, {"gain": -1}, "gain -1, .*expected 0 or more"),
-        (gain_offset_jitter, {"offset": -1}, "offset -1: expected 0 or more"),
-        (scale_crop, {"low": 0}, "low 0, high 1.25: expected 0 < low <= high"),
-        (scale_crop, {"high": 0.5}, "low 0.8, high 0.5"),
+        (cutmix, "alpha", 0), (cutmix, "probability", 1.1), (mixup, "alpha", -0.2),
+        (gain_offset_jitter, "gain", -1), (gain_offset_jitter, "offset", -1),
+        (scale_crop, "low", 0), (scale_crop, "high", 0.5),
     ],
-)
-def test_arguments_are_checked(factory, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        factory(**arguments)
+)  # fmt: skip
+def test_arguments_are_checked(factory, name, value):
+    with pytest.raises(ValueError, match=f"{name} {value}.*expected"):
+        factory(**{name: value})

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -190,16 +191,6 @@ def test_experiments_in_the_long_run():
     assert min(pairs) > 0.8 * max(pairs)
 
 
-def test_an_experiment_of_most_sites_has_a_part_of_every_batch():
-    sites = screen({"RPE": (90, 5, 5)})
-    order = order_of(experiments(2), sites, 10, 0)
-    drawn = [set(sites["experiment"][order(k)[0]].tolist()) for k in range(10)]
-    assert all("RPE-00" in names for names in drawn)
-    assert Counter(name for names in drawn for name in names) == {
-        "RPE-00": 10, "RPE-01": 5, "RPE-02": 5,
-    }  # fmt: skip
-
-
 def partners(sites):
     """{(cell_type, siRNA): how many of its sites an epoch of pairs can hold}."""
     kinds = defaultdict(list)
@@ -218,7 +209,7 @@ def test_pairs(sites, half, seed):
     held = partners(sites)
     total = sum(held.values())
     if not total:
-        with pytest.raises(ValueError, match="no siRNA has training sites in two experiments"):
+        with pytest.raises(ValueError, match="cross_experiment_pairs"):
             order_of(cross_experiment_pairs(), sites, 2 * half, seed)
         return
     order = order_of(cross_experiment_pairs(), sites, 2 * half, seed)
@@ -244,7 +235,7 @@ def test_who_sits_out_and_with_whom_is_drawn_every_epoch(caplog):
     sites = np.array(rows, FIELDS)
     with caplog.at_level(logging.WARNING):
         order = order_of(cross_experiment_pairs(), sites, 6, 0)  # 2 and 1 pairs: a step is an epoch
-    assert "4 of 14 training sites are never drawn: their 2 siRNAs" in caplog.text
+    assert re.search(r"\b4 of 14\b.* 2 siRNAs", caplog.text)
     pairs, drawn = Counter(), Counter()
     for step in range(300):
         positions = order(step)[0]
@@ -271,14 +262,14 @@ def test_rows_are_those_of_the_training_sites():
     assert Counter(drawn.tolist()) == dict.fromkeys(train.tolist(), 4)
 
 
-def test_errors():
-    sites = screen(SCREEN)
-    for count in (0, 1.5):
-        with pytest.raises(ValueError, match=f"count {count}: expected a whole number"):
-            experiments(count)
-    with pytest.raises(ValueError, match="batch_size 9: expected a multiple of the 2 experiments"):
-        order_of(experiments(2), sites, 9, 0)
-    with pytest.raises(ValueError, match="count 3: .* RPE has 2 training experiments"):
-        order_of(experiments(3), sites, 9, 0)
-    with pytest.raises(ValueError, match="batch_size 9: expected an even number"):
-        order_of(cross_experiment_pairs(), sites, 9, 0)
+@pytest.mark.parametrize(
+    "sampler, arguments, named",
+    [
+        (experiments, (0,), "count 0"), (experiments, (1.5,), "count 1.5"),
+        (experiments, (2,), "batch_size 9"), (experiments, (3,), "count 3: .*RPE has 2"),
+        (cross_experiment_pairs, (), "batch_size 9"),
+    ],
+)  # fmt: skip
+def test_errors(sampler, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        order_of(sampler(*arguments), screen(SCREEN), 9, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from screens import CHANNELS, SIZE, tiny_images
+from screens import read as read
 
 from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import normalisation, reading, samplers
@@ -327,13 +328,8 @@ def test_hosts_share_the_same_global_batches(images, hosts):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_each_host_reads_its_own_part(images, monkeypatch, hosts):
+def test_each_host_reads_its_own_part(images, read, hosts):
     stream = make(images)
-    read: Counter[int] = Counter()
-    fetch = InMemory.__getitem__
-    monkeypatch.setattr(
-        InMemory, "__getitem__", lambda self, i: (read.update([i]), fetch(self, i))[1]
-    )
     rows, parts = np.arange(20, 41), []
     for host in range(hosts):
         read.clear()
@@ -402,34 +398,38 @@ def test_labels_in_place_of_their_own(images):
     assert set(np.asarray(store.columns["label"]).tolist()) == {2}
 
 
+ERRORS = {
+    "batch_size 0": lambda stream: one_pass(np.arange(3), 0, Host()),
+    "5 rows.* 2 hosts": lambda stream: train(stream, 1, 5, number=0, count=2),
+    "batch_size 5.* 2 hosts": lambda stream: evaluate(stream, np.arange(5), 5, number=0, count=2),
+    "host 2 of 2": lambda stream: train(stream, 1, number=2, count=2),
+    "steps -1 to 3": lambda stream: train(stream, 4, start=-1),
+    "at least one": lambda stream: stream.store(np.array([], np.int64)),
+    "crop 17.* to 16": lambda stream: replace(stream, augment=Augmentation(crop=17)),
+    "crop -1": lambda stream: replace(stream, augment=Augmentation(crop=-1)),
+    "16x12.*square": lambda stream: replace(stream, images=ones((2, 6, 16, 12))),
+    "rows 3 to 61: .* 0 to 60": lambda stream: stream.store(np.array([3, 61])),
+    "rows -1 to 3": lambda stream: stream.store(np.array([-1, 3])),
+    "rows 3 to 4": lambda stream: stream.store(np.array([4, 3])),
+    "rows 3 to 3": lambda stream: stream.store(np.array([3, 3])),
+}
+
+
+def ones(shape, kind=InMemory):
+    return kind(np.ones(shape, np.uint8), control_mean=np.ones(6), control_std=np.ones(6))
+
+
+@pytest.mark.parametrize("named", ERRORS)
+def test_errors(images, named):
+    with pytest.raises(ValueError, match=named):
+        ERRORS[named](make(images))
+
+
 @pytest.mark.devices
-def test_errors(images):
-    stream = make(images)
-    with pytest.raises(ValueError, match="batch_size 0"):
-        one_pass(np.arange(3), 0, Host())
-    with pytest.raises(ValueError, match="5 rows.* 2 hosts"):
-        train(stream, 1, 5, number=0, count=2)
-    with pytest.raises(ValueError, match="batch_size 5.* 2 hosts"):
-        evaluate(stream, np.arange(5), 5, number=0, count=2)
-    with pytest.raises(ValueError, match="host 2 of 2"):
-        train(stream, 1, number=2, count=2)
-    for crop in (17, -1):
-        with pytest.raises(ValueError, match=f"crop {crop}.* to 16"):
-            make(images, augment=Augmentation(crop=crop))
+def test_devices_share_a_batch(images):
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match=f"{jax.device_count()} devices"):
-        train(stream, 1, jax.device_count() + 1, mesh=mesh)
-    with pytest.raises(ValueError, match="steps -1 to 3"):
-        train(stream, 4, start=-1)
-    with pytest.raises(ValueError, match="no sites to read"):
-        stream.store(np.array([], np.int64))
-    for rows in ([3, 61], [-1, 3], [4, 3], [3, 3]):
-        with pytest.raises(ValueError, match=f"rows {min(rows)} to {max(rows)}: .* 0 to 60"):
-            stream.store(np.array(rows))
-    planes = np.zeros((2, 6, 16, 12), np.uint8)
-    wide = InMemory(planes, control_mean=np.ones(6), control_std=np.ones(6))
-    with pytest.raises(ValueError, match="16x12.*square"):
-        replace(stream, images=wide)
+        train(make(images), 1, jax.device_count() + 1, mesh=mesh)
 
 
 class Damaged(InMemory):
@@ -438,17 +438,11 @@ class Damaged(InMemory):
 
 
 def test_a_damaged_image_reaches_the_consumer(images):
-    damaged = Damaged(images.planes, control_mean=np.ones(6), control_std=np.ones(6))
     with pytest.raises(DatasetError, match="damaged"):
-        evaluate(replace(make(images), images=damaged), np.arange(4))
+        evaluate(replace(make(images), images=ones(images.planes.shape, Damaged)), np.arange(4))
 
 
-def test_nothing_is_read_beyond_the_last_step(images, monkeypatch):
-    read = Counter()
-    fetch = InMemory.__getitem__
-    monkeypatch.setattr(
-        InMemory, "__getitem__", lambda self, i: (read.update([i]), fetch(self, i))[1]
-    )
+def test_nothing_is_read_beyond_the_last_step(images, read):
     found = train(make(images), 5, start=2, prefetch=3)
     assert read == Counter(int(i) for batch in found for i in batch["site_index"])
     assert train(make(images), 0, start=3) == []
@@ -458,14 +452,13 @@ def test_nothing_is_read_beyond_the_last_step(images, monkeypatch):
 def test_device_half_holds_the_floats_once(orient):
     """XLA's CPU backend makes a second copy of them unless it fuses the transposition."""
     n, side = 4, 64
-    planes = np.zeros((n, 6, side, side), np.uint8)
-    images = InMemory(planes, control_mean=np.ones(6), control_std=np.ones(6))
+    images = ones((n, 6, side, side))
     stream = replace(make(tiny_images()), images=images, augment=Augmentation(orient=orient))
     order, _ = one_pass(np.arange(n), n, Host())
     (draw,) = stream.draws(order, np.arange(n), 0, 1)
     batch = jax.jit(lambda store, draw: stream.batch(store, draw, 0, True)["image"])
     memory = batch.lower(stream.store(np.arange(n)), draw).compile().memory_analysis()
-    assert memory.output_size_in_bytes == 4 * planes.size
+    assert memory.output_size_in_bytes == 4 * images.planes.size
     assert memory.temp_size_in_bytes < memory.output_size_in_bytes / 16
 
 
