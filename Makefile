@@ -84,14 +84,10 @@ test: $(VENV)/.dev ## the tests but the long ones: 4 minutes on two cores
 test-long: $(VENV)/.dev ## the long tests: kills, clusters, programs of other libraries, leaderboards
 	$(PYTEST) -m 'long and not devices'
 
-# Every benchmark in turn, each a table of ratios; what they mean stands in benchmarks/README.md.
-WORK ?= $(DATA)/benchmarks
+# Each prints its tables; what they mean stands in benchmarks/README.md.
 bench: $(VENV)/.dev ## the benchmarks' tables
-	@mkdir -p $(WORK)
-	@set -e; for name in encoding loaders build train_step forms scaling cost_model; do \
+	@set -e; for name in encoding train_step cost_model; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
-	@set -e; for name in end_to_end evaluation startup; do \
-	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name --work=$(WORK); done
 
 test-oldest: ## all tests on the oldest versions that pyproject.toml declares: 8 GB of its own
 	.ci/versions lowest-direct $(PYTHON)

@@ -14,7 +14,7 @@ TRAIN_SITES = 73_068
 TEST_SITES = 19_900
 EPOCHS = 90
 RUNS = 2 * 3  # splits x folds
-SITE_BYTES = 566_000  # stored, 512 px
+SITE_BYTES = 565_000  # stored, 512 px
 PARAMETER_BYTES = 25_787_732 * 4  # of ResNet-50; their gradient crosses the links each step
 RESNET50_FORWARD = 8.2e9 * (512 / 224) ** 2  # FLOP an image, two a multiply-add; 224 px: 4.1 GMAC
 TRAIN_FLOP = 3 * RESNET50_FORWARD  # backward costs twice the forward pass
@@ -72,7 +72,7 @@ def cost(machine: Machine, decode_ms: float, cpu_step: float) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--decode_ms", type=float, default=4.0, help="CPU ms per site, loaders.py")
+    parser.add_argument("--decode_ms", type=float, default=4.0, help="CPU ms per site")
     parser.add_argument("--cpu_step", type=float, default=0.55, help="images/CPU-s, train_step.py")
     options = parser.parse_args()
     rows = [cost(machine, options.decode_ms, options.cpu_step) for machine in MACHINES]

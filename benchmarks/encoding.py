@@ -12,7 +12,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,40 @@ import deflate
 import numpy as np
 from PIL import Image
 
-from benchmarks.build import image_size, read_images
 from benchmarks.timing import compare, describe
 
+DRAWN_SIZE, DRAWN_SITES = 512, 8  # pixels; synthetic sites, where no folder is given
 LEVELS = (1, 6, 9, 12)  # of libdeflate
 STOCK = "zlib, TFDS Tensor feature"
 BASELINE = "six PNG files, Pillow"
+
+
+def read_images(folder: Path | None) -> list[list[bytes]]:
+    """The six PNG files of each site below `folder`; None: of sites that are drawn.
+
+    A site is six files *_w1.png to *_w6.png. Raises ValueError where there is none.
+    """
+    if folder is None:
+        return _drawn_images()
+    stems = [str(path)[: -len("1.png")] for path in sorted(folder.rglob("*_w1.png"))]
+    if not stems:
+        raise ValueError(f"{folder}: no *_w1.png; expected six PNG files *_w1 to *_w6 per site")
+    return [[Path(f"{stem}{c}.png").read_bytes() for c in range(1, 7)] for stem in stems]
+
+
+def _drawn_images() -> list[list[bytes]]:
+    from tfds_builder.rxrx1 import synthetic
+
+    screen = synthetic.Screen(size=DRAWN_SIZE, field=DRAWN_SIZE)
+    sites = synthetic.screen_sites(screen)
+    chosen = sites[:: len(sites) // DRAWN_SITES][:DRAWN_SITES]
+    planes = [synthetic.render_site(screen, site) for site in chosen]
+    return [[cv2.imencode(".png", plane)[1].tobytes() for plane in six] for six in planes]
+
+
+def image_size(images: Sequence[Sequence[bytes]]) -> int:
+    """Width in pixels of the first image, from the PNG's header."""
+    return int.from_bytes(images[0][0][16:20], "big")
 
 
 class Coding(NamedTuple):
@@ -180,7 +208,7 @@ def main() -> None:
         cost = "0 (as released)" if name.startswith("six PNG") else f"{e.cpu_ms:.1f}"
         stock, lossless = ("yes" if flag else "no" for flag in (found[name].stock, same))
         print(
-            f"| {name} | {size / 1000:.0f} | {cost} | {d.cpu_ms:.2f} | {d.cpu_ratio:.1f} |"
+            f"| {name} | {size / 1000:.0f} | {cost} | {d.cpu_ms:.2f} | {d.ratio:.1f} |"
             f" {stock} | {lossless} |"
         )
 

@@ -44,6 +44,7 @@ class PlainResNet50(nn.Module):
     """images [N, H, W, 6] -> logits float32 [N, K]; `batch` is unused."""
 
     dtype: Any = jnp.float32
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
 
     @nn.compact
     def __call__(self, images: jax.Array, batch: Any, info: Info) -> jax.Array:
@@ -57,7 +58,7 @@ class PlainResNet50(nn.Module):
         x = conv(64, (7, 7), (2, 2), padding=3, name="conv1")(images)
         x = nn.relu(norm(name="bn1")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, blocks in enumerate((3, 4, 6, 3), 1):
+        for stage, blocks in enumerate(self.blocks, 1):
             for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 name = f"layer{stage}_{i}"

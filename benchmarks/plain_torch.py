@@ -30,14 +30,14 @@ class PlainBlock(nn.Module):
         return self.relu(y)
 
 
-def plain_resnet50(num_classes: int) -> nn.Sequential:
-    """images [N, 6, H, W] -> logits [N, num_classes]."""
+def plain_resnet50(num_classes: int, stages: tuple[int, ...] = (3, 4, 6, 3)) -> nn.Sequential:
+    """images [N, 6, H, W] -> logits [N, num_classes]. stages: blocks of each."""
     layers = [
         nn.Conv2d(6, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2, 1),
     ]  # fmt: skip
     inputs = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
+    for stage, blocks in enumerate(stages):
         features = 64 * 2**stage
         for i in range(blocks):
             layers.append(PlainBlock(inputs, features, 2 if stage and not i else 1))

@@ -1,11 +1,11 @@
-"""Interleaved comparisons: CPU time and wall time of several ways to do the same work.
+"""Interleaved comparisons: CPU time of several ways to do the same work.
 
 A shared machine changes speed from minute to minute, so a figure means something only beside the
 others of the same run. Every round runs every task once, in alternating order; a task's ratio is
 the median over the rounds of (baseline's time / its time) within a round. Above 1 is faster.
 
     tasks = {"ours": read_all, "theirs": remote(make_theirs, folder)}
-    print(markdown(compare(tasks, items=192, baseline="theirs"), unit="site"))
+    timings = compare(tasks, items=192, baseline="theirs")
 """
 
 import atexit
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,42 +29,33 @@ class Timing(NamedTuple):
     """Of one task. CPU is user and system time of the process and all below it."""
 
     name: str
-    cpu_ms: float  # milliseconds an item, median over the rounds
-    wall_ms: float
-    cpu_ratio: float  # baseline / this, median over the rounds
-    cpu_spread: tuple[float, float]  # least and largest of these ratios
-    wall_ratio: float
+    cpu_ms: float  # milliseconds per item, median over the rounds
+    ratio: float  # baseline / this, median over the rounds
+    spread: tuple[float, float]  # least and largest of these ratios
 
 
 def compare(
     tasks: Mapping[str, Task], items: int, baseline: str, rounds: int = 5, warm_up: bool = True
 ) -> list[Timing]:
-    """Times the tasks, which handle `items` items a call, in the order of `tasks`.
+    """Times the tasks, which handle `items` items per call, in the order of `tasks`.
 
     With warm_up each task runs once unmeasured. Raises KeyError for a baseline not among the tasks.
     """
-    cpu: dict[str, list[float]] = {name: [] for name in tasks}
-    wall: dict[str, list[float]] = {name: [] for name in tasks}
-    reference = cpu[baseline], wall[baseline]
+    spent: dict[str, list[float]] = {name: [] for name in tasks}
+    reference = spent[baseline]
     for number in range(-1 if warm_up else 0, rounds):
-        names = list(tasks) if number % 2 else list(reversed(tasks))
-        for name in names:
-            before, started = cpu_seconds(), time.perf_counter()
+        for name in list(tasks) if number % 2 else list(reversed(tasks)):
+            before = cpu_seconds()
             tasks[name]()
-            took = cpu_seconds() - before, time.perf_counter() - started
             if number >= 0:
-                cpu[name].append(1000 * took[0] / items)
-                wall[name].append(1000 * took[1] / items)
+                spent[name].append(1000 * (cpu_seconds() - before) / items)
     results = []
-    for name in tasks:
-        ratios = [
-            # A task shorter than the clock of CPU time (10 ms on Linux) has no ratio.
-            [b / mine if mine else float("nan") for b, mine in zip(base, own, strict=True)]
-            for base, own in zip(reference, (cpu[name], wall[name]), strict=True)
-        ]
-        medians = (statistics.median(values) for values in (cpu[name], wall[name], ratios[0]))
-        spread = min(ratios[0]), max(ratios[0])
-        results.append(Timing(name, *medians, spread, statistics.median(ratios[1])))
+    for name, own in spent.items():
+        # A task shorter than the clock of CPU time (10 ms on Linux) has no ratio.
+        pairs = zip(reference, own, strict=True)
+        ratios = [base / mine if mine else float("nan") for base, mine in pairs]
+        medians = statistics.median(own), statistics.median(ratios)
+        results.append(Timing(name, *medians, (min(ratios), max(ratios))))
     return results
 
 
@@ -121,26 +111,6 @@ def _serve(connection: Connection, make: Callable[..., Task], arguments: Sequenc
             connection.send(f"{make.__name__}: {error!r}")
         else:
             connection.send("")
-
-
-def command(arguments: Sequence[str]) -> Task:
-    """The task of running a command to its end; its output is dropped, a failure is raised."""
-    return lambda: subprocess.run(arguments, check=True, capture_output=True)
-
-
-def markdown(timings: Sequence[Timing], unit: str, heading: str = "") -> str:
-    """The results as a Markdown table."""
-    lines = [
-        f"| {heading} | CPU ms/{unit} | wall ms/{unit} | CPU, times faster | wall, times faster |",
-        "|---|---|---|---|---|",
-    ]
-    for t in timings:
-        low, high = t.cpu_spread
-        lines.append(
-            f"| {t.name} | {t.cpu_ms:.2f} | {t.wall_ms:.2f} | {t.cpu_ratio:.3g} ({low:.3g} to"
-            f" {high:.3g}) | {t.wall_ratio:.3g} |"
-        )
-    return "\n".join(lines)
 
 
 def describe(packages: Sequence[str], **settings: object) -> str:
