@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.config import user_path
-from rxrx1_jax.data.images import DatasetError, structured
+from rxrx1_jax.config import load, user_path
+from rxrx1_jax.data.images import DatasetError, Images, structured
 
 TABLE = "sites.parquet"
 
@@ -56,6 +56,21 @@ def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
         f"dataset {name} not found in {root} (found: {', '.join(built) or 'none'}); build it with"
         f" `tfds build {builder} --config={config} --data_dir={root}`"
     )
+
+
+def open_images(data_dir: str | os.PathLike, name: str) -> Images:
+    """The images that the settings data.dir and data.name name.
+
+    Args:
+      name: as of `find_dataset`; or "module.factory(...)", which returns images in memory.
+
+    Raises DatasetError, ConfigError.
+    """
+    factory, bracket, _ = name.rpartition(")")  # a version may follow it
+    found: Any = None if bracket else Records(find_dataset(data_dir, name))
+    if bracket and not hasattr(found := load("data.name", factory + bracket), "image_shape"):
+        raise DatasetError(f"data.name={name!r}: it gives {type(found).__name__}, expected Images")
+    return found
 
 
 class Records:

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rxrx1_jax.data.files import replacing, write_text
-from rxrx1_jax.data.records import DatasetError, Records, find_dataset
+from rxrx1_jax.data.records import DatasetError, open_images
 from rxrx1_jax.report import figures, table1, tables
 from rxrx1_jax.report.runs import FinishedRun, Screen
 
@@ -121,10 +121,10 @@ def _cells(page: Page, screen: Screen, run: FinishedRun, prefix: str) -> None:
     """Pictures of cells. Raises DatasetError where there is no dataset, or none to show in it."""
     data = run.config["data"]
     name = data["name"].partition(":")[0]
-    records = Records(find_dataset(data["dir"], f"{name}:{screen.version}"))
-    chosen = figures.choose_sites(records)
+    images = open_images(data["dir"], f"{name}:{screen.version}")
+    chosen = figures.choose_sites(images)
     if not chosen:
-        raise DatasetError(f"{records.path} has no labelled treatment of the four cell types")
+        raise DatasetError(f"{name} has no labelled treatment of the four cell types")
     page.picture(
         f"{prefix}channels",
         figures.channel_montage(chosen),

@@ -1,6 +1,5 @@
 """A trained run's embeddings: computed once, kept as RUN/embeddings.parquet, read from there."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,5 +84,5 @@ def embeddings_of(
 def planted_sirnas(workdir: Path) -> dict[str, Any] | None:
     """metadata.json's planted effects of siRNAs, of the run's synthetic screen; else None."""
     data = run_dir.read_settings(workdir).data
-    folder = records.find_dataset(data.dir, data.name)
-    return json.loads((folder / "metadata.json").read_text()).get("sirnas")
+    images = records.open_images(data.dir, data.name)
+    return images.metadata.get("sirnas") if isinstance(images, records.Records) else None

@@ -213,9 +213,8 @@ def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Modu
 
 
 def find_images(config: ConfigDict) -> Images:
-    """The dataset that the settings name. Raises DatasetError."""
-    found: Any = records.Records(records.find_dataset(config.data.dir, config.data.name))
-    return found
+    """The images that the settings name. Raises DatasetError, ConfigError."""
+    return records.open_images(config.data.dir, config.data.name)
 
 
 def make_split(config: ConfigDict, images: Images) -> splits.Split:

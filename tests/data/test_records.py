@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tiny_release import read_pngs, tiny_rows
 
-from rxrx1_jax.data.records import TABLE, DatasetError, Records, find_dataset
+from rxrx1_jax.config import ConfigError
+from rxrx1_jax.data.records import TABLE, DatasetError, Records, find_dataset, open_images
 
 pytest_plugins = ["dataset_fixture"]
 SHARD = "rxrx1-HUVEC-02.tfrecord-00000-of-00001"
@@ -240,3 +241,18 @@ def test_reading_needs_no_tensorflow():
         "sys.exit(any(m in sys.modules for m in ('tensorflow', 'tensorflow_datasets')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name, error, said",
+    [
+        ("rxrx1_jax.data.samplers.shuffled()", DatasetError, "function"),
+        ("rxrx1_jax.data.smoke.nothing()", ConfigError, "nothing"),
+        ("rxrx1_jax.data.smoke.screen(pixels=3)", ConfigError, "size"),
+    ],
+)
+def test_a_name_with_brackets_gives_images_in_memory(name, error, said):
+    images = open_images("nowhere", "rxrx1_jax.data.smoke.screen(size=16):1.0.0")
+    assert images.image_shape == (6, 16, 16) and len(images) == 252
+    with pytest.raises(error, match=said):
+        open_images("nowhere", name)

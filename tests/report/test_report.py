@@ -267,8 +267,7 @@ class FakeRecords:
 
 
 def test_page_is_complete_and_self_contained(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "find_dataset", lambda directory, name: Path(directory))
-    monkeypatch.setattr(page, "Records", lambda path: FakeRecords())
+    monkeypatch.setattr(page, "open_images", lambda directory, name: FakeRecords())
     out = tmp_path / "page"
     path, remarks = page.write_page(load_runs(demo), out)
     assert path == out / "index.html" and remarks == []

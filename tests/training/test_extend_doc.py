@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from dataset_fixture import make_config
+from screens import tiny_config
 
 from rxrx1_jax.config import change
 from rxrx1_jax.training import embed, run_dir, train
@@ -35,14 +36,14 @@ def my_parts(tmp_path, monkeypatch):
     return path
 
 
-def test_all_of_them_in_one_run(tiny, tmp_path, my_parts):
+def test_all_of_them_in_one_run(tmp_path, my_parts):
     (command,) = re.findall(r"```console\n\$ (.*?)\n```", DOC)
     settings = dict(
         word.removeprefix("--config.").split("=", 1)
         for word in shlex.split(command) if word.startswith("--config.")
     )  # fmt: skip
     assert {f"`{field}`" for field in settings} == set(re.findall(r"^\| (`\w+\.\w+`)", DOC, re.M))
-    config = make_config(tiny.dataset, model__width=WIDTH)
+    config = tiny_config(model__width=WIDTH, data__protocol="batch")
     change(config, settings)
     results = train.train_and_evaluate(config, tmp_path / "run")
     assert results["step"] == results["total_steps"] and np.isfinite(results["loss"])
