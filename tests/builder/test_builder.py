@@ -78,7 +78,7 @@ def test_splits_files_and_metadata(tiny, built):
     assert (folder.parent.name, folder.name) == ("tiny", VERSION)
     assert (folder / "rxrx1-HUVEC-01.tfrecord-00000-of-00001").is_file()
     metadata = json.loads((folder / "metadata.json").read_text())
-    assert metadata["source"] == "release"
+    assert metadata["source"] == f"release in {tiny.release.parent}"
     assert len(metadata["channels"]) == 6 and metadata["channels"][0] == "nuclei"
     assert list(metadata["control_pixels"]["U2OS-01"]) == ["1"]
 

@@ -126,22 +126,29 @@ def test_wilds_is_rgb_and_gives_no_other_view(tmp_path):
                 use(release, other)
     path = wilds_path(tmp_path, rows[site.site_id])
     Image.fromarray(pixels).save(path, transparency=(1, 2, 3))
-    with pytest.raises(ReleaseError, match=rf"{path} decodes to shape .256, 256, 4., expected"):
-        read_image(release, site, view)
+    for use in (check_images, lambda r, v: read_image(r, site, v)):
+        with pytest.raises(ReleaseError, match=rf"{path} .*transparent.*tRNS"):
+            use(release, view)
     Image.fromarray(pixels[..., 0]).save(path)
     with pytest.raises(ReleaseError, match="colour type 0, expected 8 and 2 .RGB"):
         check_images(release, view)
 
 
-def drawn(change) -> Callable[[bytes], bytes]:
+def drawn(change=lambda pixels: pixels, **options) -> Callable[[bytes], bytes]:
     """Saves the changed pixels as a PNG of their own."""
 
     def save(data: bytes) -> bytes:
         written = io.BytesIO()
-        Image.fromarray(change(np.asarray(Image.open(io.BytesIO(data))))).save(written, "png")
+        image = Image.fromarray(change(np.asarray(Image.open(io.BytesIO(data)))))
+        image.save(written, "png", **options)
         return written.getvalue()
 
     return save
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+    return len(data).to_bytes(4, "big") + kind + data + checksum
 
 
 def without_half_of_the_rows(data: bytes) -> bytes:
@@ -149,9 +156,14 @@ def without_half_of_the_rows(data: bytes) -> bytes:
     start = data.index(b"IDAT")
     length = int.from_bytes(data[start - 4 : start], "big")
     raw = zlib.decompress(data[start + 4 : start + 4 + length])
-    chunk = b"IDAT" + zlib.compress(raw[: len(raw) // 2])
-    size, checksum = (n.to_bytes(4, "big") for n in (len(chunk) - 4, zlib.crc32(chunk)))
-    return data[: start - 4] + size + chunk + checksum + data[start + 8 + length :]
+    pixels = chunk(b"IDAT", zlib.compress(raw[: len(raw) // 2]))
+    return data[: start - 4] + pixels + data[start + 8 + length :]
+
+
+def palette(data: bytes) -> bytes:
+    written = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("P").save(written, "png")
+    return written.getvalue()
 
 
 def replaced(data: bytes, at: int, byte: int) -> bytes:
@@ -174,6 +186,12 @@ KINDS = {  # of a broken file: its bytes (None: it is missing, or a folder), wha
                "is damaged .wrong checksum of the chunk at byte 33"),
     "16 bit": (drawn(lambda pixels: pixels.astype(np.uint16)), "has bit depth 16"),
     "rgb": (drawn(lambda pixels: np.stack([pixels] * 3, axis=-1)), "PNG colour type 2"),
+    "palette": (palette, "PNG colour type 3"),
+    "frames": (drawn(save_all=True, append_images=[Image.new("L", (SIZE, SIZE))]), "acTL"),
+    "frames behind a first image": (
+        drawn(save_all=True, default_image=True, append_images=[Image.new("L", (SIZE, SIZE))] * 2),
+        "acTL"),
+    "transparent": (drawn(transparency=5), "tRNS"),
     "size": (drawn(lambda pixels: pixels[:, :-1]), "is 15x16 pixels, expected 16x16"),
     "short": (without_half_of_the_rows, None),  # only decoding finds it
 }  # fmt: skip
@@ -200,6 +218,23 @@ def test_broken_image_names_line_site_and_path(tmp_path, kind):
     with pytest.raises(ReleaseError, match=says) as error:  # and so does reading
         read_image(release, site, NATIVE)
     assert row["site_id"] in str(error.value) and str(path) in str(error.value)
+
+
+def test_interlaced_image_equals_pillow(tmp_path):
+    """Adam7: seven passes of (first column, first row, step of columns, step of rows)."""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2)]  # fmt: skip
+    row = one_site(tmp_path)
+    path = image_path(tmp_path, row, 2)
+    pixels, data = np.asarray(Image.open(path)), path.read_bytes()
+    lines = [line for x, y, dx, dy in passes for line in pixels[y::dy, x::dx]]
+    packed = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    header = chunk(b"IHDR", data[16:28] + b"\1")
+    path.write_bytes(data[:8] + header + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels)
+    release = open_one(tmp_path)
+    check_images(release, NATIVE)
+    np.testing.assert_array_equal(read_image(release, release.sites[0], NATIVE)[1], pixels)
 
 
 def test_any_flipped_bit_and_any_cut_is_found(tmp_path):

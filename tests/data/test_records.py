@@ -61,7 +61,8 @@ def test_images_and_fields_equal_the_release(tiny):
     assert records.sites.dtype["control_std"] == np.dtype(("f4", 6))
     assert records.metadata["channels"][5] == "Golgi"
     version = tiny.dataset.name
-    assert records.about == {"name": "rxrx1/tiny", "version": version, "source": "release"}
+    source = f"release in {tiny.release.parent}"
+    assert records.about == {"name": "rxrx1/tiny", "version": version, "source": source}
 
 
 def zlib_checksum(planes) -> int:

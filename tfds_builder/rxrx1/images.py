@@ -18,6 +18,13 @@ RGB_SIZE = 256  # side of the WILDS layout's images, pixels
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB = 0, 2  # PNG colour types
+# Chunks that make a viewer show other pixels than those of the one image that is read.
+_OTHER_PIXELS = {
+    b"acTL": "several frames",
+    b"fcTL": "several frames",
+    b"fdAT": "several frames",
+    b"tRNS": "transparent pixels",
+}
 _FAULTS_SHOWN = 10
 
 
@@ -150,7 +157,7 @@ def _decode(release: Release, site: Site, name: str, view: View) -> np.ndarray:
             " this site from the table"
         )
     shape = (view.source_size,) * 2 + ((RGB_CHANNELS,) if release.layout == "wilds" else ())
-    if pixels.shape != shape:  # a transparent colour makes the decoder add a plane
+    if pixels.shape != shape:
         raise ReleaseError(f"{where} decodes to shape {pixels.shape}, expected {shape}")
     return pixels
 
@@ -217,6 +224,8 @@ def _png_fault(data: bytes, size: int, colour: int) -> str:
                     f"has bit depth {depth} and PNG colour type {found}, expected 8 and {colour}"
                     f" ({'RGB' if colour == _RGB else 'grayscale'})"
                 )
+        if kind in _OTHER_PIXELS:
+            return f"has {_OTHER_PIXELS[kind]} ({kind.decode()} chunk), expected one opaque image"
         kinds.add(kind)
         position = end + 4
     if len(data) > position:

@@ -265,7 +265,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         partitions: dict[str, set[str]] = {}
         for site in release.sites:
             partitions.setdefault(site.dataset, set()).add(site.experiment)
-        source: dict[str, Any] = {"source": "release"}
+        source: dict[str, Any] = {"source": release.source}
         if self.builder_config.screen is not None:  # what was planted goes along with the images
             truth = json.loads((epath.Path(release.storage.root) / "truth.json").read_text())
             source = {"source": "synthetic", "sirnas": truth["sirnas"]}

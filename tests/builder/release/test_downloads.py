@@ -50,6 +50,7 @@ def archive(address: str, content: bytes = CONTENT) -> downloads.Archive:
 def test_fetched_once_and_linked_by_name(tmp_path, server):
     address, requested = server
     folder = tmp_path / "downloads" / "rxrx1_official"
+    manager(tmp_path).download(archive(address).url)  # and the process is killed before the check
     for _ in range(2):  # the second run finds the link
         assert downloads.fetch([archive(address)], manager(tmp_path), folder) == folder
     assert (folder / "rxrx1-metadata.zip").read_bytes() == CONTENT
@@ -57,33 +58,25 @@ def test_fetched_once_and_linked_by_name(tmp_path, server):
     assert len(requested) == 1
 
 
-def test_interrupted_between_download_and_check(tmp_path, server):
-    address, requested = server
-    manager(tmp_path).download(archive(address).url)  # and then the process is killed
-    folder = downloads.fetch([archive(address)], manager(tmp_path), tmp_path / "release")
-    assert (folder / "rxrx1-metadata.zip").read_bytes() == CONTENT
-    assert len(requested) == 1
-
-
 @pytest.mark.parametrize("published", [CONTENT[:-1], CONTENT[:-1] + b"x"])
 def test_damaged_file_is_refused(tmp_path, server, published):
     address, _ = server
     folder = tmp_path / "release"
-    with pytest.raises(ReleaseError, match="damaged or has changed.*expected .*MD5") as error:
+    with pytest.raises(ReleaseError, match=f"{tmp_path}/downloads.*{address}") as error:
         downloads.fetch([archive(address, published)], manager(tmp_path), folder)
-    assert str(tmp_path / "downloads") in str(error.value) and address in str(error.value)
+    assert hashlib.md5(published).hexdigest() in str(error.value)
     assert not list(folder.iterdir())
 
 
 def test_missing_file_says_what_to_do_by_hand(tmp_path, server):
     url = server[0] + "/gone.zip"
-    with pytest.raises(ReleaseError, match=f"download failed .*404.* or fetch {url} by hand"):
+    with pytest.raises(ReleaseError, match=f"404.*{url}.*--manual_dir"):
         downloads.fetch([downloads.Archive(url, 1, "")], manager(tmp_path), tmp_path / "release")
 
 
 def test_full_disk_is_seen_before_the_download(tmp_path, server):
     huge = archive(server[0])._replace(bytes=10**18)
-    with pytest.raises(ReleaseError, match="1000000000.0 GB, .* are free"):
+    with pytest.raises(ReleaseError, match="1000000000.0 GB"):
         downloads.fetch([huge], manager(tmp_path), tmp_path / "release")
     assert not server[1]
 
@@ -115,5 +108,5 @@ def test_builds_from_what_was_downloaded_once(tmp_path, server, monkeypatch):
 
 
 def test_bucket_is_refused(tmp_path, server):
-    with pytest.raises(ReleaseError, match="gs://bucket/x: .* local --download_dir"):
+    with pytest.raises(ReleaseError, match="gs://bucket/x: .*--download_dir"):
         downloads.fetch([archive(server[0])], manager(tmp_path), "gs://bucket/x")

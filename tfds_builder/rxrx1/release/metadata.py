@@ -6,8 +6,10 @@ else is refused with the file, line and field at fault.
 """
 
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,9 +35,12 @@ SIRNA_IDS = {  # well_type -> ids of the official release
 }
 UNKNOWN = -1  # sirna_id of a treatment whose label is not public
 
-_EXPERIMENT = re.compile(r"(?P<cell_type>[A-Z0-9]+)-[0-9]{2}")
+TABLE_BYTES = 1 << 26  # a table has no more: the official metadata.csv has 10 MB
+EXPERIMENT = re.compile(r"(?P<cell_type>[A-Z0-9]+)-[0-9]{2}")
 _WELL = re.compile(r"[A-P](0[1-9]|1[0-9]|2[0-4])")  # 384-well plate, rows A-P, columns 01-24
 _ID = re.compile(r"0|[1-9][0-9]{0,8}")
+_INTEGERS = {"plate", "site", "sirna", "sirna_id"}  # `sirna` in Kaggle's tables
+_FLOAT = re.compile(r"(-?[0-9]+)\.0*")  # pandas writes 3.0 once a column has a gap
 
 
 class ReleaseError(ValueError):
@@ -124,17 +129,27 @@ def rows(
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Yields (line number, row) of a CSV file; columns other than `columns` are let through.
 
+    The file may be packed by gzip. Spaces around a field and the `.0` of an integer are dropped.
+
     Raises:
       ReleaseError: not UTF-8, not CSV, a column is missing or doubled, a row is too short or long.
     """
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(TABLE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ReleaseError(f"{source} is a damaged gzip file ({error}); get it again") from error
+    if len(data) > TABLE_BYTES:
+        limit = f"{TABLE_BYTES / 1e6:.0f} MB"
+        raise ReleaseError(f"{source} unpacks to more than {limit}; get it again")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ReleaseError(f"{source}, line {line}: not UTF-8 text ({error})") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         for column in columns:
             if header.count(column) != 1:
                 raise ReleaseError(
@@ -142,14 +157,19 @@ def rows(
                     f" the header {str(header)[:300]}, expected once each: {', '.join(columns)}"
                 )
         for values in reader:
-            if not values:
+            values = [value.strip() for value in values]
+            if not any(values):
                 continue
             if len(values) != len(header):
                 raise ReleaseError(
                     f"{source}, line {reader.line_num}: {len(values)} fields, expected"
                     f" {len(header)} as in the header"
                 )
-            yield reader.line_num, dict(zip(header, values, strict=True))
+            row = dict(zip(header, values, strict=True))
+            for name in _INTEGERS & row.keys():
+                if number := _FLOAT.fullmatch(row[name]):
+                    row[name] = number[1]
+            yield reader.line_num, row
     except csv.Error as error:
         raise ReleaseError(f"{source}, line {reader.line_num}: {error}") from error
 
@@ -166,7 +186,7 @@ def check_place(row: Mapping[str, str], cell_type: str, where: str) -> str:
     """The well_id of a row, from valid fields `experiment`, `plate` and `well`."""
     if row["plate"] not in PLATES:
         raise refusal(where, row, "plate", "one of " + ", ".join(PLATES))
-    experiment = _EXPERIMENT.fullmatch(row["experiment"])
+    experiment = EXPERIMENT.fullmatch(row["experiment"])
     if not experiment or experiment["cell_type"] != cell_type or cell_type not in CELL_TYPES:
         raise refusal(where, row, "experiment", f"{cell_type}-NN, NN being two digits")
     if not _WELL.fullmatch(row["well"]):

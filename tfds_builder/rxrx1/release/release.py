@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from etils import epath
@@ -27,6 +27,8 @@ from .metadata import CHANNELS, DATASETS, WILDS_DATASETS, ReleaseError, Site, re
 from .selection import ALL, Selection
 from .storage import Storage
 
+# SHA-256 of metadata.csv in rxrx1-metadata.zip.
+OFFICIAL_METADATA = "799ed719d2be136db29fef6fcb7a51ceb94d1de9d43421a49b16409329a2f1b7"
 # The Kaggle files list four wells that the official metadata does not; images of such wells may
 # lie in an archive and must not stop a build. More than this share means a table was cut off.
 _STRAY_SHARE = 0.01
@@ -44,6 +46,7 @@ class Release:
     storage: Storage
     sites: tuple[Site, ...]  # the selected ones, by experiment, plate, well (row-major), site
     rows: Mapping[str, int]  # site_id -> row of metadata.csv, from 0; Kaggle's tables have none
+    official: bool  # whether metadata.csv is the published file, byte by byte
 
     def image_names(self, site: Site) -> list[str]:
         """The six PNG files of a site in the order of `CHANNELS`; in the WILDS layout the one."""
@@ -52,6 +55,11 @@ class Release:
         if self.layout == "wilds":
             return [f"{stem}.png"]
         return [f"{stem}_w{channel}.png" for channel in range(1, len(CHANNELS) + 1)]
+
+    @property
+    def source(self) -> str:
+        """What reports call it: "release" only if it is the published one."""
+        return "release" if self.official else f"release in {self.storage.root}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -72,22 +80,30 @@ def open_release(root: epath.PathLike, selection: Selection = ALL) -> Release:
     storage = Storage(root)
     layout = _layout(storage)
     if layout == "kaggle":
-        sites, rows = _kaggle_sites(storage, selection), {}
+        sites, rows, official = _kaggle_sites(storage, selection), {}, False
     else:
         datasets = WILDS_DATASETS if layout == "wilds" else DATASETS
         source = storage.describe("metadata.csv")
-        table = read_metadata(storage.read("metadata.csv"), source, datasets)
+        data = storage.read("metadata.csv")
+        official = hashlib.sha256(data).hexdigest() == OFFICIAL_METADATA
+        table = read_metadata(data, source, datasets)
         sites = [site for _, site in table.values()]
         rows = {site_id: row for row, site_id in enumerate(table)}
         selection.check(sites, source)
         if selection.is_all:
-            _check_strays(storage, table, len(table), layout)
+            images = len(CHANNELS) if layout == "official" else 1
+            strays = [
+                image.name
+                for image in _images(storage, "images")
+                if image.site_id not in table or bool(image.channel) != (layout == "official")
+            ]
+            _report_strays(storage, strays, len(table) * images)
     chosen = [site for site in sites if selection.takes(site)]
     if not chosen:
         raise ReleaseError(
             f"no site of the release in {storage.root} matches all of {selection}; select others"
         )
-    return Release(layout, storage, tuple(sorted(chosen, key=_position)), rows)
+    return Release(layout, storage, tuple(sorted(chosen, key=_position)), rows, official)
 
 
 def places(release: Release, site_ids: Collection[str]) -> dict[str, str]:
@@ -189,16 +205,6 @@ def _kaggle_sites(storage: Storage, selection: Selection) -> list[Site]:
         for well in chosen
         for site in sorted(found[well.site.well_id])
     ]
-
-
-def _check_strays(storage: Storage, site_ids: Container[str], count: int, layout: str) -> None:
-    """`_report_strays` of the official and the WILDS layout."""
-    strays = [
-        image.name
-        for image in _images(storage, "images")
-        if image.site_id not in site_ids or bool(image.channel) != (layout == "official")
-    ]
-    _report_strays(storage, strays, count * (len(CHANNELS) if layout == "official" else 1))
 
 
 def _report_strays(storage: Storage, strays: list[str], expected: int) -> None:
