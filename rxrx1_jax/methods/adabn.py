@@ -42,18 +42,10 @@ def adapted_statistics(
 ) -> Any:
     """Running statistics from the images of `batches`, which are of equal size and not padded.
 
-    Args:
-      spec: of the network, without an axis over which BatchNorm averages.
-      params, batch_stats: of the network; of `batch_stats` only the structure is used.
-      batches: dicts with image [N, H, W, C] and what the network's head reads.
-
-    Returns:
-      A tree like `batch_stats`: mean of the batches' means m, and by the law of total variance
-      mean(v + m^2) - mean(m)^2. In the first layer these are the moments of all images exactly;
-      above it each batch was normalised by its own statistics, so larger batches are closer.
-
-    Raises:
-      ValueError: no batch; a network without BatchNorm.
+    A tree like `batch_stats`, of which only the structure is used: mean of the batches' means m,
+    and by the law of total variance mean(v + m^2) - mean(m)^2. In the first layer these are the
+    moments of all images exactly; above it each batch was normalised by its own statistics, so
+    larger batches are closer. Raises ValueError: no batch; a network without BatchNorm.
     """
     if not jax.tree.leaves(batch_stats):
         raise ValueError("AdaBN needs a network with BatchNorm; model.name names one without")

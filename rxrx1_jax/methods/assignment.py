@@ -5,8 +5,11 @@ treatment siRNA occurs at most once in an experiment, and a plate holds one of a
 of siRNAs as there are plates, in a cyclic order. Compare its results only with others that use the
 design.
 
-`role` [n] is as in `Evidence`. Labels (`sirna_id`) are read where it is "train" and nowhere else.
-`sites` is a structured array [n], rows in any order.
+Both functions take log_probs float [n, K], sites [n] (a structured array, rows in any order),
+classes [K] (sirna_ids of the columns) and role [n] as in `Evidence`; labels are read where it is
+"train" and nowhere else. They return sirna_ids int32 [n], the same for all assigned sites of a
+well. They raise ValueError if sizes disagree, values are not finite, roles are unknown, or siRNAs
+occur more than once in the training experiments as a rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,17 +36,6 @@ def assign_once(
     one. Training and control sites get the best class of their well: nothing is assigned there.
     Training sites of a well and its other sites have separate means: what a network says of a site
     that it was trained on is the label.
-
-    Args:
-      log_probs: float [n, K]. sites: structured array [n].
-      classes: int [K], sirna_ids of the columns. role: str [n].
-
-    Returns:
-      int32 [n] sirna_ids; the same for all assigned sites of a well.
-
-    Raises:
-      ValueError: sizes disagree, values are not finite, unknown roles; siRNAs that occur more
-        than once in the training experiments as a rule.
     """
     classes = _checked(log_probs, sites, classes, role)
     return _assigned(log_probs, sites, classes, role, {}, {})
@@ -58,7 +50,7 @@ def assign_plate_groups(
     chosen which leaves the fewest wells without a free siRNA of their plate's group, and among
     those the one with the largest sum of mean log-probabilities; the rotation of an experiment with
     training wells is the one that fits them. Wells left over get their best siRNA of the group, or
-    their best of all if the group is empty. Raises as `assign_once`, and as `sirna_groups`.
+    their best of all if the group is empty. Raises also as `sirna_groups`.
     """
     classes = _checked(log_probs, sites, classes, role)
     return _assigned(log_probs, sites, classes, role, *sirna_groups(sites, role))
@@ -108,16 +100,9 @@ def sirna_groups(sites: np.ndarray, role: np.ndarray) -> tuple[dict[int, int], d
     groups (by majority) and rotations are estimated again until nothing changes. So a few
     mislabelled wells do no harm.
 
-    Args:
-      sites: structured array [n]. role: str [n].
-
-    Returns:
-      {sirna_id: group}, {experiment: rotation}; siRNAs and experiments without training wells are
-      in neither.
-
-    Raises:
-      ValueError: no training wells; no siRNA has two, or fewer than AGREEMENT of those that are
-        repeated fit: the plates do not hold fixed groups in rotation, or too few wells show it.
+    Returns {sirna_id: group}, {experiment: rotation}; siRNAs and experiments without training wells
+    are in neither. Raises ValueError: no training wells; no siRNA has two, or fewer than AGREEMENT
+    of those that are repeated fit, so the plates hold no fixed groups in rotation.
     """
     rows = _training_wells(sites, role)
     if not len(rows):
@@ -166,12 +151,8 @@ def _assign(
 ) -> tuple[np.ndarray, tuple[int, float]]:
     """Classes [w] of wells: free ones, each once; else the best of `fallback`, else the best.
 
-    Args:
-      scores: f64 [w, K]. free, fallback: bool [w, K].
-
-    Returns:
-      positions [w] and the rank of the assignment: (- wells without a free class, sum of scores of
-      the others).
+    All [w, K]. Also returns the rank of the assignment: (- wells without a free class, sum of
+    scores of the others).
     """
     from scipy.optimize import linear_sum_assignment  # here: the commands' --help needs none
 

@@ -1,6 +1,7 @@
 """Corrections of embeddings by libraries: ComBat (extra `analysis`), Harmony (extra `harmony`).
 
-Transforms as in `transforms`. They learn from every row that they correct.
+Transforms as in `transforms`, by plate or experiment. They learn from every row that they correct:
+`fit` is all true, else ValueError. ModuleNotFoundError names the extra of a missing library.
 """
 
 import contextlib
@@ -23,20 +24,8 @@ def combat(
     across cell types batch and biology could not be told apart. A cell type with a single batch is
     returned as it is, and so is a feature that is constant within a batch (as in sva's ComBat). The
     batch means are those of all rows: batches that hold different siRNAs (the plates of an
-    experiment do) lose part of that difference, so the default is the experiment.
-
-    Args:
-      embeddings, sites: as in `transforms.centre_scale`.
-      fit: bool [n], all true: the estimates come from all rows given.
-      by: "plate" or "experiment".
-
-    Returns:
-      float [n, d].
-
-    Raises:
-      ValueError: as there; a batch of one row; a row outside `fit`; fewer than two
-        features that vary in each batch.
-      ModuleNotFoundError: neuroCombat is not installed; names the extra.
+    experiment do) lose part of that difference, so the default is the experiment. Raises ValueError
+    for a batch of one row, and for fewer than two features that vary in each batch.
     """
     library = _library("neuroCombat", "combat", "analysis")
     pandas = _library("pandas", "combat", "analysis")
@@ -75,18 +64,6 @@ def harmony(
     rows go in by site id, so their order does not change the result. A cell type with a single
     batch is returned as it is. Harmony matches clusters, so it suits batch effects that are small
     beside the differences between clusters: correct large ones first (`centre_scale`).
-
-    Args:
-      embeddings, sites: as in `transforms.centre_scale`.
-      fit: bool [n], all true: Harmony corrects only the rows that it learns from.
-      by: "plate" or "experiment".
-
-    Returns:
-      float [n, d].
-
-    Raises:
-      ValueError: as there; a row outside `fit`.
-      ModuleNotFoundError: harmonypy is not installed; names the extra.
     """
     library = _library("harmonypy", "harmony", "harmony")
     x = _checked_whole("harmony", embeddings, sites, fit, by)

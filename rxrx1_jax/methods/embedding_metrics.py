@@ -43,11 +43,8 @@ class Consistency(NamedTuple):
 def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """Means of the rows that agree in all columns: wells, siRNAs, siRNAs of an experiment.
 
-    Args:
-      embeddings: [n, D]. columns: ids [n], one or more.
-
-    Returns:
-      Means [P, D] in float64, then the P values of each column, sorted by the first, second ...
+    [n, D] and ids [n] -> means f64 [P, D], then the P values of each column, sorted by the first,
+    second ...
     """
     _check(embeddings, *columns)
     codes = np.stack([np.unique(ids, return_inverse=True)[1] for ids in columns], axis=1)
@@ -67,14 +64,8 @@ def experiment_predictability(
     over siRNAs: each site is recognised once, by a classifier that saw no well of its siRNA.
     Holding out wells alone would be wrong: every siRNA is in every experiment, so a classifier
     trained on its other wells learns from the siRNA which experiments the well is *not* of, and
-    falls far below chance where there is no batch effect.
-
-    Args:
-      x: [n, D]. experiment (or plate), sirna: [n].
-
-    Raises:
-      ValueError: a single experiment, or one of fewer than FOLDS siRNAs.
-      ModuleNotFoundError: scikit-learn is not installed; names the extra.
+    falls far below chance where there is no batch effect. Raises ValueError for a single
+    experiment, or one of fewer than FOLDS siRNAs; ModuleNotFoundError names the extra.
     """
     try:
         from sklearn import linear_model, model_selection, pipeline, preprocessing
@@ -112,11 +103,8 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
     (Kalinin et al., "A versatile information retrieval framework for evaluating profile strength
     and similarity", 2024) with pos_sameby=[label], pos_diffby=[experiment], neg_sameby=[],
     neg_diffby=[label]. Chance is the exact expectation for M positives among L rows,
-    (H_L + (M - 1) / (L - 1) (L - H_L)) / L, H_L the L-th harmonic number.
-
-    Args:
-      embeddings: [n, D], rows of one cell type unless retrieval across cell types is meant.
-      labels, experiment: [n].
+    (H_L + (M - 1) / (L - 1) (L - H_L)) / L, H_L the L-th harmonic number. Rows are of one cell type
+    unless retrieval across cell types is meant.
 
     Raises ValueError for fewer than two labels, a zero row, or no label in two experiments.
     """
@@ -156,12 +144,9 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
 
 
 def replicate_consistency(
-    profiles: np.ndarray,
-    labels: np.ndarray,
-    experiment: np.ndarray,
-    seed: int = 0,
+    profiles: np.ndarray, labels: np.ndarray, experiment: np.ndarray, seed: int = 0,
     draws: int = 1000,
-) -> Consistency:
+) -> Consistency:  # fmt: skip
     """How similar the profiles of a siRNA are, against profiles drawn at random.
 
     Perturbation consistency of EFAAR (Celik et al., "Building, benchmarking, and exploring
@@ -169,12 +154,8 @@ def replicate_consistency(
     pairs of a label's profiles, here one profile per experiment. Its null permutes the labels
     within each experiment, so that what profiles of the same experiments share counts for
     nothing. p = (1 + null values at or above the label's own) / (1 + draws): a share x of labels
-    without effect has p <= x.
-
-    Args:
-      profiles: [P, D], as `mean_profiles(embeddings, labels, experiment)` gives them, of one cell
-        type. labels, experiment: [P].
-      seed, draws: of the permutations.
+    without effect has p <= x. Profiles [P, D] are as `mean_profiles(embeddings, labels,
+    experiment)` gives them, of one cell type.
 
     Raises ValueError for two profiles of a label in one experiment (the sites of a well are
     similar whatever its label), for a zero profile, and if no label has two profiles.
@@ -237,11 +218,9 @@ def planted_effects(
 def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> float:
     """Rank correlation, over pairs of siRNAs, of measured with planted Euclidean distances.
 
-    Args:
-      measured: [K, D] profiles of K siRNAs in a cell type, as `mean_profiles(embeddings, sirna)`
-        gives them. All should be means over the same experiments, else shifts of experiments
-        count as effects.
-      planted: [K, P] `planted_effects` of the same siRNAs in the same order.
+    measured: [K, D], of `mean_profiles(embeddings, sirna)` in a cell type. All should be means over
+    the same experiments, else shifts of experiments count as effects. planted: [K, P],
+    `planted_effects` of the same siRNAs in the same order.
 
     Raises ValueError for fewer than three siRNAs, or if all distances of one kind are equal (a
     screen made with effect 0).

@@ -136,6 +136,9 @@ class Method:
         return BUDGETS[max((USES.index(use) + 1 for use in self.uses), default=0)]
 
 
+Adapted = Callable[[Method, Evidence], Evidence]  # runs the stage `adapt`: `adabn.adapted`
+
+
 def from_embeddings(embeddings: Embeddings) -> Evidence:
     """The sites of a known role. Raises ValueError without roles or without training sites."""
     role = embeddings.role
@@ -162,14 +165,8 @@ def evidence_for(method: Method, evidence: Evidence) -> Evidence:
     return evidence._replace(sites=sites).only(keep)
 
 
-def scores(
-    method: Method,
-    evidence: Evidence,
-    adapted: Callable[[Method, Evidence], Evidence] | None = None,
-) -> np.ndarray:
+def scores(method: Method, evidence: Evidence, adapted: Adapted | None = None) -> np.ndarray:
     """What the method gives the test sites, from the evidence it declared: f32 [test sites, K].
-
-    adapted: runs the stage `adapt` of a method on the network (`adabn.adapted`).
 
     Raises ValueError: a method that needs a network without one, or that uses more than it
     declares; whatever its stages raise.
@@ -188,11 +185,7 @@ def scores(
     return found[given.role == "test"]
 
 
-def transformed(
-    method: Method,
-    evidence: Evidence,
-    adapted: Callable[[Method, Evidence], Evidence] | None = None,
-) -> Evidence:
+def transformed(method: Method, evidence: Evidence, adapted: Adapted | None = None) -> Evidence:
     """What the method declared, after its stages `adapt` and `transforms`."""
     given = evidence_for(method, evidence)
     if method.adapt is not None:
@@ -205,11 +198,9 @@ def transformed(
 
 
 def _stage(
-    method: Method,
-    function: Callable[[Evidence], np.ndarray],
-    evidence: Evidence,
+    method: Method, function: Callable[[Evidence], np.ndarray], evidence: Evidence,
     spread: bool = False,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """function(evidence), which must not depend on other test sites unless that is declared.
 
     spread: what may differ is a share of each column's deviation, not of 1.

@@ -111,12 +111,8 @@ def bootstrap_interval(
     """Mean over sites with a percentile interval from resampling wells with all their sites.
 
     The cluster bootstrap (Davison and Hinkley, "Bootstrap methods and their application", 1997,
-    section 3.8): the sites of a well share its biology, so they are no independent draws.
-
-    Args:
-      values: [n] one per site, e.g. prediction == label, or average precision.
-      well_id: [n]. A coarser id (experiment) resamples that instead; of fewer than LEAST there is
-        no interval (NaN).
+    section 3.8): the sites of a well share its biology, so they are no independent draws. A coarser
+    id (experiment) resamples that instead. Of fewer than LEAST wells there is no interval (NaN).
 
     Raises ValueError: sizes disagree, or a value is not finite.
     """

@@ -1,11 +1,12 @@
 """Corrections of embeddings, fitted on some rows of each group of sites.
 
-A transform is a function (embeddings [n, d], sites [n], fit bool [n], by) -> embeddings. `sites`
-is a structured array; of it only experiment, plate, cell type and site id are read, never a
+A transform is a function (embeddings float [n, d], sites [n], fit bool [n], by) -> float [n, d].
+`sites` is a structured array; of it only experiment, plate, cell type and site id are read, never a
 label. `fit` marks the rows that a transform may learn from: which ones, say the controls of the
 training experiments or of all, is the caller's choice and decides what the result was allowed to
 see. `by` is the group: "plate" (of an experiment), "experiment" or "cell_type" (everything of a
-cell type pooled).
+cell type pooled). It raises ValueError if sizes or dtypes disagree, if values are not finite, and
+for a cell type without fit rows.
 
 A group with fewer than two fit rows is corrected by the fit rows of its experiment, and if those
 are too few by those of its cell type; a cell type with fewer than two is an error. A feature that
@@ -34,15 +35,6 @@ def centre_scale(
     """(x - mean) / standard deviation (ddof 0) of the fit rows of the group, per feature.
 
     The standardisation on plate controls of Caicedo et al. 2017 (Nature Methods 14, 849).
-
-    Args:
-      embeddings: float [n, d]. sites: structured array [n]. fit: bool [n]. by: one of LEVELS.
-
-    Returns:
-      float [n, d].
-
-    Raises:
-      ValueError: sizes or dtypes disagree, values are not finite, a cell type without fit rows.
     """
     x = checked(embeddings, sites, fit, by)
     out = np.empty_like(x)
@@ -53,29 +45,16 @@ def centre_scale(
 
 
 def sphering(
-    embeddings: np.ndarray,
-    sites: np.ndarray,
-    fit: np.ndarray,
-    by: str = "cell_type",
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type",
     shrinkage: float = SHRINKAGE,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """ZCA whitening by the fit rows of the group: (x - mean) C^(-1/2).
 
     C = (1 - shrinkage) S + shrinkage * trace(S)/d * I, where S is the covariance (ddof 1). ZCA:
     Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
     pycytominer's Spherize; the shrinkage target is that of Ledoit and Wolf 2004 (J. Multivariate
     Analysis 88, 365). With shrinkage 0, directions in which the fit rows do not vary keep their
-    scale; nothing is known about them.
-
-    Args:
-      embeddings, sites, fit, by: as in `centre_scale`.
-      shrinkage: 0 to 1.
-
-    Returns:
-      float [n, d]. With shrinkage 0 and more fit rows than features, their covariance is I.
-
-    Raises:
-      ValueError: as `centre_scale`; shrinkage out of range.
+    scale; nothing is known about them. Raises ValueError unless 0 <= shrinkage <= 1.
     """
     x = checked(embeddings, sites, fit, by)
     if not 0 <= shrinkage <= 1:
@@ -100,14 +79,8 @@ def tvn(
     covariances with the identity added). C is taken after the groups were centred, so it holds no
     differences between the means of cell types, and one set of axes serves all of them.
 
-    Args:
-      embeddings, sites, fit, by: as in `centre_scale`.
-
-    Returns:
-      float [n, r]: r is the rank of the fit rows, d if there are enough of them.
-
-    Raises:
-      ValueError: as `centre_scale`; fit rows that are all equal.
+    Returns float [n, r]: r is the rank of the fit rows, d if there are enough of them. Raises
+    ValueError for fit rows that are all equal.
     """
     x = checked(embeddings, sites, fit, by)
     mean, scale = mean_and_scale(x[fit])

@@ -35,12 +35,13 @@ from rxrx1_jax.model.domains import domains, gram, mean_where, squared_distances
 from rxrx1_jax.model.heads import normalise, wide
 
 Arrays = Mapping[str, jax.Array]
+Rows = tuple[jax.Array, Any]  # losses [N], state
 
 
 class Loss(NamedTuple):
     """A loss of rows, and how its state starts (arrays, or nothing)."""
 
-    function: Callable[[Arrays, Arrays, Any, Info], tuple[jax.Array, Any]]
+    function: Callable[[Arrays, Arrays, Any, Info], Rows]
     init: Callable[[Vocabulary], Any] = lambda vocabulary: ()
 
 
@@ -88,9 +89,7 @@ def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
             f"arcface: margin is {margin} and scale {scale}; expected 0 to pi and more than 0"
         )
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         if "cosine" not in outputs:
             raise ValueError("loss arcface needs cosines: set model.head to 'cosine'")
         cosines = outputs["cosine"]
@@ -121,9 +120,7 @@ def coral(weight: float = 1.0) -> Loss:
     """
     _check("coral: weight", weight)
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         x, valid = wide(outputs["embedding"]), batch["mask"].astype(bool)[:, None]
         rows, features = x.shape
         domain, count = domains(batch, x.dtype)
@@ -159,9 +156,7 @@ def irm(weight: float = 1.0) -> Loss:
     """
     _check("irm: weight", weight)
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         z = outputs["logits"]
 
         def label_logit(labels: jax.Array) -> jax.Array:
@@ -189,9 +184,7 @@ def group_dro(step_size: float = 0.01) -> Loss:
     """
     _check("group_dro: step_size", step_size)
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         valid, experiment = batch["mask"].astype(bool), batch["experiment"]
         losses = jnp.where(valid, outputs["cross_entropy"], 0)
         experiments = len(info.vocabulary.experiments)
@@ -227,9 +220,7 @@ def dann(weight: float = 1.0) -> Loss:
     """
     _check("dann: weight", weight)
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         if "domain_logits" not in outputs:
             raise ValueError("loss dann needs domain_logits: set model.head to 'domain_adversary'")
         logits, valid = outputs["domain_logits"], batch["mask"].astype(bool)
@@ -262,9 +253,7 @@ def cross_experiment_contrastive(weight: float = 1.0, temperature: float = 0.1) 
             "expected 0 or more and more than 0"
         )
 
-    def function(
-        outputs: Arrays, batch: Arrays, state: Any, info: Info
-    ) -> tuple[jax.Array, Any]:
+    def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         if "share" in batch:
             raise ValueError(
                 "loss cross_experiment_contrastive needs one siRNA a row: take the augmentations "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from arrays import small_evidence
+from commands import run_command
 from scipy import stats
 
 from configs import demo
@@ -168,15 +168,10 @@ def test_runs_that_cannot_be_corrected(tmp_path):
         corrections.predictions_of(tmp_path / "new", ["none"])
 
 
-def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["correct", *map(str, arguments)])
-    correct.main()
-
-
-def test_the_table_groups_methods_by_budget(run, tmp_path, monkeypatch, capsys):
-    command(monkeypatch, run, "--methods", *NAMES, f"--out={tmp_path}/table.md")
+def test_the_table_groups_methods_by_budget(run, tmp_path):
+    done = run_command("correct", run, "--methods", *NAMES, f"--out={tmp_path}/table.md")
     text = (tmp_path / "table.md").read_text()
-    assert text.strip() == capsys.readouterr().out.strip()
+    assert text.strip() == done.out.strip()
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == [
         "**inductive**", "none", "centroids", "**test controls**", "centre_scale_plate",
@@ -184,18 +179,15 @@ def test_the_table_groups_methods_by_budget(run, tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
 
 
-def test_help_explains_each_method(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        command(monkeypatch, "--help")
-    said = capsys.readouterr().out
+def test_help_explains_each_method():
+    said = run_command("correct", "--help").out
     assert all(f"  {name} " in said and method.about in said for name, method in METHODS.items())
 
 
-def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, capsys):
+def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr(corrections, "predictions_of", lambda *_: pytest.fail("work began"))
-    with pytest.raises(SystemExit):
-        command(monkeypatch, "run", f"--out={tmp_path}/nowhere/table.md")
-    assert "--out" in capsys.readouterr().err
+    done = run_command("correct", "run", f"--out={tmp_path}/nowhere/table.md")
+    assert done.code and "--out" in done.last
 
 
 @pytest.mark.parametrize(
@@ -208,5 +200,4 @@ def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes
 
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)]
     monkeypatch.setattr(corrections, "predictions_of", work)
-    with pytest.raises(SystemExit, match=message):
-        command(monkeypatch, *runs)
+    assert message in run_command("correct", *runs).last

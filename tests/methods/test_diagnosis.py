@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 from arrays import make_sites
+from commands import run_command
 
-from rxrx1_jax import diagnose
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import METHODS
@@ -100,17 +100,12 @@ def test_a_missing_library_leaves_its_line_out(screen, monkeypatch, capsys):
     assert "rxrx1_jax[harmony]" in capsys.readouterr().err
 
 
-def test_the_command_prints_what_was_measured(screen, monkeypatch, capsys, tmp_path):
+def test_the_command_prints_what_was_measured(screen, monkeypatch, tmp_path):
     table, _ = with_treatments(screen)
     monkeypatch.setattr(embed, "embeddings_of", lambda _: table)
     monkeypatch.setattr(embed, "planted_sirnas", lambda _: None)
-    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path)])
-    diagnose.main()
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("|")
-    ]
+    said = run_command("diagnose", tmp_path).out.splitlines()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said if line[:1] == "|"]
     assert lines[0] == ["embeddings", *diagnosis.COLUMNS]
     figures = diagnosis.measure(table.x, table.sites, None)
     mean, chance = figures[AGAIN]
@@ -119,16 +114,11 @@ def test_the_command_prints_what_was_measured(screen, monkeypatch, capsys, tmp_p
     assert [line[0] for line in lines[3:]] == [n for n in diagnosis.TRANSFORMS if n in METHODS]
 
 
-def test_help_has_a_line_per_column(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["diagnose", "--help"])
-    with pytest.raises(SystemExit):
-        diagnose.main()
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+def test_help_has_a_line_per_column():
+    lines = [line.strip() for line in run_command("diagnose", "--help").out.splitlines()]
     for name, about in diagnosis.COLUMNS.items():
         assert any(line.startswith(name) and line.endswith(about) for line in lines)
 
 
-def test_a_folder_without_a_run_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path)])
-    with pytest.raises(SystemExit, match="config.json"):
-        diagnose.main()
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    assert "config.json" in run_command("diagnose", tmp_path).last

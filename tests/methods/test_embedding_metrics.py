@@ -25,25 +25,16 @@ def screen(seed=0, sirnas=12, experiments=4, dim=6, effect=1.0, batch=1.0, noise
     return z[order].astype(np.float32), sirna[order], names[order]
 
 
-# mean_profiles
-
-
 def test_mean_profiles_are_the_means_of_a_loop():
     z, sirna, experiment = screen()
     keep = np.arange(len(z)) % 7 > 0  # groups of unequal size
     z, sirna, experiment = z[keep], sirna[keep], experiment[keep]
     means, labels, batches = bm.mean_profiles(z, sirna, experiment)
-    assert list(zip(labels, batches, strict=True)) == sorted(
-        set(zip(sirna, experiment, strict=True))
-    )
-    for mean, label, batch in zip(means, labels, batches, strict=True):
-        rows = [
-            z[i].astype(float) for i in range(len(z)) if (sirna[i], experiment[i]) == (label, batch)
-        ]
+    found = list(zip(labels, batches, strict=True))
+    assert found == sorted(set(zip(sirna, experiment, strict=True)))
+    for mean, (label, batch) in zip(means, found, strict=True):
+        rows = z[(sirna == label) & (experiment == batch)].astype(float)
         np.testing.assert_allclose(mean, sum(rows) / len(rows), rtol=1e-12, atol=1e-12)
-
-
-# experiment_predictability
 
 
 def predictability(z, experiment, sirna):
@@ -99,13 +90,6 @@ def test_experiments_of_unequal_size_have_equal_say():
     assert predictability(np.ones((60, 3)), experiment, np.arange(60)) == (0.5, 0.5)
 
 
-def test_probe_does_not_depend_on_the_order_of_rows():
-    z, sirna, experiment = screen(sirnas=30, batch=0.4)
-    order = np.random.default_rng(1).permutation(len(z))
-    found = predictability(z, experiment, sirna)
-    assert predictability(z[order], experiment[order], sirna[order]) == found
-
-
 def test_probe_refuses_what_it_cannot_hold_out():
     z, sirna, experiment = screen(sirnas=6)
     keep = (experiment != "HUVEC-02") | (sirna < 4)
@@ -114,9 +98,6 @@ def test_probe_refuses_what_it_cannot_hold_out():
     one = experiment == "HUVEC-02"
     with pytest.raises(ValueError, match="HUVEC-02"):
         predictability(z[one], experiment[one], sirna[one])
-
-
-# retrieval_map
 
 
 def average_precision_by_hand(z, labels, experiment):
@@ -197,9 +178,6 @@ def test_retrieval_refuses_what_has_no_answer():
             bm.retrieval_map(*given)
 
 
-# replicate_consistency
-
-
 def profiles(**options):
     z, sirna, experiment = screen(**options)
     return bm.mean_profiles(z, sirna, experiment)
@@ -219,12 +197,8 @@ def test_similarity_is_the_mean_cosine_over_pairs_and_its_null_the_mean_over_per
         assert similarity == pytest.approx(np.mean(pairs), abs=1e-6)
         # A permutation gives every pair of its experiments two profiles, all equally likely.
         batches = np.unique(experiment[rows])
-        between = [
-            cosine[np.ix_(experiment == a, experiment == b)].mean()
-            for a in batches
-            for b in batches
-            if a < b
-        ]
+        between = [cosine[np.ix_(experiment == a, experiment == b)].mean()
+                   for a in batches for b in batches if a < b]  # fmt: skip
         assert null == pytest.approx(np.mean(between), abs=0.02)
 
 
@@ -253,16 +227,13 @@ def test_planted_effects_are_consistent_and_order_and_seed_do_not_matter():
 
 def test_consistency_refuses_several_profiles_in_an_experiment_and_no_replicates():
     z, sirna, experiment = screen()
-    with pytest.raises(ValueError, match="profiles in experiment HUVEC-"):
-        bm.replicate_consistency(z, sirna, experiment)
     apart = np.array([1, 0, 0, 0]), np.array(["b", "a", "b", "a"])  # not one after the other
-    with pytest.raises(ValueError, match="label 0 .*experiment a"):
-        bm.replicate_consistency(z[:4], *apart)
-    with pytest.raises(ValueError, match="replicates"):
-        bm.replicate_consistency(z, np.arange(len(z)), experiment)
-
-
-# planted effects
+    for given, named in (
+        ((z, sirna, experiment), "HUVEC-"), ((z[:4], *apart), "label 0 .*experiment a"),
+        ((z, np.arange(len(z)), experiment), "replicates"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=named):
+            bm.replicate_consistency(*given)
 
 
 def test_recovery_is_the_correlation_of_distances():
@@ -301,7 +272,6 @@ def test_planted_effects_are_those_of_the_screen():
 
 def test_recovery_refuses_what_has_no_correlation():
     z = np.random.default_rng(0).normal(size=(5, 3))
-    with pytest.raises(ValueError, match="planted"):
-        bm.planted_recovery(z, np.zeros((5, 24)))
-    with pytest.raises(ValueError, match="5 measured and 4"):
-        bm.planted_recovery(z, z[:4])
+    for planted, named in ((np.zeros((5, 24)), "planted"), (z[:4], "5 measured.*4")):
+        with pytest.raises(ValueError, match=named):
+            bm.planted_recovery(z, planted)

@@ -22,9 +22,6 @@ def sites(seed=0, wells=60):
     return right[order], names[order]
 
 
-# worst experiment, scores
-
-
 def test_worst_experiment_is_the_lowest_and_the_first_name_among_equals():
     accuracy = {"RPE-02": 0.5, "RPE-01": 0.2, "HUVEC-09": 0.2}
     assert cmp.worst_experiment(accuracy) == ("HUVEC-09", 0.2)
@@ -92,9 +89,6 @@ def test_ratio_is_of_the_units_of_both():
     assert math.isnan(cmp.ratio(a, {UNITS[0]: 0.0})) and math.isnan(cmp.ratio(a, {}))
 
 
-# bootstrap
-
-
 def test_interval_is_that_of_resampling_wells_in_a_loop():
     right, wells = sites()
     rng = np.random.default_rng(9)
@@ -145,9 +139,6 @@ def test_bootstrap_refuses_missing_values_and_sizes_that_disagree():
         cmp.bootstrap_interval(np.where(np.arange(len(wells)) == 3, np.nan, right), wells)
     with pytest.raises(ValueError, match=f"values .{len(wells) - 1}"):
         cmp.bootstrap_interval(right[:-1], wells)
-
-
-# paired difference of two methods
 
 
 def table(right, wells, seed):

@@ -191,7 +191,7 @@ def test_dann_descends_for_the_adversary_and_climbs_for_the_features(ramp, progr
 
 
 def test_impossible_arguments_are_refused():
-    with pytest.raises(ValueError, match="cosine: scale is 0; expected more than 0"):
+    with pytest.raises(ValueError, match="cosine: scale.*0"):
         heads.cosine(0)
     with pytest.raises(ValueError, match="hidden is 0"):
         heads.domain_adversary(0)

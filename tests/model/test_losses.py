@@ -90,12 +90,6 @@ def test_cross_entropy_rows_is_torch(label_smoothing):
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12)
 
 
-def test_cross_entropy_hands_its_rows_on():
-    outputs, loss = make_outputs(), losses.cross_entropy()
-    found, state = loss.function(outputs, make_batch(), loss.init(VOCABULARY), INFO)
-    assert found is outputs["cross_entropy"] and state == ()
-
-
 def torch_arcface(cosines, labels, margin, scale):
     """By the angle itself. insightface's rule where angle + margin passes pi."""
     label = F.one_hot(labels, cosines.shape[1]).bool()
@@ -129,13 +123,6 @@ def test_arcface_and_its_gradient_are_torchs(mixed):
     np.testing.assert_allclose(gradients["cosine"], cosines.grad.numpy(), rtol=1e-8, atol=1e-10)
 
 
-def test_arcface_without_margin_is_the_cross_entropy_of_scaled_cosines():
-    batch, outputs = make_batch(), make_outputs()
-    found, _, _ = compiled(losses.arcface(margin=0.0, scale=8.0).function)(outputs, batch, ())
-    expected = losses.cross_entropy_rows(8.0 * outputs["cosine"], batch["label"], 0.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
 def test_arcface_grows_with_the_angle_and_has_finite_gradients_at_its_ends():
     loss = losses.arcface()
 
@@ -159,9 +146,8 @@ def coral_by_loops(x, batch):
             continue
         means = [x[rows[e]].mean(0) for e in (a, b)]
         covariances = [np.cov(x[rows[e]], rowvar=False) for e in (a, b)]
-        penalties.append(
-            np.mean((means[0] - means[1]) ** 2) + np.mean((covariances[0] - covariances[1]) ** 2)
-        )
+        distances = (np.mean((a - b) ** 2) for a, b in (means, covariances))
+        penalties.append(sum(distances))
     return np.mean(penalties)
 
 
@@ -186,16 +172,6 @@ def test_coral_needs_no_float64_far_from_the_origin():
     outputs = {name: np.float32(x) for name, x in outputs.items()}
     outputs["cross_entropy"][:] = 0
     np.testing.assert_allclose(added(losses.coral(), outputs, batch), expected, rtol=1e-4)
-
-
-def test_coral_does_not_depend_on_the_order_of_rows():
-    batch, outputs = make_batch(), make_outputs()
-    order = np.random.default_rng(3).permutation(ROWS)
-    other = added(
-        losses.coral(), {k: x[order] for k, x in outputs.items()},
-        {k: x[order] for k, x in batch.items()},
-    )  # fmt: skip
-    np.testing.assert_allclose(other, added(losses.coral(), outputs, batch), rtol=1e-10)
 
 
 def irm_by_torch(logits, batch):
@@ -237,9 +213,8 @@ def test_irm_of_a_mixed_target_has_the_derivative_of_its_cross_entropy():
     def cross_entropy(scale, i):
         log_probs = jax.nn.log_softmax(scale * z[i])
         share = float(batch["share"][i])
-        return (
-            -share * log_probs[batch["label"][i]] - (1 - share) * log_probs[batch["other_label"][i]]
-        )
+        labels = batch["label"][i], batch["other_label"][i]
+        return -share * log_probs[labels[0]] - (1 - share) * log_probs[labels[1]]
 
     derivative = jax.jit(jax.grad(cross_entropy), static_argnums=1)
     expected = np.prod([derivative(1.0, i) for i in range(2)])
@@ -339,6 +314,7 @@ LOSSES = {name: getattr(losses, name)() for name in FIELDS["optim.loss"].valid}
 DEGENERATE = {
     "one experiment": make_batch((3,) * 6),
     "one row a domain": make_batch((3, 9, 10, 20, 21, 40)),
+    "one row": make_batch((3,)),
     "no positives": make_batch((3, 3, 9, 9, 3, 9), labels=[0, 1, 2, 3, 4, 5]),
     "one siRNA": make_batch((3, 3, 9, 9, 3, 9), labels=[2] * 6),
     "one row not masked": masked(make_batch((3, 9, 3, 9, 3, 9)), range(5)),
@@ -350,22 +326,17 @@ DEGENERATE = {
 def test_any_batch_has_finite_losses_and_gradients(name):
     loss = LOSSES[name]
     for batch, constant in itertools.product(DEGENERATE.values(), (None, 0.0, 1.0)):
-        outputs = make_outputs(6)
+        rows = len(batch["label"])
+        outputs = make_outputs(rows)
         if constant is not None:  # all rows equal, and all zero
             outputs["embedding"][:] = constant
             outputs["cosine"][:] = constant
         outputs = {key: np.float32(x) for key, x in outputs.items()}
         found, state, gradients = compiled(loss.function)(outputs, batch, loss.init(VOCABULARY))
-        assert found.shape == (6,) and found.dtype == np.float32
+        assert found.shape == (rows,) and found.dtype == np.float32
         for x in jax.tree.leaves((found, state, gradients)):
             assert np.isfinite(x).all()
         assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, loss.init(VOCABULARY))
-
-
-def test_a_batch_may_have_one_row():
-    batch, outputs = make_batch((3,)), make_outputs(1)
-    for name in ("coral", "irm", "dann", "cross_experiment_contrastive"):
-        assert added(LOSSES[name], outputs, batch) == 0
 
 
 @pytest.mark.parametrize(
@@ -378,8 +349,8 @@ def test_a_batch_may_have_one_row():
     ],
 )
 def test_nothing_to_compare_is_penalty_zero(name, batches):
-    for batch in batches:
-        assert added(LOSSES[name], make_outputs(6), DEGENERATE[batch]) == 0
+    for batch in (DEGENERATE[which] for which in (*batches, "one row")):
+        assert added(LOSSES[name], make_outputs(len(batch["label"])), batch) == 0
 
 
 @pytest.mark.parametrize("name", FIELDS["optim.loss"].valid)
@@ -397,11 +368,11 @@ def test_masked_rows_change_nothing_for_the_others(name):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: losses.coral(-1.0), "coral: weight is -1.0; expected 0 or more"),
-        (lambda: losses.irm(-1.0), "irm: weight is -1.0"),
-        (lambda: losses.dann(-1.0), "dann: weight is -1.0"),
-        (lambda: losses.group_dro(-0.1), "group_dro: step_size is -0.1"),
-        (lambda: losses.arcface(margin=3.2), "arcface: margin is 3.2 and scale 30.0"),
+        (lambda: losses.coral(-1.0), "coral: weight.*-1.0"),
+        (lambda: losses.irm(-1.0), "irm: weight.*-1.0"),
+        (lambda: losses.dann(-1.0), "dann: weight.*-1.0"),
+        (lambda: losses.group_dro(-0.1), "group_dro: step_size.*-0.1"),
+        (lambda: losses.arcface(margin=3.2), "arcface: margin.*3.2"),
         (lambda: losses.cross_experiment_contrastive(temperature=0.0), "temperature 0.0"),
     ],
 )
@@ -413,9 +384,9 @@ def test_impossible_arguments_are_refused(make, message):
 @pytest.mark.parametrize(
     "loss, more, message",
     [
-        (losses.arcface(), {}, "set model.head to 'cosine'"),
-        (losses.dann(), {}, "set model.head to 'domain_adversary'"),
-        (losses.cross_experiment_contrastive(), {"share": np.ones(12)}, "out of data.augmentation"),
+        (losses.arcface(), {}, "model.head.*'cosine'"),
+        (losses.dann(), {}, "model.head.*'domain_adversary'"),
+        (losses.cross_experiment_contrastive(), {"share": np.ones(12)}, "data.augmentation"),
     ],
 )
 def test_a_loss_that_lacks_its_input_says_what_to_set(loss, more, message):
