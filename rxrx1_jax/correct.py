@@ -6,7 +6,9 @@ compares methods within the same budget of information, paired with the uncorrec
 """
 
 import argparse
+import csv
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ import pyarrow as pa
 from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.data.records import DatasetError
-from rxrx1_jax.methods import corrections, statistics
+from rxrx1_jax.data.splits import FOLDS
+from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS, find
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, Unit
+from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
 from rxrx1_jax.report.runs import check_same_settings
-from rxrx1_jax.report.tables import Cell, Table, gain, percent
+from rxrx1_jax.report.tables import ADJUSTED, Cell, Table, Value, gain, percent
 from rxrx1_jax.training import predictions
 from rxrx1_jax.training.run_dir import RunError, read_settings
 
@@ -29,37 +32,53 @@ BASE = "none"
 DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one table may differ in
 
 
-def summary(runs: Mapping[str, Mapping[str, pa.Table]]) -> Table:
-    """The table of {run: {method: predictions}}, grouped by what the methods may see."""
+def summary(runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float) -> Table:
+    """The table of {run: {method: predictions}}, grouped by what the methods may see.
+
+    shared: as in `compare`.
+    """
     tried = dict.fromkeys(name for tables in runs.values() for name in tables)
     names = [name for name in tried if all(name in tables for tables in runs.values())]
+    scores = {
+        name: _scores({unit: tables[name] for unit, tables in runs.items()}) for name in names
+    }
+    gains = {
+        name: compare(scores[name][0], scores[BASE][0], shared) for name in names if name != BASE
+    }
+    adjusted = dict(zip(gains, holm([found.p for found in gains.values()]), strict=True))
     rows: list[list[Cell]] = []
     for budget in BUDGETS:
         members = [name for name in names if find(name).budget == budget]
         rows += [[budget]] if members else []
-        rows += [_row(name, runs) for name in members]
-    head = ["method", "by site", "by well", "worst experiment", "gain by site, points"]
+        for name in members:
+            rows.append([name, *map(percent, scores[name]), "", ""])
+            if name in gains:
+                rows[-1][-2:] = gain(gains[name]), Value(adjusted[name], 3)
+    head = ["method", "by site", "by well", "worst experiment", "gain by site, points", ADJUSTED]
     return Table("Accuracy of the test sites, %", head, rows)
 
 
-def _row(name: str, runs: Mapping[str, Mapping[str, pa.Table]]) -> list[Cell]:
-    def scores(name: str) -> list[Score]:
-        found = [predictions.accuracies(tables[name]) for tables in runs.values()]
-        figures = [
-            (a["site"]["all"], a["well"]["all"],
-             statistics.worst_experiment(a["site"]["experiment"])[1])
-            for a in found
-        ]  # fmt: skip
-        units = [Unit("", k, 0) for k in range(len(found))]
-        return [dict(zip(units, column, strict=True)) for column in zip(*figures, strict=True)]
+def _scores(tables: Mapping[Unit, pa.Table]) -> list[Score]:
+    """By site, by well, and by site of the worst experiment."""
+    found = {unit: predictions.accuracies(table) for unit, table in tables.items()}
+    return [
+        {unit: a["site"]["all"] for unit, a in found.items()},
+        {unit: a["well"]["all"] for unit, a in found.items()},
+        {unit: worst_experiment(a["site"]["experiment"])[1] for unit, a in found.items()},
+    ]
 
-    cells: list[Cell] = [name, *map(percent, scores(name))]
-    if name == BASE:
-        return [*cells, ""]
-    if len(runs) == 1:
-        (tables,) = runs.values()
-        return [*cells, gain(statistics.paired_difference(tables[name], tables[BASE]))]
-    return [*cells, gain(statistics.compare(scores(name)[0], scores(BASE)[0]))]
+
+def _unit(run: Path) -> Unit:
+    """Folds of several draws of the split (data.seed) are numbered one after the other."""
+    config = read_settings(run)
+    return Unit("", FOLDS * config.data.seed + config.data.fold, config.train.seed)
+
+
+def _shared(run: Path) -> float:
+    """Test sites per training site."""
+    with open(run / "split.csv", newline="", encoding="utf-8") as file:
+        roles = Counter(row["role"] for row in csv.DictReader(file))
+    return roles["test"] / roles["train"]
 
 
 def _to_share(run: Path) -> dict[str, Any]:
@@ -84,7 +103,7 @@ def main() -> None:
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         parser.error(f"--out={options.out}: expected a file in a folder that exists")
     names = list(dict.fromkeys([BASE, *options.methods]))
-    tables = {}
+    tables: dict[Unit, dict[str, pa.Table]] = {}
     try:
         for name in names:
             find(name)  # a wrong name is told before the work
@@ -93,8 +112,10 @@ def main() -> None:
             check_same_settings(first, _to_share(first), run, _to_share(run))
         for i, run in enumerate(options.runs, 1):
             print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
-            tables[str(run)] = corrections.predictions_of(run, names)
-        text = summary(tables).markdown()
+            if (unit := _unit(run)) in tables:
+                raise ValueError(f"{run}: fold and seed of another run; expected one run of each")
+            tables[unit] = corrections.predictions_of(run, names)
+        text = summary(tables, max(map(_shared, options.runs))).markdown()
     except (RunError, DatasetError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(text)

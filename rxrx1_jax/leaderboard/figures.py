@@ -1,14 +1,14 @@
 """The pictures of the leaderboard: gains, gaps, accuracy by experiment."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from rxrx1_jax.leaderboard.scores import Row
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, by_fold, compare, ratio
+from rxrx1_jax.methods.statistics import Score, by_fold, compare, difference, ratio, summarise
 from rxrx1_jax.report.figures import (
     OUTSIDE,
     ROW_COLOURS,
@@ -30,7 +30,7 @@ def gains(rows: Sequence[Row], baseline: str) -> Figure:
     """Gain by site over the baseline with its interval; a dot for each fold (mean over seeds)."""
     base = next(row.by_site for row in rows if row.name == baseline)
     others = [row for row in rows if row.name != baseline]
-    found = [compare(row.by_site, base) for row in others]
+    found = [compare(row.by_site, base, row.shared) for row in others]
     places = [k + BUDGETS.index(row.budget) * 0.8 for k, row in enumerate(others)]
     figure = Figure(figsize=(8, 1.3 + 0.23 * len(others)), layout="constrained")
     axis = figure.subplots()
@@ -38,10 +38,9 @@ def gains(rows: Sequence[Row], baseline: str) -> Figure:
         if not gain.n:
             continue
         colour = BUDGET_COLOURS[row.budget]
-        if gain.n > 1:
+        if not math.isnan(gain.low):
             axis.plot([100 * gain.low, 100 * gain.high], [y, y], color=colour, lw=2, alpha=0.7)
-        keys = row.by_site.keys() & base.keys()
-        folds = by_fold({key: row.by_site[key] - base[key] for key in keys})
+        folds = by_fold(difference(row.by_site, base))
         dots = [100 * value for value in folds.values()]
         axis.plot(dots, [y] * len(dots), "o", ms=3, mfc="white", mec=colour, mew=0.8)
         axis.plot(100 * gain.mean, y, "o", ms=6, color=colour)
@@ -74,7 +73,7 @@ def gap_bars(scores: Mapping[str, Mapping[str, Score]], chance: float) -> Figure
             place = x + (i - (len(protocols) - 1) / 2) * width
             top = score_bar(axis, place, score, width, ROW_COLOURS[protocol, "plate_control"])
             highest = max(highest, top)
-            gap = compare(score, found["batch"])
+            gap = summarise(difference(score, found["batch"]))
             if protocol != "batch" and gap.n:
                 text = f"{100 * gap.mean:+.1f}\n× {ratio(score, found['batch']):.2f}"
                 axis.text(place, top + 1.5, text, ha="center", va="bottom", fontsize=8)
@@ -93,15 +92,12 @@ def gap_bars(scores: Mapping[str, Mapping[str, Score]], chance: float) -> Figure
 
 
 def choose_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """The baseline and, of each budget, the row with the highest mean by site."""
-    chosen = [row for row in rows if row.name == baseline]
-    for budget in BUDGETS:
-        members = [row for row in rows if row.budget == budget and row.name != baseline]
-        if members:
-            chosen.append(
-                max(members, key=lambda row: np.mean(list(by_fold(row.by_site).values())))
-            )
-    return chosen
+    """The baseline and the first other row of each budget: the test set chooses none."""
+    others: dict[str, Row] = {}
+    for row in rows:
+        if row.name != baseline:
+            others.setdefault(row.budget, row)
+    return [*(row for row in rows if row.name == baseline), *others.values()]
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:

@@ -67,8 +67,8 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
         page.picture(
             "experiments",
             experiment_dots(figures.series_of(figures.choose_rows(rows, methods.baseline)), chance),
-            f"Accuracy by site of each test experiment. {DOTS} Shown: the baseline and the best "
-            "row of each budget, chosen by the figures of the table above, which flatters them.",
+            f"Accuracy by site of each test experiment. {DOTS} Shown: the baseline and the first "
+            "other row of each budget.",
         )
         show(tables.diagnosis_table(methods, outcomes), "Embeddings")
         _maps(methods, outcomes, page, remarks)
@@ -87,8 +87,8 @@ def _gain_picture(methods: Methods, rows: Sequence[Row], page: Page) -> None:
         page.picture(
             "gains",
             figures.gains(rows, methods.baseline),
-            "Gain by site over the baseline. Large dots: mean; lines: 95 % t interval over pairs "
-            "of the same fold and seed; small dots: folds (mean over seeds).",
+            "Gain by site over the baseline. Large dots: mean; lines: 95 % interval; small dots: "
+            "folds (mean over seeds).",
         )
 
 

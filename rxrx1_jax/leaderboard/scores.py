@@ -1,6 +1,5 @@
 """The runs of the leaderboard -> scores of its rows, and verdicts on its controls."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +9,13 @@ from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, Unit, compare
+from rxrx1_jax.methods.statistics import SIGNIFICANT, Score, Unit, compare, equivalence
 from rxrx1_jax.report.files import read_predictions
-from rxrx1_jax.report.runs import FinishedRun
+from rxrx1_jax.report.runs import FinishedRun, shared_of
 from rxrx1_jax.report.tables import gain
 from rxrx1_jax.training.predictions import accuracies
 
-FEWEST = 3  # runs that a verdict needs; with two the interval is too wide to mean anything
+MARGIN = 0.03  # a difference below it is none: 3 points
 PROTOCOLS = ("batch", "random_site", "random_well")
 NONE = "none"  # no correction: the network's own predictions
 
@@ -55,6 +54,8 @@ class Row(NamedTuple):
     correction: str
     budget: str
     accuracy: dict[Unit, dict[str, Any]]  # as predictions.accuracies gives them
+    training: Score  # accuracy on training batches at the end; of rows without correction
+    shared: float  # test sites per training site
 
     @property
     def name(self) -> str:
@@ -83,7 +84,9 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
             if accuracy:
                 budgets = methods.budgets[name], find(correction).budget
                 wider = max(budgets, key=BUDGETS.index)
-                rows.append(Row(name, correction, wider, accuracy))
+                training = {u: t for u, run in runs.items() for t in training_accuracy(run)}
+                own = training if correction == NONE else {}
+                rows.append(Row(name, correction, wider, accuracy, own, shared_of(runs.values())))
     return sorted(rows, key=lambda row: BUDGETS.index(row.budget))
 
 
@@ -126,24 +129,31 @@ def load_correction(path: Path, correction: str) -> dict[str, Any] | None:
     return accuracies(read_predictions(path / "corrections" / f"{correction}.parquet"))
 
 
-def verdict(expected: str, batch: Score, random: Score, chance: float) -> tuple[str, bool | None]:
-    """What a control showed, and whether it is what it must show (None: too few runs to say).
+def training_accuracy(run: FinishedRun) -> list[float]:
+    """The last accuracy on training batches that the run logged; empty without one."""
+    return [entry["train_accuracy"] for entry in run.metrics if "train_accuracy" in entry][-1:]
 
-    expected: "no gap" (the interval of random - batch includes 0), "gap" (it is above 0), or
-    "chance" (the interval of either accuracy includes chance).
+
+def verdict(
+    expected: str, batch: Score, random: Score, chance: float, shared: float
+) -> tuple[str, bool | None]:
+    """What a control showed, and whether it is what it must show (None: the runs cannot say).
+
+    "gap": the interval of random - batch is above 0. "no gap": random - batch, and "chance": either
+    accuracy minus chance, is smaller than MARGIN by two one-sided tests. It is not what it must be
+    where an interval of the others excludes that.
     """
     if expected == "chance":
-        said, held = [], True
-        for name, score in (("batch", batch), ("random", random)):
-            found = compare(score, dict.fromkeys(score, chance))
-            if found.n < FEWEST or math.isnan(found.low):
-                return "too few runs", None
-            low, high = found.low + chance, found.high + chance
-            said.append(f"{name} {100 * low:.1f} to {100 * high:.1f} %")
-            held &= low <= chance <= high
-        return f"{', '.join(said)}; chance {100 * chance:.1f} %", held
-    found = compare(random, batch)
-    if found.n < FEWEST or math.isnan(found.low):
-        return "too few runs", None
-    held = found.low > 0 if expected == "gap" else found.low <= 0 <= found.high
-    return f"gap {gain(found)}", held
+        even = {unit: chance for unit in batch.keys() | random.keys()}
+        found = [compare(score, even, shared) for score in (batch, random)]
+        said = ", ".join(f"{name} - chance {gain(one)}"
+                         for name, one in zip(("batch", "random"), found, strict=True))  # fmt: skip
+    else:
+        found = [compare(random, batch, shared)]
+        said = f"gap {gain(found[0])}"
+    if expected == "gap":
+        holds, fails = found[0].low > 0, found[0].high <= 0
+    else:
+        holds = all(equivalence(one, MARGIN) < SIGNIFICANT for one in found)
+        fails = any(one.low > 0 or one.high < 0 for one in found)
+    return said, True if holds else False if fails else None

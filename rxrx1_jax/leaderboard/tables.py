@@ -8,6 +8,7 @@ import numpy as np
 
 from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import (
+    MARGIN,
     Outcome,
     Row,
     by_site,
@@ -19,20 +20,24 @@ from rxrx1_jax.leaderboard.scores import (
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.evidence import BUDGETS, SEEN
 from rxrx1_jax.methods.statistics import (
-    Comparison,
+    SIGNIFICANT,
     Score,
     by_fold,
     compare,
+    difference,
+    holm,
     ratio,
     summarise,
     worst_experiment,
 )
-from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value, gain, percent
+from rxrx1_jax.report.runs import shared_of
+from rxrx1_jax.report.tables import ADJUSTED, Cell, Table, Value, gain, percent
 
+UNDECIDED = "cannot say"
 MUST = {
-    "no gap": "no gap: the interval of random by site - batch includes 0",
-    "gap": "a gap: the interval of random by site - batch lies above 0",
-    "chance": "chance: the intervals of both accuracies include it",
+    "no gap": f"no gap: random by site - batch below {100 * MARGIN:.0f} points",
+    "gap": "a gap: the interval of random by site - batch above 0",
+    "chance": f"chance: both accuracies within {100 * MARGIN:.0f} points",
 }
 
 FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # of predictions.accuracies
@@ -48,11 +53,15 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     base: Score = next((row.by_site for row in rows if row.name == methods.baseline), {})
     folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
     one_world = len({world for world, _ in folds}) == 1
-    head = ["method", "by site", "over seeds", *FIGURES, "gain by site (95 % interval)"]
+    head = ["method", "by site", "over seeds", "training", *FIGURES]
+    head += ["gain by site (95 % interval)", ADJUSTED]
     if len(folds) > 1:
         head += [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
+    pairs = {row.name: row.by_site for row in rows if row.name != methods.baseline}
+    gains = {row.name: compare(pairs.get(row.name, {}), base, row.shared) for row in rows}
+    p = holm([found.p for found in gains.values()])
+    adjusted = dict(zip(gains, p, strict=True))
     cells: list[list[Cell]] = []
-    gains: list[Comparison] = []
     for budget in BUDGETS:
         members = [row for row in rows if row.budget == budget]
         cells += [[f"{budget}: {SEEN[budget]}"]] if members else []
@@ -60,30 +69,32 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
             name = row.name + (f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else "")
             seeds = Value(100 * summarise(row.by_site).over_seeds)
             scores = map(row.score, FIGURES.values())
-            pairs = {} if row.name == methods.baseline else row.by_site
-            gains.append(compare(pairs, base))
-            cells.append(
-                [name, percent(row.by_site), seeds, *map(percent, scores), gain(gains[-1])]
-            )
+            cells.append([
+                name, percent(row.by_site), seeds, percent(row.training), *map(percent, scores),
+                gain(gains[row.name]), Value(adjusted[row.name], 3),
+            ])  # fmt: skip
             if len(folds) > 1:
-                found = by_fold({k: pairs[k] - base[k] for k in pairs.keys() & base.keys()})
+                found = by_fold(difference(pairs.get(row.name, {}), base))
                 folds_of = (100 * found.get(fold, math.nan) for fold in folds)
                 cells[-1] += [Value(value, signed=True) for value in folds_of]
-    compared = [found for found in gains if found.n > 1]
-    clear = sum(found.low > 0 or found.high < 0 for found in compared)
+    tested = [found for found in gains.values() if not math.isnan(found.p)]
+    units = "worlds" if not one_world else "folds"
     notes = [
-        "± is the standard deviation over folds (n - 1) of the means over seeds; over seeds: the "
-        "standard deviation between trainings on the same fold, pooled. Cell-type mean: each cell "
-        "type counts the same. Worst experiment: its accuracy by site.",
+        f"± is the standard deviation over {units} (n - 1) of means over seeds; over seeds: that "
+        "between trainings on the same fold, pooled. Training: accuracy on the last training "
+        "batches. Cell-type mean: each cell type counts the same. Worst experiment: its accuracy "
+        "by site.",
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
-        "points, with its Student t interval over these pairs, and its mean over seeds in each "
-        "fold. Seeds of a fold share their data and folds share training data, so intervals are "
-        "rather too narrow.",
+        f"points, with its t interval over {units}. Folds of one world share training data; their "
+        "interval is that of Nadeau and Bengio (2003). With fewer than three there is none. "
+        f"{ADJUSTED}: adjusted for all rows of the table.",
     ]
-    if compared:
+    if tested:
+        clear = sum(found.p < SIGNIFICANT for found in tested)
+        sure = sum(value < SIGNIFICANT for value in p)
         notes.append(
-            f"{clear} of {len(compared)} intervals exclude 0; if no method did anything, about "
-            f"{len(compared) / 20:.1f} of them would."
+            f"{clear} of {len(tested)} intervals exclude 0, where {len(tested) / 20:.1f} would if "
+            f"no method did anything; {sure} after Holm's adjustment."
         )
     return Table("Accuracy on unseen experiments (batch split), %", head, cells, notes)
 
@@ -93,15 +104,17 @@ def gap_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None:
     head = ["method", "batch", "random by site", "random by well"]
     head += ["by site - batch", "ratio", "by well - batch", "ratio"]
     rows: list[list[Cell]] = []
+    shared = shared_of(o.run for o in outcomes if o.run)
     for name, found in gap_scores(methods, outcomes).items():
         line: list[Cell] = [name, *map(percent, found.values())]
+        batch = found["batch"]
         for random in (found["random_site"], found["random_well"]):
-            line += [gain(compare(random, found["batch"])), Value(ratio(random, found["batch"]), 2)]
+            line += [gain(compare(random, batch, shared)), Value(ratio(random, batch), 2)]
         rows.append(line)
     notes = [
         "By site throughout. In the random split by site the other site of a test well may have "
         "been trained on; in that by well both sites are held out together. Differences in points, "
-        "paired by fold and seed, with 95 % t intervals; ratios of means."
+        "paired by fold and seed, with intervals as in the table above; ratios of means."
     ]
     caption = "The gap: random against batch split, %"
     return Table(caption, head, rows, notes) if rows else None
@@ -147,14 +160,15 @@ def control_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None
             if not (batch or random):
                 continue
             classes = next(o.run for o in runs[0] + runs[1] if o.run).screen.classes
-            showed, held = verdict(claim, batch, random, 1 / classes)
-            said = {True: "holds", False: "DOES NOT HOLD", None: NOTHING}[held]
+            shared = shared_of(o.run for o in runs[0] + runs[1] if o.run)
+            showed, held = verdict(claim, batch, random, 1 / classes, shared)
+            said = {True: "holds", False: "DOES NOT HOLD", None: UNDECIDED}[held]
             rows.append(
                 [control, name, percent(batch), percent(random), MUST[claim], showed, said]
             )
     notes = [
-        "Intervals are 95 % t intervals over folds and seeds. That one includes 0 says little if it"
-        " is wide: compare it with the gap of the same method in the table above."
+        f"That a difference is below {100 * MARGIN:.0f} points is shown by two one-sided t tests "
+        f"(5 %), not by an interval that includes 0. {UNDECIDED}: the runs show neither."
     ]
     return Table("Controls: what must come out, and what did", head, rows, notes) if rows else None
 

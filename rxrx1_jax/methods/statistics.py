@@ -1,29 +1,21 @@
-"""Uncertainty of accuracies: intervals over wells, spread over folds and seeds, methods in pairs.
+"""What scores over worlds, folds and seeds say of a difference, and what they cannot say.
 
-An interval over wells holds for the network and the test experiments at hand: it says what other
-wells of these experiments could have given. What other experiments or another training could have
-given is seen in the folds and seeds alone. Needs no JAX.
+A world is a dataset. The seeds of a fold share all their data, so a fold counts once, with the mean
+of its seeds. The folds of one world share training data, and their intervals are wider for it.
+Scores over several worlds are compared world by world, with the mean of each. Fewer than LEAST
+independent units have no interval and no p-value: NaN. Needs no JAX.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from scipy.special import stdtrit
-
-from rxrx1_jax.data.embeddings import check_finite
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95  # of all intervals
-LEAST = 3  # differences, or wells, that an interval takes
-BLOCK = 2**22  # counts of resampled wells held at once: 32 MiB
-
-
-class Interval(NamedTuple):
-    estimate: float
-    low: float
-    high: float
+SIGNIFICANT = 1 - LEVEL
+LEAST = 3  # independent units that an interval takes
 
 
 class Unit(NamedTuple):
@@ -38,20 +30,21 @@ Score = Mapping[Unit, float]  # fractions
 
 
 class Summary(NamedTuple):
-    mean: float  # over folds, of means over seeds
-    over_folds: float  # sd of the means over seeds; NaN for one fold
+    mean: float  # over the independent units
+    over_units: float  # sd of their means; NaN for one unit
     over_seeds: float  # sd of the seeds of a fold, pooled over folds; NaN for one seed
-    n: int  # all NaN where this is 0
+    n: int  # of scores; all NaN where this is 0
 
 
 class Comparison(NamedTuple):
     """A difference of two scores over the units of both; all NaN where n is 0."""
 
     mean: float
-    sd: float  # n - 1 in the denominator; NaN for a single pair
-    low: float  # of the t interval; NaN for fewer than LEAST pairs, or if all are equal and not 0
-    high: float
-    n: int
+    n: int  # independent units: worlds, or the folds of one
+    error: float = math.nan  # of the mean; NaN, as what follows, for fewer than LEAST units
+    low: float = math.nan  # of the t interval
+    high: float = math.nan
+    p: float = math.nan  # two-sided, of a difference of 0
 
 
 def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
@@ -63,10 +56,19 @@ def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
 
 def by_fold(score: Score) -> dict[tuple[str, int], float]:
     """{(world, fold): mean over its seeds}, in order."""
-    seeds: dict[tuple[str, int], list[float]] = {}
-    for unit in sorted(score):
-        seeds.setdefault(unit[:2], []).append(score[unit])
-    return {fold: float(np.mean(values)) for fold, values in seeds.items()}
+    return _means((unit[:2], score[unit]) for unit in sorted(score))
+
+
+def independent(score: Score) -> list[float]:
+    """The mean of each world; of a single world the mean of each fold."""
+    folds = by_fold(score)
+    worlds = _means((world, value) for (world, _), value in folds.items())
+    return list((worlds if len(worlds) > 1 else folds).values())
+
+
+def difference(a: Score, b: Score) -> Score:
+    """a - b over the units of both."""
+    return {unit: a[unit] - b[unit] for unit in a.keys() & b.keys()}
 
 
 def summarise(score: Score) -> Summary:
@@ -77,25 +79,59 @@ def summarise(score: Score) -> Summary:
     squares = sum((value - means[unit[:2]]) ** 2 for unit, value in score.items())
     degrees = len(score) - len(means)
     seeds = math.sqrt(squares / degrees) if degrees else math.nan
-    folds = list(means.values())
-    return Summary(float(np.mean(folds)), _sd(folds), seeds, len(score))
+    units = independent(score)
+    return Summary(float(np.mean(units)), _sd(units), seeds, len(score))
 
 
-def compare(a: Score, b: Score) -> Comparison:
-    """a - b over the units of both: mean, sd and Student's t interval with n - 1 degrees.
+def compare(a: Score, b: Score, shared: float) -> Comparison:
+    """a - b over the units of both, with Student's t interval and p-value (n - 1 degrees).
 
-    The interval takes the pairs for independent. Training sets of folds overlap, which makes it
-    too narrow (Nadeau and Bengio, "Inference for the generalization error", 2003).
+    Over worlds the variance of the mean is s^2 / n. Over the folds of one world it is
+    s^2 (1 / n + shared), which allows for the training data that they share: Nadeau and Bengio,
+    "Inference for the generalization error", Machine Learning 52 (2003), equation 8.
+
+    Args:
+      shared: test sites per training site, of a run.
     """
-    units = sorted(a.keys() & b.keys())
-    if not units:
-        return Comparison(math.nan, math.nan, math.nan, math.nan, 0)
-    pairs = [a[unit] - b[unit] for unit in units]
-    mean, sd, n = float(np.mean(pairs)), _sd(pairs), len(pairs)
+    pairs = difference(a, b)
+    if not pairs:
+        return Comparison(math.nan, 0)
+    values = independent(pairs)
+    mean, n = float(np.mean(values)), len(values)
+    overlap = shared if len({unit.world for unit in pairs}) == 1 else 0.0
+    equal = np.ptp(values) < 1e-12
     # A few sites give equal differences by chance: that is no certainty.
-    known = n >= LEAST and (np.ptp(pairs) > 1e-12 or abs(mean) < 1e-12)
-    half = stdtrit(n - 1, (1 + LEVEL) / 2) * sd / math.sqrt(n) if known else math.nan
-    return Comparison(mean, sd, float(mean - half), float(mean + half), n)
+    if n < LEAST or (equal and abs(mean) > 1e-12):
+        return Comparison(mean, n)
+    error = _sd(values) * math.sqrt(1 / n + overlap)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
+    p = 1.0 if equal else float(2 * stdtr(n - 1, -abs(mean) / error))
+    return Comparison(mean, n, error, mean - half, mean + half, p)
+
+
+def equivalence(found: Comparison, margin: float) -> float:
+    """p-value of a difference of `margin` or more, in either direction; small: there is none.
+
+    Two one-sided t tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657).
+    NaN where the comparison has no interval.
+    """
+    room = margin - abs(found.mean)
+    if found.error == 0:
+        return float(room <= 0)
+    return float(stdtr(found.n - 1, -room / found.error))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many there are, in the order given; NaN stays and counts nothing.
+
+    The step-down of Holm 1979 (Scandinavian Journal of Statistics 6, 65): of all hypotheses that
+    are true, one or more fall below a level with at most that probability.
+    """
+    found = np.array(p, np.float64)
+    order = np.argsort(found)[: int((~np.isnan(found)).sum())]
+    steps = found[order] * np.arange(len(order), 0, -1)
+    found[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return found.tolist()
 
 
 def ratio(a: Score, b: Score) -> float:
@@ -105,65 +141,12 @@ def ratio(a: Score, b: Score) -> float:
     return sum(a[unit] for unit in units) / below if below else math.nan
 
 
-def bootstrap_interval(
-    values: np.ndarray, well_id: np.ndarray, seed: int = 0, draws: int = 2000
-) -> Interval:
-    """Mean over sites with a percentile interval from resampling wells with all their sites.
-
-    The cluster bootstrap (Davison and Hinkley, "Bootstrap methods and their application", 1997,
-    section 3.8): the sites of a well share its biology, so they are no independent draws. A coarser
-    id (experiment) resamples that instead. Of fewer than LEAST wells there is no interval (NaN).
-
-    Raises ValueError: sizes disagree, or a value is not finite.
-    """
-    values = np.asarray(values, np.float64)
-    if not len(values) or values.shape != well_id.shape:
-        raise ValueError(
-            f"values {values.shape}, well_id {well_id.shape}; expected [n] each, n > 0"
-        )
-    check_finite("value", values, well_id)
-    _, well = np.unique(well_id, return_inverse=True)
-    sums = np.stack([np.bincount(well, weights=values), np.bincount(well)], axis=1)
-    if len(sums) < LEAST:
-        return Interval(float(values.mean()), math.nan, math.nan)
-    # Wells with the same sum and number of sites are interchangeable: it is enough to draw how
-    # many of each kind there are.
-    kinds, count = np.unique(sums, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    step = max(1, BLOCK // len(kinds))
-    drawn = [
-        rng.multinomial(len(sums), count / len(sums), size=min(step, draws - first)) @ kinds
-        for first in range(0, draws, step)
-    ]
-    total, sites = np.concatenate(drawn).T
-    low, high = np.quantile(total / sites, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
-
-
-def paired_difference(a: pa.Table, b: pa.Table) -> Interval:
-    """Accuracy by site of a minus that of b (fractions), with its interval over wells.
-
-    a, b: tables of predictions (columns of predictions.parquet), rows in any order.
-
-    Raises ValueError unless both hold the same sites, each once, with the same labels.
-    """
-    a, b = a.sort_by("site_id"), b.sort_by("site_id")
-    ids = [np.array(table["site_id"].to_pylist()) for table in (a, b)]
-    for names, count in (np.unique(of, return_counts=True) for of in ids):
-        if (count > 1).any():
-            raise ValueError(f"site {names[count.argmax()]} is twice in a table; expected once")
-    odd = np.setxor1d(ids[0], ids[1])
-    if len(odd):
-        raise ValueError(
-            f"site {odd[0]} is in one table only ({len(odd)} such sites): expected predictions of "
-            "the same test sites, from runs of the same protocol and fold"
-        )
-    label = a["label"].to_numpy()
-    same = label == b["label"].to_numpy()
-    if not same.all():
-        raise ValueError(f"site {ids[0][same.argmin()]} has two labels: expected the same data")
-    right = [(table["prediction"].to_numpy() == label).astype(np.float64) for table in (a, b)]
-    return bootstrap_interval(right[0] - right[1], np.array(a["well_id"].to_pylist()))
+def _means(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
+    """{group: mean of its values}, groups in the order in which they come."""
+    groups: dict[Any, list[float]] = {}
+    for group, value in pairs:
+        groups.setdefault(group, []).append(value)
+    return {group: float(np.mean(members)) for group, members in groups.items()}
 
 
 def _sd(values: Sequence[float]) -> float:

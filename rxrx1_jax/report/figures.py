@@ -133,7 +133,7 @@ def score_bar(axis: Axes, x: float, score: Score, width: float, colour: str) -> 
     if not score:
         return 0.0
     found = summarise(score)
-    mean, sd = 100 * found.mean, 100 * float(np.nan_to_num(found.over_folds))
+    mean, sd = 100 * found.mean, 100 * float(np.nan_to_num(found.over_units))
     _bar(axis, x, mean, sd or None, width, colour)
     points = [100 * value for value in score.values()]
     axis.plot([x] * len(points), points, "o", ms=3.2, mfc="white", mec="#222", mew=0.7)

@@ -5,7 +5,7 @@ are computed again from the predictions and must agree with results.json.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +137,12 @@ def load_run(path: Path) -> FinishedRun:
                 f"gives {accuracy[unit]['all']:.4f}; {files.EVALUATE}"
             )
     return FinishedRun(path, config, results, files.read_metrics(path / "metrics.jsonl"), accuracy)
+
+
+def shared_of(runs: Iterable[FinishedRun]) -> float:
+    """Test sites per training site, the largest of the runs: what `statistics.compare` takes."""
+    data = [run.results["data"] for run in runs]
+    return max((d["test_sites"] / d["train_sites"] for d in data), default=0.0)
 
 
 def row_label(row: tuple[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rxrx1_jax.methods.statistics import Score, compare, ratio, worst_experiment
+from rxrx1_jax.methods.statistics import Score, difference, ratio, worst_experiment
 from rxrx1_jax.report.runs import NORMALISATIONS, PROTOCOLS, FinishedRun, Screen, row_label
 from rxrx1_jax.report.tables import Cell, Table, Value, percent
 
@@ -90,12 +90,9 @@ def gaps(lines: list[Line]) -> list[list[Cell]]:
         if batch is None or not protocol.startswith("random"):
             continue
         pairs = list(zip(line.scores, batch.scores, strict=True))
-        points = (compare(*pair) for pair in pairs)
         label = row_label(line.row)
-        rows.append([
-            f"{label} - batch", "",
-            *(Value(100 * gap.mean, sd=100 * gap.sd, signed=True) for gap in points),
-        ])  # fmt: skip
+        points = (percent(difference(*pair), signed=True) for pair in pairs)
+        rows.append([f"{label} - batch", "", *points])
         rows.append([f"{label} / batch", "", *(Value(ratio(*pair), 2) for pair in pairs)])
     return rows
 

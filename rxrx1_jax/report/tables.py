@@ -10,9 +10,10 @@ from html import escape
 from itertools import zip_longest
 from typing import NamedTuple
 
-from rxrx1_jax.methods.statistics import Comparison, Interval, Score, summarise
+from rxrx1_jax.methods.statistics import Comparison, Score, summarise
 
 NOTHING = "–"
+ADJUSTED = "p (Holm)"  # head of a column: adjusted for the rows of the table
 WIDEST = 48  # characters of a line of prose in a text table
 
 # Of the page that shows such tables. The first column stays where a wide table is scrolled; print
@@ -136,14 +137,14 @@ class Table:
 
 
 def percent(score: Score, signed: bool = False) -> Value:
-    """The mean of a score over folds in %, ± sd over folds where there are several."""
+    """The mean of a score in %, ± sd over worlds, or over the folds of a single one."""
     found = summarise(score)
-    return Value(100 * found.mean, sd=100 * found.over_folds, signed=signed)
+    return Value(100 * found.mean, sd=100 * found.over_units, signed=signed)
 
 
-def gain(found: Comparison | Interval) -> Value:
+def gain(found: Comparison) -> Value:
     """A difference of fractions in points, with its interval."""
-    return Value(100 * found[0], low=100 * found.low, high=100 * found.high, signed=True)
+    return Value(100 * found.mean, low=100 * found.low, high=100 * found.high, signed=True)
 
 
 def _kind(value: bool) -> str:

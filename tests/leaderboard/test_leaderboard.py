@@ -83,7 +83,7 @@ def test_runs_corrections_and_the_page(worked):
         assert rows[name][:2] == [f"{np.mean(values):.1f}", f"{np.std(values, ddof=1):.1f}"]
         if name != "base":
             gain = np.subtract(values, found["base"])
-            assert float(rows[name][6].split()[0]) == pytest.approx(gain.mean(), abs=0.051)
+            assert float(rows[name][7].split()[0]) == pytest.approx(gain.mean(), abs=0.051)
     assert {"base + centre_scale_plate", "**inductive: the image, and the control statistics of "
             "its plate that normalise it**"} <= rows.keys()  # fmt: skip
     # The settings of each run are those of its method, fold and seed.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +20,11 @@ from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.evidence import Method, scores
+from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.training import embed, run_dir
 from rxrx1_jax.training.predictions import accuracies
 
+SHARED = 0.5
 NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
 
 
@@ -43,6 +46,8 @@ def make_run(workdir, step=7, weights=123, **data):
     sites, role, x, log_probs, classes = small_evidence()
     made = Embeddings(sites, x, log_probs, classes, source=embed.source(workdir), role=role)
     lib.write(made, workdir / embed.FILE, log_probs=True)
+    (workdir / "split.csv").write_text("site_id,role\n" + "".join(f"{i},{r}\n" for i, r in
+        zip(sites["site_id"], role, strict=True)))  # fmt: skip
     return workdir
 
 
@@ -138,23 +143,32 @@ def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
     tables = corrections.predictions_of(run, ["none", "refusing"], refused)
     assert set(tables) == {"none"} and set(refused) == {"refusing"}
     assert "refusing" in capsys.readouterr().err
-    assert "refusing" not in correct.summary({"a": tables}).markdown()
+    assert "refusing" not in correct.summary({Unit("", 0, 0): tables}, SHARED).markdown()
 
 
 def test_several_runs_are_averaged_and_paired(run):
     tables = corrections.predictions_of(run, ["none", "centroids"])
     swapped = {"none": tables["centroids"], "centroids": tables["none"]}
-    rows = {row[0]: row[1:] for row in correct.summary({"a": tables, "b": swapped}).rows}
+    units = [Unit("", fold, 0) for fold in range(3)]
+    two = dict(zip(units, (tables, swapped), strict=False))
+    rows = {row[0]: row[1:] for row in correct.summary(two, SHARED).rows}
     found = [100 * accuracies(table)["site"]["all"] for table in tables.values()]
     for name in tables:
         assert str(rows[name][0]) == f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}"
-    assert np.isnan(rows["centroids"][-1].low) and rows["none"][-1] == ""
-    rows = correct.summary({"a": tables, "b": swapped, "c": tables}).rows
-    gain = next(row[-1] for row in rows if row[0] == "centroids")
-    difference = found[1] - found[0]
-    oracle = stats.ttest_1samp([difference, -difference, difference], 0)
-    assert (gain.low, gain.high) == pytest.approx(tuple(oracle.confidence_interval()))
-    assert gain.value == pytest.approx(difference / 3)
+    assert np.isnan(rows["centroids"][-2].low) and rows["none"][-2:] == ["", ""]
+    rows = correct.summary(two | {units[2]: tables}, SHARED).rows
+    gain, p = next(row[-2:] for row in rows if row[0] == "centroids")
+    difference = np.array([1, -1, 1]) * (found[1] - found[0])
+    error = difference.std(ddof=1) * np.sqrt(1 / 3 + SHARED)
+    half = stats.t.ppf(0.975, 2) * error
+    assert (gain.value, gain.high - gain.value) == pytest.approx((difference.mean(), half))
+    assert p.value == pytest.approx(2 * stats.t.sf(abs(difference.mean()) / error, 2))
+
+
+def test_two_runs_of_one_fold_and_seed_are_refused(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    done = run_command("correct", run, copy, "--methods", "centroids")
+    assert done.code and str(copy) in done.last and "fold" in done.last
 
 
 def test_runs_that_cannot_be_corrected(tmp_path):

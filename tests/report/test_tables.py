@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rxrx1_jax.methods.statistics import Comparison, Interval, Unit
+from rxrx1_jax.methods.statistics import Comparison, Unit
 from rxrx1_jax.report.tables import Table, Value, gain, percent
 
 TABLE = Table(
@@ -34,11 +34,11 @@ TABLE = Table(
         (Value(3.0, sd=1, signed=True), "+3.0 ± 1.0"),
         (Value(3.0, low=-1, high=7, signed=True), "+3.0 (-1.0 to +7.0)"),
         (Value(85.0, sd=7.07, n=2), "85.0 ± 7.1 (n = 2)"),
-        (gain(Interval(0.03, 0.01, 0.05)), "+3.0 (+1.0 to +5.0)"),
+        (gain(Comparison(0.03, 3, 0.02, 0.01, 0.05)), "+3.0 (+1.0 to +5.0)"),
         (percent({Unit("w", 0, 0): 0.5, Unit("w", 0, 1): 0.7, Unit("w", 1, 0): 0.2}),
          "40.0 ± 28.3"),
         (percent({Unit("w", 0, 0): 0.5}), "50.0"),
-        (gain(Comparison(-0.03, math.nan, math.nan, math.nan, 1)), "-3.0"),
+        (gain(Comparison(-0.03, 1)), "-3.0"),
         (percent({}), "–"),
     ],
 )
