@@ -15,7 +15,7 @@ from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.diagnosis import COLUMNS, digits
 from rxrx1_jax.report.tables import Cell, Table
-from rxrx1_jax.training import embed
+from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.run_dir import RunError
 
 NOTES = f"""
@@ -26,9 +26,9 @@ the mean of every experiment is zero, leaving wells out shifts it the other way.
 
 def run_table(workdir: Path) -> Table:
     """The table of one run. Raises RunError, DatasetError, OSError, ValueError: one line."""
-    embeddings = embed.embeddings_of(workdir)
+    run = Run.open(workdir)
     rows: list[list[Cell]] = []
-    for name, figures in diagnosis.diagnose(embeddings, embed.planted_sirnas(workdir)):
+    for name, figures in diagnosis.diagnose(run.embeddings(), run.planted_sirnas()):
         rows.append([name, *(_cell(figures.get(column)) for column in COLUMNS)])
     caption = f"{workdir}, positive-control wells; chance in brackets"
     return Table(caption, ["embeddings", *COLUMNS], rows)

@@ -112,23 +112,28 @@ def main(argv: list[str]) -> int:
     from absl import logging
 
     from rxrx1_jax.data import images, splits
-    from rxrx1_jax.training import checkpoint, embed, processes, run_dir, train
+    from rxrx1_jax.training import checkpoint, processes, run_dir, train
+    from rxrx1_jax.training.run import EMBEDDINGS, Run
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
     try:
         processes.join()
         if options.mode == "train":
             train.train_and_evaluate(config, workdir)
-        elif options.mode == "evaluate":
-            accuracy = train.evaluate_run(config, workdir)["accuracy"]
-            print(
-                f"accuracy by site {accuracy['site']['all']:.4f}, "
-                f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
-            )
-        elif options.mode == "predict":
-            print(train.predict_run(config, workdir))
         else:
-            print(embed.embed_run(config, workdir))
+            run = Run.open(workdir, config_lib.flat(config))
+            if options.mode == "evaluate":
+                accuracy = run.evaluate(workdir)["accuracy"]
+                print(
+                    f"accuracy by site {accuracy['site']['all']:.4f}, "
+                    f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
+                )
+            elif options.mode == "predict":
+                run.predict_all(path := workdir / "predictions_all.parquet")
+                print(path)
+            else:
+                run.embed(path := workdir / EMBEDDINGS)
+                print(path)
         processes.leave()
     except processes.Preempted as stop:
         processes.leave()

@@ -81,7 +81,8 @@ def test_other_data_are_refused(run, data):
         sites = dataset.sites.copy()
         if field:
             sites[field][split.train[0]] += 1
-        described = run_dir.describe_data("2.0.0", sites, split, classes)
+        dataset.sites = sites
+        described = run_dir.describe_data(dataset, split, classes)
         if field:
             with pytest.raises(run_dir.RunError, match="dataset.data_fingerprint"):
                 run_dir.open_run(run, config, described)

@@ -16,7 +16,8 @@ from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.data.splits import SplitError
 from rxrx1_jax.methods import corrections, diagnosis
 from rxrx1_jax.methods.catalogue import find
-from rxrx1_jax.training import embed, run_dir
+from rxrx1_jax.training import run_dir
+from rxrx1_jax.training.run import Run
 
 FILE = "assessment.json"
 DIAGNOSIS = "diagnosis"
@@ -58,9 +59,9 @@ def assess(workdir: Path, names: Sequence[str]) -> None:
     if DIAGNOSIS in missing:
         found: dict[str, Any] = {"refused": ""}
         try:
-            controls = diagnosis.all_controls(embed.embeddings_of(workdir))
-            sirnas = embed.planted_sirnas(workdir)
-            found["figures"] = diagnosis.measure(controls.x, controls.sites, sirnas)
+            run = Run.open(workdir)
+            controls = diagnosis.all_controls(run.embeddings())
+            found["figures"] = diagnosis.measure(controls.x, controls.sites, run.planted_sirnas())
         except ValueError as error:  # data that have too few controls
             found["refused"] = str(error)
         done[DIAGNOSIS] = {**_made_by(workdir, DIAGNOSIS), **found}
@@ -70,7 +71,7 @@ def assess(workdir: Path, names: Sequence[str]) -> None:
 def _made_by(workdir: Path, name: str) -> dict[str, str]:
     """What a result is recognised by; the weights only where the checkpoints are still there."""
     try:
-        source = embed.source(workdir)
+        source = Run.open(workdir).source
     except run_dir.RunError:
         source = {"step": str(run_dir.read_results(workdir)["step"])}
     version = diagnosis.VERSION if name == DIAGNOSIS else find(name).version

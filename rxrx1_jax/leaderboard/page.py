@@ -15,7 +15,7 @@ from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import DOTS, experiment_dots
 from rxrx1_jax.report.page import Page
 from rxrx1_jax.report.tables import Table
-from rxrx1_jax.training import embed
+from rxrx1_jax.training.run import EMBEDDINGS
 
 TITLE = "RxRx1: does a correction help on unseen experiments?"
 MAP_CELL_TYPE = "HUVEC"  # the one with the most experiments
@@ -98,7 +98,7 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
     if not chosen:
         return
     try:
-        found = embeddings.read(chosen[0].path / embed.FILE)
+        found = embeddings.read(chosen[0].path / EMBEDDINGS)
         sites = found.sites
         after = transforms.centre_scale(found.x, sites, sites["well_type"] != "treatment", "plate")
     except (OSError, ValueError) as error:

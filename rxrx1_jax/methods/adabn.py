@@ -17,14 +17,14 @@ import numpy as np
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
 from rxrx1_jax.training import evaluate, steps
-from rxrx1_jax.training.embed import Trained
+from rxrx1_jax.training.run import Run
 
 BATCH = 64  # images whose statistics are averaged; a plate has 62 control sites
 ORIENTATIONS = 8
 MOMENTUM_DIGITS = 4  # momenta that networks use are exact to these decimals
 
 
-def adapted(trained: Trained, method: Method, evidence: Evidence) -> Evidence:
+def adapted(run: Run, method: Method, evidence: Evidence) -> Evidence:
     """The evidence as the adapted network sees it: test sites, or all if they are classified.
 
     Raises ValueError: AdaBN of a network without BatchNorm.
@@ -32,9 +32,9 @@ def adapted(trained: Trained, method: Method, evidence: Evidence) -> Evidence:
     wanted = np.full(len(evidence.role), method.classify is not None)
     wanted |= np.isin(evidence.role, ("test", "val"))
     if isinstance(method.adapt, AdaBN):
-        return _batch_norm(trained, method.adapt, evidence, wanted)
+        return _batch_norm(run, method.adapt, evidence, wanted)
     assert isinstance(method.adapt, Orientations)
-    return _updated(trained, evidence, wanted, _over_orientations, trained.state)
+    return _updated(run, evidence, wanted, _over_orientations, run.state)
 
 
 def adapted_statistics(
@@ -68,15 +68,15 @@ def adapted_statistics(
     )
 
 
-def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) -> Evidence:
+def _batch_norm(run: Run, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) -> Evidence:
     """AdaBN in each experiment or plate with wanted sites; it needs images there to learn from."""
-    setup, state = trained.setup, trained.state
+    setup, state = run.setup, run.state
     average = state.ema_params is not None
     params = state.ema_params if average else state.params
     group = evidence.sites["experiment"]
     if adapt.by == "plate":
         group = np.char.add(np.char.add(group, "_"), evidence.sites["plate"].astype(str))
-    rows = _rows(trained, evidence)
+    rows = _rows(run, evidence)
     for name in np.unique(group[wanted]):
         learn = rows[(group == name) & evidence.part(adapt.on)]
         if not len(learn):
@@ -89,23 +89,23 @@ def _batch_norm(trained: Trained, adapt: AdaBN, evidence: Evidence, wanted: np.n
         if average:
             changed = changed.replace(ema_batch_stats=statistics)
         there = wanted & (group == name)
-        evidence = _updated(trained, evidence, there, steps.embed_step, changed)
+        evidence = _updated(run, evidence, there, steps.embed_step, changed)
     return evidence
 
 
 def _updated(
-    trained: Trained, evidence: Evidence, where: np.ndarray, step: Callable[..., Any], state: Any
+    run: Run, evidence: Evidence, where: np.ndarray, step: Callable[..., Any], state: Any
 ) -> Evidence:
     """The evidence with what a step gives the sites of `where`."""
-    outputs = evaluate.predict(trained.setup, step, state, _rows(trained, evidence)[where])
+    outputs = evaluate.predict(run.setup, step, state, _rows(run, evidence)[where])
     x, log_probs = evidence.x.copy(), evidence.log_probs.copy()  # type: ignore[union-attr]
     x[where], log_probs[where] = outputs["embedding"], outputs["log_probs"]
     return evidence._replace(x=x, log_probs=log_probs)
 
 
-def _rows(trained: Trained, evidence: Evidence) -> np.ndarray:
+def _rows(run: Run, evidence: Evidence) -> np.ndarray:
     """Rows of the dataset [n] that the evidence is of."""
-    row_of = {name: row for row, name in enumerate(trained.setup.images.sites["site_id"].tolist())}
+    row_of = {name: row for row, name in enumerate(run.setup.images.sites["site_id"].tolist())}
     return np.array([row_of[name] for name in evidence.sites["site_id"].tolist()], np.int64)
 
 

@@ -4,7 +4,6 @@ The files have the columns of predictions.parquet. They are recognised by the st
 of the run and by the version of the method, which are written into them.
 """
 
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ from rxrx1_jax.training import predictions, run_dir
 def stored(workdir: Path, name: str) -> pa.Table | None:
     """What is stored of a method, if it is of its version and the run's newest checkpoint, and a
     table as it was written."""
-    from rxrx1_jax.training import embed
+    from rxrx1_jax.training.run import Run
 
-    made_by = _made_by(embed.source(workdir), name)
+    made_by = _made_by(Run.open(workdir).source, name)
     try:
         table = pq.read_table(_path(workdir, name))
         found = table.schema.metadata or {}
@@ -46,28 +45,28 @@ def predictions_of(
 
     Raises RunError: no trained run, or one whose controls are classes (protocol wilds).
     """
-    from rxrx1_jax.training import embed  # here, as `adabn` below: the rest needs no JAX
+    from rxrx1_jax.training.run import Run  # here, as `adabn` below: the rest needs no JAX
 
-    if run_dir.read_settings(workdir).data.protocol == "wilds":
+    run = Run.open(workdir)
+    if run.config.data.protocol == "wilds":
         raise run_dir.RunError(
             f"{workdir}: under the wilds protocol controls are classes; not corrected"
         )
-    source: dict[str, str] = {}  # of the evidence: the run may be trained meanwhile
-    trained = functools.cache(functools.partial(embed.load, workdir))
+    source: dict[str, str] = {}  # of the evidence
     evidence: Evidence | None = None
     tables: dict[str, pa.Table] = {}
 
     def adapted(method, given):
         from rxrx1_jax.methods import adabn
 
-        return adabn.adapted(trained(), method, given)
+        return adabn.adapted(run, method, given)
 
     for name in names:
         if (table := stored(workdir, name)) is not None:
             tables[name] = table
             continue
         if evidence is None:
-            embeddings = embed.embeddings_of(workdir, True, trained)
+            embeddings = run.embeddings(log_probs=True)
             evidence, source = from_embeddings(embeddings), dict(embeddings.source)
         try:
             found = scores(find(name), evidence, adapted)

@@ -6,7 +6,7 @@ accuracies come from that table, so every figure of a report can be computed aga
 `embed` makes `Embeddings`. """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.training import predictions, run_dir, steps
 from rxrx1_jax.training.parallel import local_rows
 from rxrx1_jax.training.processes import Notice
-from rxrx1_jax.training.setup import Setup, Step
+from rxrx1_jax.training.setup import Setup, SpecStep
 from rxrx1_jax.training.steps import TrainState
 
 # Steps dispatched before the outputs of the oldest are fetched: the device does not wait for the
@@ -31,7 +31,7 @@ Evaluated = dict[str, tuple[pa.Table, dict[str, Any]]]  # set of the split -> pr
 
 
 def predict(
-    setup: Setup, step: Step, state: TrainState, rows: np.ndarray, notice: Notice | None = None
+    setup: Setup, step: SpecStep, state: TrainState, rows: np.ndarray, notice: Notice | None = None
 ) -> dict[str, np.ndarray]:
     """The outputs f32 [m, ...] of a step for the sites `rows` [m], in that order.
 
@@ -88,7 +88,7 @@ def evaluate_sites(
 
 
 def evaluate_sets(
-    setup: Setup, state: TrainState, names: Sequence[str] | None = None,
+    setup: Setup, state: TrainState, names: Collection[str] | None = None,
     notice: Notice | None = None,
 ) -> Evaluated:  # fmt: skip
     """`evaluate_sites` of sets of the split by name, where it has them; None: of all."""

@@ -32,7 +32,7 @@ AXIS = "batch"  # the mapped axis under pmap
 COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 Outputs = Mapping[str, jax.Array]
-Step = Callable[[TrainState, Batch], Outputs]  # of an evaluation; traced
+StateStep = Callable[[TrainState, Batch], Outputs]  # of an evaluation; traced
 
 
 def run_steps(
@@ -47,7 +47,7 @@ def run_steps(
 
 
 def run_evaluation(
-    step: Step, stream: Stream, state: TrainState, store: Store, draw: Draw
+    step: StateStep, stream: Stream, state: TrainState, store: Store, draw: Draw
 ) -> Outputs:
     """What `step` gives for the rows of the draw, their site_index and their mask."""
     batch = stream.batch(store, draw, 0, False)
@@ -97,7 +97,7 @@ class Devices:
         return lambda *arguments: self._global(self._on_each(mapped, *arguments), self.copied)
 
     def evaluator(
-        self, step: Step, stream: Stream
+        self, step: StateStep, stream: Stream
     ) -> Callable[[TrainState, Store, Draw], Outputs]:
         """`run_evaluation` on all devices; rows are those of the draw, see `local_rows`."""
         run = partial(run_evaluation, step, stream)

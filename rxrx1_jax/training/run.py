@@ -1,21 +1,25 @@
-"""A trained run, for whoever uses it: `Run.open(path)` reads, and changes nothing."""
+"""A trained run, for whoever uses it. Reading it changes nothing; results go where they are to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rxrx1_jax.config import FREE, change, flat
+from rxrx1_jax.data import embeddings as embeddings_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
-from rxrx1_jax.training import checkpoint, evaluate, parallel, run_dir, setup
+from rxrx1_jax.training import checkpoint, evaluate, parallel, predictions, run_dir, setup
 from rxrx1_jax.training.setup import Setup
 from rxrx1_jax.training.steps import TrainState
 
+EMBEDDINGS = "embeddings.parquet"
 # Version 0.2 sized heads for all of RxRx1, whatever the dataset.
 CELL_TYPES, EXPERIMENTS = 4, 51
 
@@ -36,11 +40,25 @@ class Run:
     made_with: Mapping[str, object]
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """Raises RunError: no run there, or one that a newer version of this program made."""
+    def open(
+        cls, path: str | Path, changes: Mapping[str, Any] | None = None,
+        images: Images | None = None,
+    ) -> "Run":  # fmt: skip
+        """Raises RunError: no run there, one of a newer version, or other settings.
+
+        Args:
+          changes: fields to read it with; those that are not FREE must be the run's.
+          images: in place of the dataset that the settings name.
+        """
         path = Path(path)
         config, saved = run_dir.read_saved(path)
-        return cls(path, config, saved.get("dataset", {}), saved.get("made_with", {}))
+        old = flat(config)
+        change(config, changes or {})
+        run_dir.check_settings(path, old, flat(config), FREE)
+        run = cls(path, config, saved.get("dataset", {}), saved.get("made_with", {}))
+        if images is not None:
+            run.__dict__["images"] = images  # in place of what the property would find
+        return run
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -58,6 +76,27 @@ class Run:
         """The dataset that the settings name. Raises DatasetError."""
         return setup.find_images(self.config)
 
+    @cached_property
+    def setup(self) -> Setup:
+        """The network and its own data. Raises RunError where the dataset holds other data."""
+        split, differs = self._split(self.images)
+        if split is None:
+            raise run_dir.RunError(f"{self.path}: {differs}; expected the data it was trained on")
+        return self._set_up(self.images, split)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """The last checkpoint's network, in the form of `setup`. Raises CheckpointError."""
+        return self._restored(self.setup)
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What a result is recognised by: the step and the weights of the last checkpoint."""
+        sums = self.newest.checksums
+        kept = [name for name in checkpoint.EVALUATED if name in sums and name != "step"]
+        weights = ".".join(f"{sums[name]:08x}" for name in kept)
+        return {"step": self.newest.path.name, "weights": weights}
+
     def checkpoint(self, which: str = "last") -> Path:
         """The folder of the last or the best one (`checkpoint.find`). Raises RunError."""
         path = checkpoint.find(self.path, which)
@@ -67,15 +106,13 @@ class Run:
             )
         return path
 
-    def load(self, which: str = "last", resume: bool = False) -> TrainState:
-        """The state of the last or the best checkpoint, a copy on each device.
+    def load(self, which: str = "last") -> TrainState:
+        """The network of the last or the best checkpoint, a copy on each device.
 
-        resume: with what a training needs to go on; else `opt_state` and `loss_state` are ().
+        `opt_state` and `loss_state`, which only a training needs, are ().
         """
         newest = which == "last"
         saved = self.newest if newest else checkpoint.describe(self.checkpoint(which))
-        if resume:
-            return checkpoint.restore(saved, setup.prepare(self.config).abstract_state, True)
         copied = parallel.Devices(self.config.train.parallelism).copied
         return checkpoint.restore(saved, checkpoint.abstract(saved, copied), False)
 
@@ -89,7 +126,6 @@ class Run:
         Raises:
           RunError: images that the network was not made for.
         """
-        ready = self.set_up(images)
         n = len(images)
         rows = np.arange(n) if rows is None else np.asarray(rows)
         valid = rows.dtype.kind in "iu" and rows.ndim == 1 and rows.size
@@ -98,48 +134,87 @@ class Run:
                 f"rows: {rows.dtype} {rows.shape}, expected numbers of images, 0 to {n - 1}, each"
                 " once"
             )
-        return evaluate.embed(ready, self.state(ready), rows, self.source)
-
-    def set_up(self, images: Images) -> Setup:
-        """The run's network and how it reads these images; of its own data also the split."""
-        config = self.config.copy_and_resolve_references()
-        config.data.augment, config.data.augmentation = False, ""  # they need not be square
-        devices = jax.device_count()
-        config.eval.batch_size = -(-config.eval.batch_size // devices) * devices
-        split = self._own_split(images)
+        split, _ = self._split(images)
         if split is None:
-            if config.data.normalisation == "global_control":
+            if self.config.data.normalisation == "global_control":
                 raise run_dir.RunError(
                     f"{self.path}: data.normalisation=global_control is known of the run's own data"
                     " alone; expected those"
                 )
             none = np.zeros(0, np.int64)
             split = splits.Split(none, none, none, none, {})
-        return setup.for_evaluation(config, images, split, self.vocabulary)
+        ready = self._set_up(images, split)
+        return evaluate.embed(ready, self._restored(ready), rows, self.source)
 
-    def _own_split(self, images: Images) -> splits.Split | None:
-        """The run's split, if these are its data."""
-        try:
-            split = setup.make_split(self.config, images)
-        except splits.SplitError:
-            return None
-        version, classes = images.about["version"], self.vocabulary.classes
-        found = run_dir.describe_data(version, images.sites, split, classes)
-        names = ("data", "split") if "data" in self.fingerprint else run_dir.FINGERPRINTS_0_2
-        same = all(found[name] == self.fingerprint.get(name) for name in names)
-        return split if same else None
+    def embeddings(self, log_probs: bool = False) -> Embeddings:
+        """Embeddings, and on request log-probabilities, of every site of the dataset.
 
-    def state(self, ready: Setup) -> TrainState:
-        """The network of the last checkpoint, as `ready` wants it. Raises CheckpointError."""
+        Read where they belong to the last checkpoint, else computed and written first.
+        """
+        path = self.path / EMBEDDINGS
+        files = [path, *([embeddings_lib.log_probs_path(path)] if log_probs else [])]
+        if all(embeddings_lib.source_of(file) == self.source for file in files):
+            return embeddings_lib.read(path, log_probs)
+        return self.embed(path, log_probs)
+
+    def embed(self, path: Path, log_probs: bool = False) -> Embeddings:
+        """Writes the embeddings of all sites, controls too, in the order of the dataset.
+
+        As the embeddings.csv that Recursion published (github.com/recursionpharma/rxrx-datasets,
+        rxrx1/README.md), with the metadata of each site: what pycytominer, EFAAR and scanpy read.
+        """
+        rows = np.arange(len(self.images))
+        found = evaluate.embed(self.setup, self.state, rows, self.source)
+        if jax.process_index() == 0:
+            embeddings_lib.write(found, path, log_probs)
+        return found
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Evaluates the last checkpoint again: predictions.parquet and results.json."""
+        sets = evaluate.evaluate_sets(self.setup, self.state)
+        _, total = setup.make_order(self.config, self.images, self.setup.split)
+        return evaluate.write_results(self.setup, folder, self.state, total, sets)
+
+    def predict_all(self, path: Path) -> None:
+        """Predicts every treatment site of the dataset, labelled or not, trained on or not.
+
+        Where controls are classes of the split, their sites too. The column `role` of the Parquet
+        file is that of `splits.site_roles`.
+        """
+        sites = self.images.sites
+        is_class = np.isin(sites["sirna_id"], self.vocabulary.classes)
+        rows = np.flatnonzero((sites["well_type"] == "treatment") | is_class)
+        table, _ = evaluate.evaluate_sites(self.setup, self.state, rows)
+        loss = table["loss"].to_numpy().copy()
+        loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
+        table = table.set_column(table.column_names.index("loss"), "loss", [loss])
+        role = splits.site_roles(self.setup.split, len(sites))[rows]
+        if jax.process_index() == 0:
+            predictions.write_predictions(path, table.append_column("role", [role.tolist()]))
+
+    def planted_sirnas(self) -> dict[str, Any] | None:
+        """metadata.json's planted effects of siRNAs, of a synthetic screen; else None."""
+        return getattr(self.images, "metadata", {}).get("sirnas")
+
+    def _restored(self, ready: Setup) -> TrainState:
         return checkpoint.restore(self.newest, ready.abstract_state, resume=False)
 
-    @property
-    def source(self) -> dict[str, str]:
-        """What a result is recognised by: the step and the weights of the last checkpoint."""
-        sums = self.newest.checksums
-        kept = [name for name in checkpoint.EVALUATED if name in sums and name != "step"]
-        weights = ".".join(f"{sums[name]:08x}" for name in kept)
-        return {"step": self.newest.path.name, "weights": weights}
+    def _set_up(self, images: Images, split: splits.Split) -> Setup:
+        config = self.config.copy_and_resolve_references()
+        config.data.augment, config.data.augmentation = False, ""  # they need not be square
+        devices = jax.device_count()
+        config.eval.batch_size = -(-config.eval.batch_size // devices) * devices
+        return setup.for_evaluation(config, images, split, self.vocabulary)
+
+    def _split(self, images: Images) -> tuple[splits.Split | None, str]:
+        """The run's split if these are its data, else None and what differs."""
+        try:
+            split = setup.make_split(self.config, images)
+        except splits.SplitError as error:
+            return None, str(error)
+        found = run_dir.describe_data(images, split, self.vocabulary.classes)
+        differs = run_dir.other_data(self.fingerprint, found, {"version", "order"})
+        return (None, differs) if differs else (split, "")
 
 
 def _vocabulary_of_old(classes: np.ndarray, images: Images) -> Vocabulary:

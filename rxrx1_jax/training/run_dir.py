@@ -18,7 +18,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import flat
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.files import write_text
+from rxrx1_jax.data.images import Images
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
@@ -67,7 +68,7 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
 
 
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
-    """Creates the run directory, or checks that it holds a run with the same settings and data.
+    """Makes a run of the directory, or checks that it holds one of the same settings and data.
 
     dataset: `describe_data`, kept with the settings. Other labels, pixels or roles are another
     run; another version of the same data is not.
@@ -75,7 +76,11 @@ def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None
     import jax
 
     if (workdir / "config.json").exists():
-        _refuse_other_run(workdir, config, dataset)
+        settings, saved = read_saved(workdir)
+        check_settings(workdir, flat(settings), flat(config), config_lib.FREE)
+        free = {"version", "order"} if is_complete(workdir) else {"version"}
+        if differs := other_data(saved.get("dataset", {}), dataset, free):
+            raise RunError(f"{workdir}: {differs}; choose another --workdir or the old data")
         return
     check_workdir(workdir)
     if jax.process_index() == 0:
@@ -117,15 +122,13 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def describe_data(
-    version: str, sites: np.ndarray, split: splits.Split, classes: np.ndarray
-) -> dict[str, Any]:
+def describe_data(images: Images, split: splits.Split, classes: np.ndarray) -> dict[str, Any]:
     """Version and fingerprints of the data and of the split, as this version and as 0.2 made them.
 
     data: labels, control statistics and pixels (`adler32`) of all sites. split: role of each site.
     Both go by site_id. order: that of the records, which the draws of a training depend on.
     """
-    roles = splits.site_roles(split, len(sites))
+    sites, roles = images.sites, splits.site_roles(split, len(images.sites))
     order = np.argsort(sites["site_id"], kind="stable")
     named, given = sites["site_id"][order].tolist(), roles[order].tolist()
     content = ("sirna_id", "control_mean", "control_std", "adler32")
@@ -136,7 +139,7 @@ def describe_data(
     rows += [classes, *(part for part in parts if len(part))]
     old = [sites[name] for name in COLUMNS_0_2 if name in (sites.dtype.names or ())]
     return {
-        "version": version,
+        "version": images.about["version"],
         "data": _fingerprint(["\n".join(named).encode(), *_as_bytes(columns)]),
         "split": _fingerprint(["\n".join(used).encode()]),
         "order": _fingerprint(["\n".join(sites["site_id"].tolist()).encode()]),
@@ -157,14 +160,11 @@ def _fingerprint(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
-    settings, saved = read_saved(workdir)
-    old, new = flat(settings), flat(config)
-    free = {"version", "order"} if is_complete(workdir) else {"version"}
-    for name, fingerprint in saved.get("dataset", {}).items():
-        if name not in free:
-            old[f"dataset.{name}"], new[f"dataset.{name}"] = fingerprint, dataset.get(name)
-    for field in sorted(old.keys() - set(config_lib.FREE)):
+def check_settings(
+    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str]
+) -> None:
+    """Raises RunError, naming the first field in which the run in `workdir` has another value."""
+    for field in sorted(old.keys() - set(free)):
         if old[field] != new[field]:
             raise RunError(
                 f"{workdir}: holds a run with {field}={old[field]!r}, this one has "
@@ -172,9 +172,19 @@ def _refuse_other_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]
             )
 
 
+def other_data(
+    old: Mapping[str, str], new: Mapping[str, str], free: Collection[str] = ("version",)
+) -> str:
+    """What differs in two descriptions of data (`describe_data`); empty where nothing does."""
+    for name in sorted(old.keys() - set(free)):
+        if old[name] != new.get(name):
+            return f"holds a run with dataset.{name}={old[name]!r}, found {new.get(name)!r}"
+    return ""
+
+
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-    """Holds the only right to train in `workdir`; of several processes the first one does.
+    """Makes the directory and holds the only right to train in it; process 0 does, of several.
 
     Raises RunError: another process holds it, by name; or the directory cannot be written.
     """
@@ -183,6 +193,10 @@ def hold(workdir: Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
     with lock(workdir / LOCK):
         yield
 

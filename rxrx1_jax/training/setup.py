@@ -20,7 +20,7 @@ from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
 from rxrx1_jax.model.networks import NetworkSpec
 from rxrx1_jax.training import optimizers, parallel, run_dir, steps
 
-Step = Callable[[steps.StepSpec, steps.TrainState, Batch], Mapping[str, jax.Array]]
+SpecStep = Callable[[steps.StepSpec, steps.TrainState, Batch], Mapping[str, jax.Array]]
 Evaluator = Callable[[steps.TrainState, Store, Draw], Mapping[str, jax.Array]]
 
 
@@ -37,7 +37,7 @@ class Setup:
     spec: steps.StepSpec
     devices: parallel.Devices
     order: Order | None = None
-    _evaluators: dict[Step, Evaluator] = field(default_factory=dict)
+    _evaluators: dict[SpecStep, Evaluator] = field(default_factory=dict)
 
     @property
     def images(self) -> Images:
@@ -78,7 +78,7 @@ class Setup:
         """(state, store, draw) -> (state, metrics); the state is donated."""
         return self.devices.trainer(self.spec, self.stream)
 
-    def evaluator(self, step: Step) -> Evaluator:
+    def evaluator(self, step: SpecStep) -> Evaluator:
         """A step of `training.steps`, or one like it, on all devices; compiled once."""
         if step not in self._evaluators:
             own = self.devices.evaluator(partial(step, self.spec), self.stream)

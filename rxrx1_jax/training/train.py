@@ -1,36 +1,22 @@
 """The training loop of one run, from its settings to its results, in a fixed order."""
 
+import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, check, flat
+from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.training import (
-    checkpoint,
-    evaluate,
-    predictions,
-    processes,
-    progress,
-    run_dir,
-)
+from rxrx1_jax.training import checkpoint, evaluate, processes, progress, run_dir
 from rxrx1_jax.training.run import Run
-from rxrx1_jax.training.setup import (
-    Setup,
-    find_images,
-    make_order,
-    make_split,
-    prepare,
-    summary,
-)
+from rxrx1_jax.training.setup import Setup, prepare, summary
 from rxrx1_jax.training.steps import TrainState
 
 # The settings that a run may have other than its parent.
@@ -58,11 +44,13 @@ def train_and_evaluate(
     run_dir.check_workdir(workdir)
     with processes.Notice() as notice:
         setup = prepare(config, images)
-        fingerprint = _describe(setup.images, setup.split, setup.vocabulary.classes)
+        fingerprint = run_dir.describe_data(
+            setup.images, setup.split, setup.vocabulary.classes
+        )
         parent = _parent(setup, fingerprint) if config.train.parent else None
-        run_dir.open_run(workdir, config, fingerprint)
-        processes.check_shared(workdir / "config.json")
         with run_dir.hold(workdir):
+            run_dir.open_run(workdir, config, fingerprint)
+            processes.check_shared(workdir / "config.json")
             return Training(setup, workdir, fingerprint, notice).run(parent)
 
 
@@ -93,12 +81,14 @@ class Training:
         with checkpoints, log:
             log.say(summary(setup, start))
             try:
-                state = self.fit(state, log, checkpoints)
+                state, evaluated = self.fit(state, log, checkpoints)
             except progress.Diverged as error:
                 batch = setup.train_batch(error.step - 1)
                 ids = setup.images.sites["site_id"]
                 raise progress.diagnose(error, batch, ids, workdir) from error
-            evaluated = evaluate.evaluate_sets(setup, state, notice=self.notice)
+            scored = setup.split.scored
+            evaluated |= self._evaluate(state, scored.keys() - evaluated.keys())
+            evaluated = {name: evaluated[name] for name in scored}
             log.evaluation(total, evaluate.curves(evaluated))
             for name, (_, result) in evaluated.items():
                 if name != "test":
@@ -116,20 +106,21 @@ class Training:
 
     def fit(
         self, state: TrainState, log: progress.Log, checkpoints: ocp.CheckpointManager
-    ) -> TrainState:
+    ) -> tuple[TrainState, evaluate.Evaluated]:
         """Trains `state` (donated) from its step to the last, with evaluations and checkpoints.
 
         The loop only draws batches and dispatches: the log waits for the device, checkpoints are
         written in the background. When it returns, every step was checked and the last one is
-        saved. Raises Preempted, with the last step saved, if the run was told to end.
+        saved; it gives the state and what was evaluated of it to score it. Raises Preempted, with
+        the last step saved, if the run was told to end.
         """
         setup, config, given = self.setup, self.setup.config, self.notice.given
         start, total = int(state.step), setup.spec.total_steps
         eval_steps = _milestones(config.train.eval_every, setup) - {total}
         save_steps = _milestones(config.train.checkpoint_every, setup) | {total}
-        told = given()
+        told, evaluated = given(), evaluate.Evaluated()
         if start in eval_steps and not told:  # killed between its checkpoint and its evaluation
-            told = not self._evaluate_midway(state, log)
+            told = not self._evaluate_midway(state, log, evaluated)
         if told:
             raise processes.Preempted(start)
         store, draws = setup.train_store(), setup.train_draws(start)
@@ -140,21 +131,23 @@ class Training:
             got = time.monotonic()
             state, metrics = setup.train_step(state, store, draw)
             log.train(step, metrics, asked, got)
-            told = given()
+            told, evaluated = given(), evaluate.Evaluated()
             if step in save_steps:
                 log.flush()
-                score = self._score(state, log, step in eval_steps | {total})
-                self._save(checkpoints, state, log, score)
+                if step in eval_steps | {total}:
+                    with contextlib.suppress(processes.Preempted):
+                        evaluated = self._evaluate(state, {"val"})
+                self._save(checkpoints, state, log, self._score(evaluated, log))
             if step in eval_steps and not told:
                 log.flush()
-                told = not self._evaluate_midway(state, log)
+                told = not self._evaluate_midway(state, log, evaluated)
             if told and step < total:
                 log.flush()
                 self._save(checkpoints, state, log, None)
                 checkpoint.wait(checkpoints)
                 raise processes.Preempted(step)
         checkpoint.wait(checkpoints)
-        return state
+        return state, evaluated
 
     def _save(
         self, checkpoints: ocp.CheckpointManager, state: TrainState, log: progress.Log,
@@ -163,76 +156,32 @@ class Training:
         vocabulary, recent = self.setup.vocabulary, log.recent()
         checkpoint.save(checkpoints, state, vocabulary, self.fingerprint, recent, score)
 
-    def _score(self, state: TrainState, log: progress.Log, evaluated: bool) -> float | None:
+    def _score(self, evaluated: evaluate.Evaluated, log: progress.Log) -> float | None:
         """How good a checkpoint is, higher is better: without the test set, which must not choose.
 
-        Accuracy on the split's set `val` where it has one, in the steps that are `evaluated`; else
-        minus the training loss of the last steps. None: not known.
+        Accuracy on the split's set `val` where it has one and it was evaluated; else minus the
+        training loss of the last steps. None: not known.
         """
         if not len(self.setup.split.val):
             return -log.recent_loss()
-        if not evaluated:
-            return None
-        try:
-            found = evaluate.evaluate_sets(self.setup, state, ("val",), self.notice)
-        except processes.Preempted:
-            return None
-        return found["val"][1]["accuracy"]["site"]["all"]
+        return evaluated["val"][1]["accuracy"]["site"]["all"] if evaluated else None
 
-    def _evaluate_midway(self, state: TrainState, log: progress.Log) -> bool:
-        """Logs what the sets of the learning curves score; False if told to end instead."""
+    def _evaluate(self, state: TrainState, names: Collection[str]) -> evaluate.Evaluated:
+        return evaluate.evaluate_sets(self.setup, state, names, self.notice)
+
+    def _evaluate_midway(
+        self, state: TrainState, log: progress.Log, known: evaluate.Evaluated
+    ) -> bool:
+        """Logs what the sets of the learning curves score; False if told to end instead.
+
+        known: what was evaluated already.
+        """
         try:
-            evaluated = evaluate.evaluate_sets(self.setup, state, ("test", "val"), self.notice)
+            evaluated = known | self._evaluate(state, {"test", "val"} - known.keys())
         except processes.Preempted:
             return False
         log.evaluation(int(state.step), evaluate.curves(evaluated))
         return True
-
-
-def evaluate_run(
-    config: ConfigDict, workdir: str | Path, images: Images | None = None
-) -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run again: predictions.parquet and results.json."""
-    run, setup = open_trained(config, Path(workdir), images)
-    _, total = make_order(config, setup.images, setup.split)
-    state = run.state(setup)
-    evaluated = evaluate.evaluate_sets(setup, state)
-    return evaluate.write_results(setup, run.path, state, total, evaluated)
-
-
-def predict_run(config: ConfigDict, workdir: str | Path, images: Images | None = None) -> Path:
-    """Predicts every treatment site of the dataset, labelled or not, trained on or not.
-
-    Where controls are classes of the split, their sites too. Returns the path of the Parquet file;
-    its `role` column is that of `splits.site_roles`.
-    """
-    run, setup = open_trained(config, Path(workdir), images)
-    sites = setup.images.sites
-    is_class = np.isin(sites["sirna_id"], setup.vocabulary.classes)
-    rows = np.flatnonzero((sites["well_type"] == "treatment") | is_class)
-    table, _ = evaluate.evaluate_sites(setup, run.state(setup), rows)
-    loss = table["loss"].to_numpy().copy()
-    loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
-    table = table.set_column(table.column_names.index("loss"), "loss", [loss])
-    role = splits.site_roles(setup.split, len(sites))
-    path = run.path / "predictions_all.parquet"
-    if jax.process_index() == 0:
-        predictions.write_predictions(path, table.append_column("role", [role[rows].tolist()]))
-    return path
-
-
-def open_trained(
-    config: ConfigDict, workdir: Path, images: Images | None
-) -> tuple[Run, Setup]:
-    """The run in `workdir`, read with these settings, which may differ in FREE ones."""
-    run = Run.open(workdir)
-    check(config, jax.device_count())
-    images = find_images(config) if images is None else images
-    split = make_split(config, images)
-    classes = splits.classes_of(images.sites, config.data.protocol)
-    run_dir.open_run(workdir, config, _describe(images, split, classes))
-    run = replace(run, config=config)
-    return run, run.set_up(images)
 
 
 def _parent(setup: Setup, fingerprint: Mapping[str, Any]) -> Path:
@@ -256,10 +205,6 @@ def _parent(setup: Setup, fingerprint: Mapping[str, Any]) -> Path:
             f" {setup.spec.total_steps}; expected more epochs"
         )
     return path
-
-
-def _describe(images: Images, split: splits.Split, classes: np.ndarray) -> dict[str, Any]:
-    return run_dir.describe_data(images.about["version"], images.sites, split, classes)
 
 
 def _milestones(every: int, setup: Setup) -> set[int]:

@@ -20,6 +20,7 @@ from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import InMemory
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.training import optimizers, run_dir, train
+from rxrx1_jax.training.run import Run
 
 RENAMED = {"HUVEC-02": "HUVEC-17", "U2OS-01": "U2OS-05"}  # of the tiny release: one val, one test
 FILES = {"test": "predictions", "id_test": "predictions_id_test", "val": "predictions_val"}
@@ -96,15 +97,16 @@ def test_evaluating_again_gives_the_same(finished):
     before = {f: pq.read_table(finished.workdir / f"{f}.parquet") for f in FILES.values()}
     for file in FILES.values():
         (finished.workdir / f"{file}.parquet").unlink()
-    again = train.evaluate_run(finished.config, finished.workdir, finished.images)
-    assert again == finished.results
+    run = Run.open(finished.workdir, images=finished.images)
+    assert run.evaluate(finished.workdir) == finished.results
     for file, table in before.items():
         assert pq.read_table(finished.workdir / f"{file}.parquet").equals(table)
 
 
 def test_every_site_is_predicted_with_its_role(finished):
-    written = train.predict_run(finished.config, finished.workdir, finished.images)
-    table = pq.read_table(written).to_pydict()
+    path = finished.workdir / "predictions_all.parquet"
+    Run.open(finished.workdir, images=finished.images).predict_all(path)
+    table = pq.read_table(path).to_pydict()
     roles = dict(zip(table["site_id"], table["role"], strict=True))
     assert roles == {site_id: expected_role(row) for site_id, row in finished.rows.items()}
 
@@ -113,7 +115,7 @@ def test_the_other_sets_belong_to_the_fingerprint(finished):
     sites = finished.images.sites
     split = splits.make_split(sites, "wilds")
     changed, classes = split._replace(val=split.val[1:]), splits.classes_of(sites, "wilds")
-    described = (run_dir.describe_data("1", sites, s, classes) for s in (split, changed))
+    described = (run_dir.describe_data(finished.images, s, classes) for s in (split, changed))
     one, two = (data["split"] for data in described)
     assert one != two
     recorded = json.loads((finished.workdir / "config.json").read_text())["dataset"]

@@ -20,8 +20,9 @@ from rxrx1_jax.leaderboard.scores import Job
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.statistics import Unit
-from rxrx1_jax.training import embed, run_dir, sweep
+from rxrx1_jax.training import run_dir, sweep
 from rxrx1_jax.training.predictions import accuracies
+from rxrx1_jax.training.run import Run
 
 METHODS_FILE = """
 TRAINED = {
@@ -100,7 +101,7 @@ def test_the_diagnosis_is_that_of_the_embeddings(worked):
     workdir, done = worked
     path = workdir / "base" / "batch-0-0"
     table = embeddings.read(path / "embeddings.parquet")
-    measured = diagnosis.measure(table.x, table.sites, embed.planted_sirnas(path))
+    measured = diagnosis.measure(table.x, table.sites, Run.open(path).planted_sirnas())
     heading = done.stdout.index("Batch and biology")
     row = cells(done.stdout[heading:])["base"]
     for column, cell in zip(diagnosis.COLUMNS, row, strict=False):

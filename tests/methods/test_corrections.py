@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +20,9 @@ from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.evidence import Method, scores
 from rxrx1_jax.methods.statistics import Unit
-from rxrx1_jax.training import embed, run_dir
+from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.predictions import accuracies
+from rxrx1_jax.training.run import EMBEDDINGS, Run
 
 SHARED = 0.5
 NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
@@ -44,8 +44,8 @@ def make_run(workdir, step=7, weights=123, **data):
     config.data.update(data)
     run_dir.write_json(workdir / "config.json", {**config.to_dict(), "dataset": {}})
     sites, role, x, log_probs, classes = small_evidence()
-    made = Embeddings(sites, x, log_probs, classes, source=embed.source(workdir), role=role)
-    lib.write(made, workdir / embed.FILE, log_probs=True)
+    made = Embeddings(sites, x, log_probs, classes, source=Run.open(workdir).source, role=role)
+    lib.write(made, workdir / EMBEDDINGS, log_probs=True)
     (workdir / "split.csv").write_text("site_id,role\n" + "".join(f"{i},{r}\n" for i, r in
         zip(sites["site_id"], role, strict=True)))  # fmt: skip
     return workdir
@@ -53,7 +53,7 @@ def make_run(workdir, step=7, weights=123, **data):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "load", lambda _: pytest.fail("the network was loaded"))
+    monkeypatch.setattr(Run, "images", property(lambda _: pytest.fail("the data were read")))
     return make_run(tmp_path / "run")
 
 
@@ -115,22 +115,23 @@ def test_a_table_that_was_edited_is_computed_again(run, change):
     assert corrections.predictions_of(run, ["centroids"])["centroids"].equals(first)
 
 
-def test_embeddings_are_computed_once_and_again_for_another_step(run):
-    made = embed.embeddings_of(run, log_probs=True)
-    fewer = dataclasses.replace(made, x=made.x[:, :2])
-    other = SimpleNamespace(embed=lambda: fewer)
-    assert embed.embeddings_of(run, True, lambda: None).x.shape == made.x.shape
-    lib.log_probs_path(run / embed.FILE).unlink()
-    assert embed.embeddings_of(run).x.shape == made.x.shape  # nothing needs log-probabilities
-    assert embed.embeddings_of(run, True, lambda: other).x.shape == fewer.x.shape
-    assert embed.embeddings_of(run, True).x.shape == fewer.x.shape  # read
+def test_embeddings_are_computed_once_and_again_for_another_step(run, monkeypatch):
+    made = Run.open(run).embeddings(log_probs=True)
+    calls = []
+    monkeypatch.setattr(Run, "embed", lambda self, *arguments: calls.append(arguments))
+    lib.log_probs_path(run / EMBEDDINGS).unlink()
+    assert Run.open(run).embeddings().x.shape == made.x.shape  # nothing needs log-probabilities
+    Run.open(run).embeddings(log_probs=True)
+    save(run, 8, 123)
+    Run.open(run).embeddings()
+    assert calls == [(run / EMBEDDINGS, True), (run / EMBEDDINGS, False)]
 
 
 def test_a_table_names_the_step_of_its_evidence(run, monkeypatch):
     """Also where the run was trained meanwhile."""
-    made = embed.embeddings_of(run, log_probs=True)
+    made = Run.open(run).embeddings(log_probs=True)
     newer = dataclasses.replace(made, source={**made.source, "step": "4711"})
-    monkeypatch.setattr(embed, "embeddings_of", lambda *_: newer)
+    monkeypatch.setattr(Run, "embeddings", lambda *_, **__: newer)
     assert corrections.predictions_of(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
 
 

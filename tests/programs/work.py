@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from screens import tiny_images
 
 from rxrx1_jax.data.images import InMemory
-from rxrx1_jax.training import embed, processes, train
+from rxrx1_jax.training import processes, train
+from rxrx1_jax.training.run import EMBEDDINGS, Run
 
 joined = processes.join()
 
@@ -30,11 +31,14 @@ def counting(self, i):
 InMemory.__getitem__ = counting
 images = tiny_images()
 config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
-works = {"train": train.train_and_evaluate, "embed": embed.embed_run}
+works = {
+    "train": lambda: train.train_and_evaluate(config, workdir, images),
+    "embed": lambda: Run.open(workdir, images=images).embed(workdir / EMBEDDINGS),
+}
 counts = {}
 for name in sys.argv[4:]:
     read.clear()
-    works[name](config, workdir, images)
+    works[name]()
     counts[name] = dict(read)
 print("said by process", jax.process_index())
 report = [joined, jax.process_count(), jax.local_device_count(), counts]

@@ -1,47 +1,57 @@
-"""Checkpoints: bit-equal restoring, other classes refused, loading from other projects."""
+"""Checkpoints: bit-equal restoring; what is damaged or of another run is refused by one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from children import PROGRAMS, ROOT, environment
 from small_state import VOCABULARY, abstract, assert_equal, make_state, restore, save
 
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.training import checkpoint
 
 
-def test_restoring_gives_the_same_bits(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(workdir with the checkpoints of steps 7 and 8, state)."""
+    workdir = tmp_path_factory.mktemp("saved")
     _, state = make_state(ema=True)
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        save(checkpoints, 7, state, [{"loss": 0.5}])
+    with checkpoint.manager(workdir, keep=2) as checkpoints:
+        for step in (7, 8):
+            save(checkpoints, step, state, [{"loss": 0.5}], 1.0 / step)
+        checkpoint.wait(checkpoints)
+    return workdir, state
+
+
+def test_restoring_gives_the_same_bits(saved):
+    workdir, state = saved
+    state = state.replace(step=jnp.int32(8))
     _, other = make_state(ema=True, seed=1)
-    restored, recent = restore(tmp_path, other)
+    restored, recent = restore(workdir, other)
     assert_equal(state, restored)
     assert jax.tree.structure(state) == jax.tree.structure(restored) and recent == [{"loss": 0.5}]
-    evaluated, _ = restore(tmp_path, other, resume=False)
+    evaluated, _ = restore(workdir, other, resume=False)
     assert_equal(state.replace(opt_state=(), loss_state=()), evaluated)
+    about = checkpoint.describe(checkpoint.find(workdir))
+    assert about.vocabulary.to_json() == VOCABULARY.to_json()
+    assert about.classes.tolist() == [3, 5, 8] and about.classes.dtype == np.int32
+    assert about.fingerprint == {"data": "1", "split": "2"}
 
 
-def test_it_says_what_it_is_of(tmp_path):
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        save(checkpoints, 7, make_state()[1])
-    saved = checkpoint.describe(checkpoint.find(tmp_path))
-    assert saved.vocabulary.to_json() == VOCABULARY.to_json()
-    assert saved.classes.tolist() == [3, 5, 8] and saved.classes.dtype == np.int32
-    assert saved.fingerprint == {"data": "1", "split": "2"} and saved.recent == []
-
-
-def test_reading_changes_and_says_nothing(tmp_path, caplog, recwarn):
-    _, state = make_state(ema=True)
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        save(checkpoints, 7, state)
-    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    caplog.clear()
-    saved = checkpoint.describe(checkpoint.find(tmp_path, "last"))
-    checkpoint.restore(saved, abstract(state), True)
+def test_reading_changes_and_says_nothing(saved, caplog, recwarn):
+    workdir, state = saved
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    about = checkpoint.describe(checkpoint.find(workdir))
+    checkpoint.restore(about, abstract(state), True)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    assert_equal(checkpoint.restore(saved, checkpoint.abstract(saved, place), False).params,
-                 state.params)  # fmt: skip
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    checkpoint.restore(about, checkpoint.abstract(about, place), False)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
     assert [r.message for r in caplog.records if r.levelname != "INFO"] == []
     assert [str(w.message) for w in recwarn] == []
 
@@ -54,39 +64,155 @@ def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.find(tmp_path, "best") is None  # none has a score
 
 
-def test_only_the_last_are_kept(tmp_path):
-    _, state = make_state()
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        for step in (1, 2, 3):
-            save(checkpoints, step, state)
-        checkpoints.wait_until_finished()
-        assert sorted(checkpoints.all_steps(read=True)) == [2, 3]
-
-
-def test_other_names_and_classes_are_refused(tmp_path):
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        save(checkpoints, 7, make_state()[1])
-    saved = checkpoint.describe(checkpoint.find(tmp_path))
-    checkpoint.check_resumable(saved, VOCABULARY)
-    for other, said in (
-        (VOCABULARY._replace(classes=np.arange(4)), r"3 siRNA classes.* 4 "),
-        (VOCABULARY._replace(classes=VOCABULARY.classes + 1), "other ones"),
-        (VOCABULARY._replace(experiments=("HUVEC-01",)), "2 experiments.* of 1"),
-    ):
-        with pytest.raises(checkpoint.CheckpointError, match=said):
-            checkpoint.check_resumable(saved, other)
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"classes": np.arange(4)}, r"3 siRNA classes.* 4 "),
+        ({"classes": VOCABULARY.classes + 1}, "other ones"),
+        ({"experiments": ("HUVEC-01",)}, "2 experiments.* of 1"),
+    ],
+)
+def test_other_names_and_classes_are_refused(saved, changes, said):
+    about = checkpoint.describe(checkpoint.find(saved[0]))
+    checkpoint.check_resumable(about, VOCABULARY)
+    with pytest.raises(checkpoint.CheckpointError, match=said):
+        checkpoint.check_resumable(about, VOCABULARY._replace(**changes))
 
 
 @pytest.mark.devices
-def test_without_a_model_the_parameters_are_those_that_were_saved(tmp_path):
-    model, state = make_state()
-    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
-        save(checkpoints, 7, state)
-    saved = checkpoint.describe(checkpoint.find(tmp_path))
+def test_without_a_model_the_parameters_are_those_that_were_saved(saved):
+    workdir, state = saved
+    about = checkpoint.describe(checkpoint.find(workdir))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[3])
-    found = checkpoint.restore(saved, checkpoint.abstract(saved, place), False)
-    assert_equal(found, state.replace(opt_state=(), loss_state=()))
+    found = checkpoint.restore(about, checkpoint.abstract(about, place), False)
+    assert_equal(found.params, state.params)
     assert found.params["fc"]["kernel"].devices() == {jax.devices()[3]}
     images = jax.device_put(np.ones((2, 16, 16, 6), np.float32), place)
     variables = {"params": found.params, "batch_stats": found.batch_stats}
+    model = make_state()[0]
     assert model.apply(variables, images, {}, Info(VOCABULARY)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("params", lambda x: {**x, "more": {"kernel": jnp.zeros(3)}}, "params/more.*model.name"),
+        ("params", lambda x: {**x, "fc": {"bias": jnp.zeros((7, 2)), "kernel": x["fc"]["kernel"]}},
+         r"params/fc/bias is \(3,\).*\(7, 2\).*model.head"),
+        ("ema_params", lambda x: None, "ema_params.*optim.ema_decay"),
+        ("opt_state", lambda x: {"m": jnp.zeros(1)}, "opt_state/m.*optim.name"),
+        ("loss_state", lambda x: {"q": jnp.zeros(1)}, "loss_state/q.*optim.loss"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_model(saved, part, change, said):
+    """What differs and what to check are named. The checkpoint is good: nobody may remove it."""
+    workdir, state = saved
+    with pytest.raises(checkpoint.CheckpointError, match=f"/8: .*{said}") as error:
+        restore(workdir, state.replace(**{part: change(getattr(state, part))}))
+    for word in ("\n", "remove", "move", "damaged"):
+        assert word not in str(error.value)
+
+
+def damage(folder: Path, how: str) -> None:
+    """Changes every file of the arrays; which of them are still in use, TensorStore knows."""
+    for path in (folder / "state").glob("**/d/*"):
+        data = bytearray(path.read_bytes())
+        if how == "flip":
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data[: len(data) // 2] if how == "cut" else data)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's tasks
+@pytest.mark.parametrize("how", ["flip", "cut"])
+def test_a_damaged_checkpoint(saved, tmp_path, how):
+    workdir, state = saved
+    run_copy = tmp_path / "run"
+    shutil.copytree(workdir, run_copy)
+    damage(run_copy / "checkpoints" / "8", how)
+    for resume in (True, False):
+        with pytest.raises(checkpoint.CheckpointError, match="checkpoints/8: .* move this folder"):
+            restore(run_copy, state, resume)
+    shutil.move(run_copy / "checkpoints" / "8", tmp_path / "8")  # as the message says
+    restored, recent = restore(run_copy, state)
+    assert_equal(restored, state)
+    assert recent == [{"loss": 0.5}]
+
+
+def test_arrays_that_changed_without_a_word(saved, monkeypatch):
+    """As TensorStore returned for a changed bit inside a large array: the checksum finds it."""
+    workdir, state = saved
+    read = checkpoint._read
+
+    def changed(path, reading):
+        found = read(path, reading)
+        if hasattr(found, "keys") and "state" in found.keys():
+            params = found["state"]["params"]
+            kernel = params["fc"]["kernel"]
+            flipped = (kernel.view(jnp.uint32) ^ jnp.uint32(1)).view(jnp.float32)
+            one = kernel.at[0, 0].set(flipped[0, 0])
+            params = params | {"fc": params["fc"] | {"kernel": one}}
+            return {"state": found["state"] | {"params": params}}
+        return found
+
+    monkeypatch.setattr(checkpoint, "_read", changed)
+    with pytest.raises(checkpoint.CheckpointError, match="damaged.* params "):
+        restore(workdir, state)
+
+
+def test_half_written_checkpoints_are_not_picked_up(saved, tmp_path):
+    """What a crash leaves while a checkpoint is written, and while an old one is removed."""
+    workdir, state = saved
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(folder / "8", folder / "9.orbax-checkpoint-tmp-3")
+    shutil.rmtree(folder / "7" / "state")
+    with checkpoint.manager(tmp_path / "run", keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 8
+        assert checkpoint.find(tmp_path / "run").name == "8"
+        assert_equal(restore(tmp_path / "run", state)[0], state.replace(step=jnp.int32(8)))
+        save(checkpoints, 9, state, [], 2.0)
+        checkpoint.wait(checkpoints)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["9"]
+
+
+def test_the_best_and_the_last_are_kept(tmp_path):
+    _, state = make_state()
+    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
+        for step, score in ((1, 0.5), (2, 0.9), (3, 0.8), (4, None), (5, 0.1), (6, 0.2)):
+            other = state.replace(params=jax.tree.map(lambda x, k=step: x * 0 + k, state.params))
+            save(checkpoints, step, other, [], score)
+        checkpoint.wait(checkpoints)
+        assert sorted(checkpoints.all_steps(read=True)) == [2, 5, 6]
+    for which, step in (("last", 6), ("best", 2)):
+        found, _ = restore(tmp_path, state, False, which)
+        assert all((leaf == step).all() for leaf in jax.tree.leaves(found.params))
+    with pytest.raises(checkpoint.CheckpointError, match="last, best"):
+        checkpoint.find(tmp_path, "newest")
+
+
+def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
+    _, state = saved
+    bad = state.replace(batch_stats=jax.tree.map(lambda x: x * jnp.inf, state.batch_stats))
+    with checkpoint.manager(tmp_path, keep=2) as checkpoints:
+        save(checkpoints, 1, state)
+        with pytest.raises(FloatingPointError, match="step 2: batch_stats"):
+            save(checkpoints, 2, bad)
+        checkpoint.wait(checkpoints)
+        assert list(checkpoints.all_steps(read=True)) == [1]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    """On a file system of 4 MB, mounted for one process; skipped where that is not allowed."""
+    mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
+    probe = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    inside = f"{mount} && exec {sys.executable} {PROGRAMS / 'full_disk.py'} {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == [1]
+    assert "step 1" in found["refused"] and "0.0 MB" in found["refused"]

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from dataset_fixture import make_config
 from screens import tiny_config
 
 from rxrx1_jax.config import change
-from rxrx1_jax.training import embed, run_dir, train
+from rxrx1_jax.training import run_dir, train
 from rxrx1_jax.training.run import Run
 
 DOC = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
@@ -51,8 +50,7 @@ def test_all_of_them_in_one_run(tmp_path, my_parts):
     state, classes = run.load(), run.vocabulary.classes
     assert set(state.params) >= {"LayerNorm_0", "fc"} and not state.batch_stats
     assert state.params["fc"]["kernel"].shape == (WIDTH, len(classes))
-    embeddings = pq.read_table(embed.embed_run(config, tmp_path / "run"))
-    assert len([name for name in embeddings.column_names if name.startswith("feature_")]) == WIDTH
+    assert run.embeddings().x.shape[1] == WIDTH
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -85,5 +83,5 @@ def test_a_network_that_sows_no_embedding_cannot_be_embedded_and_says_so(tiny, t
     config = make_config(tiny.dataset, model__name="my_parts.patches", optim__epochs=2)
     train.train_and_evaluate(config, tmp_path / "run")
     with pytest.raises(ValueError, match="model.name.*embedding"):
-        embed.embed_run(config, tmp_path / "run")
+        Run.open(tmp_path / "run").embeddings()
     assert count == 1

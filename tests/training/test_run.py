@@ -80,13 +80,13 @@ def test_images_of_others_have_no_roles(workdir, images):
 
 def test_a_run_that_is_trained_meanwhile_is_read_as_it_was(workdir, images, tmp_path):
     path = copied(workdir, tmp_path)
-    run = Run.open(path)
-    ready = run.set_up(images)
+    run = Run.open(path, images=images)
+    assert run.newest
     shutil.copytree(path / "checkpoints" / "8", path / "checkpoints" / "9")
     shutil.rmtree(path / "checkpoints" / "8" / "about")
     assert run.checkpoint().name == "9" and Run.open(path).source["step"] == "9"
     assert run.source["step"] == run.newest.path.name == "8"
-    assert int(run.state(ready).step) == 8
+    assert int(run.state.step) == 8
 
 
 def test_images_that_are_no_square_and_rows_in_any_order(workdir, images):

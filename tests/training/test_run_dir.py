@@ -18,7 +18,7 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.training import optimizers, run_dir, train
 
-DATA = {"version": "2.0.0", "data": "a1", "split": "b2"}
+DATA = {"version": "2.0.0", "data": "a1", "split": "b2", "order": "c3"}
 
 
 def make_config(**changes) -> ConfigDict:
@@ -55,7 +55,7 @@ def test_what_is_accepted_can_be_run(changes, sites):
     try:
         config_lib.check(config, jax.device_count())
         if sites < config.optim.batch_size:
-            raise run_dir.RunError("as train.prepare says")
+            raise run_dir.RunError("too few")
         per_epoch = sites / config.optim.batch_size
         total = max(1, round(per_epoch * config.optim.epochs))
         _, schedule = optimizers.create_optimizer(config.optim, total)
@@ -74,48 +74,95 @@ def test_what_is_accepted_can_be_run(changes, sites):
     assert config.eval.batch_size % jax.device_count() == 0
 
 
+def opened(workdir, data=DATA, **changes):
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_dir.open_run(workdir, make_config(**changes), data)
+    return json.loads((workdir / "config.json").read_text())
+
+
 def test_same_settings_open_a_run_again(tmp_path):
-    workdir = tmp_path / "run"
-    run_dir.open_run(workdir, make_config(), DATA)
-    settings = json.loads((workdir / "config.json").read_text())
+    for name in (".lock", "environment.json", ".config.json.0a1b.tmp"):  # of one that was killed
+        (tmp_path / name).write_text("")
+    settings = opened(tmp_path)
     assert settings["optim"]["epochs"] == 90 and settings["dataset"] == DATA
     assert settings["made_with"]["settings"] == config_lib.VERSION
     assert settings["made_with"]["devices"] == f"{jax.device_count()} x cpu"
-    before = (workdir / "environment.json").read_bytes()
+    before = (tmp_path / "environment.json").read_bytes()
     assert json.loads(before)["packages"]["jax"] == jax.__version__
-    run_dir.open_run(workdir, make_config(data__dir="elsewhere", data__threads=1), DATA)
     # What the run was started with stays written down.
-    assert json.loads((workdir / "config.json").read_text()) == settings
-    assert (workdir / "environment.json").read_bytes() == before
+    assert opened(tmp_path, data__dir="elsewhere", data__threads=1) == settings
+    assert opened(tmp_path, {**DATA, "version": "2.1.0"}) == settings
+    assert (tmp_path / "environment.json").read_bytes() == before
 
 
-def test_another_run_in_the_directory_is_refused(tmp_path):
-    run_dir.open_run(tmp_path / "run", make_config(), DATA)
-    with pytest.raises(run_dir.RunError, match=r"data.fold=0, this one has 1; choose another"):
-        run_dir.open_run(tmp_path / "run", make_config(data__fold=1), DATA)
-    with pytest.raises(run_dir.RunError, match=r"dataset.data='a1', .*'c3'"):
-        run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "data": "c3"})
-    run_dir.open_run(tmp_path / "run", make_config(), {**DATA, "version": "2.1.0"})
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["fold"] == 0
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data__fold": 1}, "data.fold=0.* 1;"),
+        ({"data": {**DATA, "data": "c3"}}, "dataset.data='a1'.*'c3'"),
+        ({"data": {**DATA, "split": "d4"}}, "dataset.split="),
+        ({"data": {**DATA, "order": "d4"}}, "dataset.order="),
+    ],
+)
+def test_another_run_in_the_directory_is_refused(tmp_path, changes, said):
+    opened(tmp_path)
+    with pytest.raises(run_dir.RunError, match=said):
+        opened(tmp_path, **changes)
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    for workdir in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(run_dir.RunError, match=r"config.json"):
-            run_dir.open_run(workdir, make_config(), DATA)
+def test_the_order_of_records_binds_a_run_until_it_is_complete(tmp_path):
+    opened(tmp_path)
+    (tmp_path / "results.json").write_text('{"step": 8, "total_steps": 8}')
+    opened(tmp_path, {**DATA, "order": "other"})
 
 
-CLASSES = np.array([0, 1], np.int32)
+def test_settings_of_another_version_of_the_program(tmp_path):
+    settings = opened(tmp_path)
+    path = tmp_path / "config.json"
+    del settings["optim"]["schedule"]
+    path.write_text(json.dumps(settings))
+    opened(tmp_path)  # what it lacks means what was done before
+    settings["optim"] |= {"betas": [0.9, 0.99]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(run_dir.RunError, match="newer.*optim.betas"):
+        opened(tmp_path)
+    del settings["optim"]["betas"], settings["made_with"]  # as version 0.2 wrote it
+    path.write_text(json.dumps(settings))
+    with pytest.raises(run_dir.RunError, match="0.2"):
+        run_dir.check_workdir(tmp_path)  # of training, which drew sites in another order
+
+
+def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run", tmp_path):
+        with pytest.raises(run_dir.RunError, match="config.json"):
+            run_dir.check_workdir(path)
+    (tmp_path / "file").unlink()
+    run_dir.check_workdir(tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for path in (tmp_path / "new" / "run", tmp_path):
+        with pytest.raises(run_dir.RunError, match="--workdir"):
+            run_dir.check_workdir(path)
+    monkeypatch.undo()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for what in ("builtins.open", "pathlib.Path.mkdir"):
+        monkeypatch.setattr(what, refuse)
+        with pytest.raises(run_dir.RunError, match="Permission denied.*--workdir"):
+            with run_dir.hold(tmp_path):
+                pass
 
 
 @pytest.fixture
 def described():
-    """(sites, split): three training sites and a test site."""
+    """(images, split): three training sites and a test site, no pixels."""
     kinds = [("site_id", "U4"), ("sirna_id", "i4"), ("adler32", "u4")]
     sites = np.zeros(4, [*kinds, *((f"control_{name}", "f4", (6,)) for name in ("mean", "std"))])
     sites["site_id"], sites["sirna_id"] = ["a", "b", "c", "d"], [0, 1, 0, 1]
-    return sites, split_of(range(3), [3])
+    return SimpleNamespace(sites=sites, about={"version": "2.0.0"}), split_of(range(3), [3])
 
 
 def split_of(train, test):
@@ -123,36 +170,33 @@ def split_of(train, test):
     return splits.Split(np.array(train), none, np.array(test), none, {})
 
 
-def fingerprints(sites, split):
-    found = run_dir.describe_data("2.0.0", sites, split, CLASSES)
-    return found["data"], found["split"]
+def fingerprints(images, split, **changes):
+    changed = SimpleNamespace(**{**vars(images), **changes})
+    found = run_dir.describe_data(changed, split, np.array([0, 1], np.int32))
+    return found["data"], found["split"], found["order"]
 
 
-def test_fingerprints_go_by_content_not_by_order(described):
-    sites, split = described
-    data, roles = fingerprints(sites, split)
-    turned = split_of([1, 2, 3], [0])
-    assert fingerprints(sites[::-1].copy(), turned) == (data, roles)
+def test_fingerprints_go_by_content_and_that_of_the_order_by_order(described):
+    images, split = described
+    turned = fingerprints(images, split_of([1, 2, 3], [0]), sites=images.sites[::-1].copy())
+    same = [one == two for one, two in zip(fingerprints(*described), turned, strict=True)]
+    assert same == [True, True, False]
 
 
 @pytest.mark.parametrize("field", ["sirna_id", "adler32", "control_mean", "control_std", "site_id"])
 def test_fingerprints_tell_data_apart(described, field):
-    sites, split = described
-    data, roles = fingerprints(sites, split)
-    other = sites.copy()
+    data, roles, _ = fingerprints(*described)
+    other = described[0].sites.copy()
     other[field][2] = "e" if field == "site_id" else 7
-    changed, changed_roles = fingerprints(other, split)
+    changed, changed_roles, _ = fingerprints(*described, sites=other)
     assert changed != data and (changed_roles == roles) == (field != "site_id")
 
 
 def test_fingerprints_tell_splits_apart(described):
-    sites, split = described
+    images, split = described
     swapped = split._replace(train=np.array([0, 1, 3]), test=np.array([2]))
-    less = split._replace(train=np.arange(2))
-    data, roles = fingerprints(sites, split)
-    for other in (swapped, less):
-        changed, changed_roles = fingerprints(sites, other)
-        assert changed == data and changed_roles != roles
+    found = [fingerprints(images, x) for x in (split, swapped, split._replace(train=np.arange(2)))]
+    assert len({data for data, _, _ in found}) == 1 and len({roles for _, roles, _ in found}) == 3
 
 
 def test_one_training_at_a_time(tmp_path):

@@ -17,7 +17,7 @@ from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
 from rxrx1_jax.methods import corrections
-from rxrx1_jax.training import embed, progress, run_dir, setup, train
+from rxrx1_jax.training import checkpoint, evaluate, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
 
 
@@ -67,6 +67,27 @@ def test_learning_curves(memory_run):
         if "train_loss" in line:
             assert 0 < line["step_seconds_median"] <= line["step_seconds_95th_percentile"]
             assert 0 <= line["data_wait_share"] <= 1
+
+
+def test_each_set_is_evaluated_once_a_step(images, tmp_path, monkeypatch):
+    make, original, done = setup.make_split, evaluate.evaluate_sites, []
+
+    def with_val(*arguments):
+        split = make(*arguments)
+        return split._replace(test=split.test[4:], val=split.test[:4])
+
+    def counting(ready, state, rows, notice):
+        done.append((int(state.step), len(rows)))
+        return original(ready, state, rows, notice)
+
+    monkeypatch.setattr(setup, "make_split", with_val)
+    monkeypatch.setattr(evaluate, "evaluate_sites", counting)
+    train.train_and_evaluate(tiny_config(), tmp_path / "run", images)
+    assert sorted(done) == [(step, sites) for step in (3, 5, 8) for sites in (4, 6)]
+    found = {line["step"]: line["val_accuracy"] for line in curves(tmp_path / "run")
+             if "val_accuracy" in line}  # fmt: skip
+    best = max(found, key=lambda step: (found[step], step))
+    assert checkpoint.find(tmp_path / "run", "best").name == str(best)
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(memory_run, images, capsys):
@@ -212,7 +233,7 @@ def test_pmap_gives_the_same_run(images, tmp_path):
         params(tmp_path / "pmap"), params(tmp_path / "jit"),
     )  # fmt: skip
     # A checkpoint has one layout: the pmap run evaluates under jit.
-    again = train.evaluate_run(config, tmp_path / "pmap", images)
+    again = Run.open(tmp_path / "pmap", {"train.parallelism": "jit"}, images).evaluate(tmp_path)
     assert again["loss"] == pytest.approx(pmap["loss"], abs=1e-5)
 
 
@@ -225,18 +246,21 @@ def test_mixing_needs_the_whole_batch(images, name):
 
 
 def test_a_run_is_bound_to_its_data(memory_run, images):
-    config, workdir, _ = memory_run
-    train.evaluate_run(config, workdir, tiny_images())  # the same data elsewhere
+    _, workdir, _ = memory_run
+    assert Run.open(workdir, images=tiny_images()).setup  # the same data elsewhere
     for changed in (tiny_images(seed=1), tiny_images(sirna_id=images.sites["sirna_id"][::-1])):
         with pytest.raises(run_dir.RunError, match="dataset.data"):
-            train.evaluate_run(config, workdir, changed)
+            Run.open(workdir, images=changed).setup  # noqa: B018
 
 
-def test_evaluate_and_predict_again(memory_run, images):
-    config, workdir, results = memory_run
+def test_evaluate_and_predict_again(memory_run, images, tmp_path):
+    _, workdir, results = memory_run
     before = pq.read_table(workdir / "predictions.parquet")
-    assert train.evaluate_run(config, workdir, images) == results
-    table = pq.read_table(train.predict_run(config, workdir, images))
+    run = Run.open(workdir, images=images)
+    assert run.evaluate(tmp_path) == results
+    assert pq.read_table(tmp_path / "predictions.parquet").equals(before)
+    run.predict_all(tmp_path / "all.parquet")
+    table = pq.read_table(tmp_path / "all.parquet")
     treatments = images.sites[images.sites["well_type"] == "treatment"]
     assert table["site_id"].to_pylist() == treatments["site_id"].tolist()
     unlabelled = np.array(table["label"].to_pylist()) == -1
@@ -289,8 +313,8 @@ def test_runs_that_cannot_work_are_refused_before_training(images, tmp_path):
         assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="tfds build"):
         train.train_and_evaluate(tiny_config(data__name="rxrx1/native"), tmp_path / "run")
-    with pytest.raises(run_dir.RunError, match="no run here"):
-        train.evaluate_run(tiny_config(), tmp_path / "run", images)
+    with pytest.raises(run_dir.RunError, match="config.json"):
+        Run.open(tmp_path / "run")
 
 
 def test_a_set_up_holds_no_state(images):
@@ -314,13 +338,13 @@ def test_corrections_of_a_run(own_run):
     np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
     losses = [tables[name]["loss"].to_numpy() for name in names]
     assert all((one != other).any() for one, other in itertools.combinations(losses, 2))
-    assert embed.source(workdir) == embeddings.source_of(workdir / "embeddings.parquet")
+    assert Run.open(workdir).source == embeddings.source_of(workdir / "embeddings.parquet")
 
 
 def test_embeddings_of_all_sites(own_run, tiny):
     """The last layer, applied to them in NumPy, says what the run predicted."""
     config, workdir, _ = own_run
-    found = embeddings.read(embed.embed_run(config, workdir))
+    found = Run.open(workdir).embeddings()
     ids = found.sites["site_id"].tolist()
     assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
     split = {line["site_id"]: line["role"] for line in csv.DictReader(open(workdir / "split.csv"))}
