@@ -145,9 +145,8 @@ def train(config: ConfigDict | str, workdir: str | Path, images: Images | None =
     Raises ConfigError, RunError, DatasetError, SplitError, Preempted, Diverged.
     """
     config = config_lib.read(config) if isinstance(config, str) else config
-    path = config_lib.user_path(workdir)
-    training.train_and_evaluate(config, path, images)
-    return load_run(path)
+    training.train_and_evaluate(config, workdir, images)
+    return load_run(workdir)
 
 
 def load_run(path: str | Path) -> Run:
@@ -155,7 +154,7 @@ def load_run(path: str | Path) -> Run:
 
     Raises RunError: no run there, or of a newer version.
     """
-    return Run.open(config_lib.user_path(path))
+    return Run.open(path)
 
 
 def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict[str, Any]:

@@ -9,9 +9,11 @@ Needs no JAX until a plug-in is loaded. `python -m rxrx1_jax.main --help` lists 
 """
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
+import json
 import math
 import numbers
 import os
@@ -24,8 +26,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rxrx1_jax.fields import FIELDS, POINTS, VERSION, ConfigError, PathError
+from rxrx1_jax.fields import FIELDS, PATHS, POINTS, VERSION, ConfigError, PathError
 from rxrx1_jax.fields import FREE as FREE
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def user_path(given: str | os.PathLike) -> Path:
@@ -52,7 +57,7 @@ def default() -> ConfigDict:
     sections: dict[str, dict[str, Any]] = {}
     for field, about in FIELDS.items():
         section, name = field.split(".")
-        sections.setdefault(section, {})[name] = about.default
+        sections.setdefault(section, {})[name] = _value(field, about.default)
     return ConfigDict(sections, type_safe=False)  # `check` finds all faults and says what is valid
 
 
@@ -72,14 +77,19 @@ def change(config: ConfigDict, values: Mapping[str, Any]) -> None:
         if field not in FIELDS:
             raise ConfigError(f"{field}: no such field; expected {nearest(field, FIELDS)}")
         section, _, name = field.partition(".")
-        config[section][name] = _value(field, value)
+        config[section][name] = _value(field, value, as_text=True)
 
 
 def read(text: str) -> ConfigDict:
-    """The config of a file and its argument: "demo:fold=1", "my/own.py". Raises ConfigError."""
+    """The config of a file and its argument: "demo:fold=1", "my/own.py", "RUN/config.json".
+
+    Raises ConfigError.
+    """
     name, colon, arg = text.partition(":")
     path = find_file(name)
     try:
+        if path.suffix == ".json":
+            return parse(arg, upgrade(json.loads(path.read_text("utf-8"))))
         made = runpy.run_path(str(path))["get_config"](*([arg] if colon else []))
         if not isinstance(made, Mapping | ConfigDict):
             raise ConfigError(f"get_config() returned {made!r}; expected a ConfigDict")
@@ -89,8 +99,14 @@ def read(text: str) -> ConfigDict:
     except Exception as error:  # it is a program, anybody's
         trace = traceback.extract_tb(error.__traceback__)
         lines = [f":{frame.lineno}" for frame in trace if frame.filename == str(path)]
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"{path}{''.join(lines[-1:])}: {what}") from error
+        raise ConfigError(f"{path}{''.join(lines[-1:])}: {described(error)}") from error
+
+
+def described(error: Exception) -> str:
+    """An error of anybody's program as one line, with its kind where its text may be a bare key."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    told = text and isinstance(error, TypeError | ValueError)
+    return text if told else f"{type(error).__name__}: {text}"
 
 
 def find_file(name: str, flag: str = "--config", has: str = "def get_config") -> Path:
@@ -99,6 +115,9 @@ def find_file(name: str, flag: str = "--config", has: str = "def get_config") ->
     folder = next(path / "configs" for path in parents if (path / "configs").is_dir())
     ours = [path.stem for path in sorted(folder.glob("*.py")) if has in path.read_text()]
     path = folder / f"{name}.py" if name in ours else user_path(name)
+    if path.is_dir():
+        file = path / ("config.json" if (path / "config.json").is_file() else "NAME.py")
+        raise ConfigError(f"{flag}={name}: a folder; expected a file, as {flag}={file}")
     if not path.is_file():
         near = nearest(Path(name).stem, ours)
         raise ConfigError(f"{flag}={name}: no such file; expected a path, or ours: {near}")
@@ -107,10 +126,14 @@ def find_file(name: str, flag: str = "--config", has: str = "def get_config") ->
 
 def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
     """The settings in a run's config.json; a field that it lacks means what was done before it."""
-    made_with = saved.get("made_with", {})
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("made_with", {}), Mapping):
+        raise ConfigError("expected the JSON object that a run wrote")
+    made_with, sections = saved.get("made_with", {}), default().keys()
     settings = {name: part for name, part in saved.items() if name not in ("dataset", "made_with")}
+    if lacking := sections - settings.keys():
+        raise ConfigError(f"no section {min(lacking)}; expected {', '.join(sections)}")
     unknown = sorted(flat(settings).keys() - FIELDS.keys())
-    if int(made_with.get("settings", 1)) > VERSION or unknown:
+    if made_with.get("settings", 1) not in range(1, VERSION + 1) or unknown:
         raise ConfigError(
             f"a run of a newer version of this program, {made_with.get('rxrx1_jax', 'unnamed')}"
             f"{' with '.join(['', *unknown[:1]])}; use that version (environment.json names it)"
@@ -120,8 +143,11 @@ def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
 
 def complete(settings: Mapping[str, Any]) -> ConfigDict:
     """All fields: those given and the defaults of the others. Raises ConfigError."""
-    config = default()
-    change(config, flat(settings))
+    given = flat(settings)
+    change(config := default(), dict.fromkeys(given.keys() - FIELDS.keys()))  # refuses them
+    for field, value in given.items():
+        section, _, name = field.partition(".")
+        config[section][name] = _value(field, value)
     return config
 
 
@@ -130,6 +156,7 @@ def check(settings: Mapping[str, Any], devices: int = 1) -> None:
     config = complete(settings)
     for field, value in flat(config).items():
         _, _, valid, least, below = FIELDS[field]
+        below = 2**31 if isinstance(value, int) and below == math.inf else below
         if isinstance(value, float | int) and not (least <= value < below):
             expected = f"{least} or more" if below == math.inf else f"a value in [{least}, {below})"
             raise ConfigError(f"{field}={value}: expected {expected}")
@@ -185,9 +212,8 @@ def load_all(field: str, text: str) -> list[Any]:
             inspect.signature(factory).bind(*positional, **named)
             plug_ins.append(factory(*positional, **named))
         except Exception as error:  # it is anybody's
-            what = str(error) if isinstance(error, TypeError | ValueError) else repr(error)
             form = name + str(inspect.signature(factory)).partition(" -> ")[0].replace("'", "")
-            raise ConfigError(f"{field}={text!r}: {what}; expected {form}") from error
+            raise ConfigError(f"{field}={text!r}: {described(error)}; expected {form}") from error
     return plug_ins
 
 
@@ -221,19 +247,26 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return " or ".join(dict.fromkeys(near)) or f"one of {', '.join(valid)}"
 
 
-def _value(field: str, given: Any) -> Any:
-    """A value of the field's type; text says it as a command line does. Raises ConfigError."""
-    kind = type(FIELDS[field].default)
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+def _value(field: str, given: Any, as_text: bool = False) -> Any:
+    """A value of the field's type, a path absolute; `as_text`: text may say it, as on a command
+    line. Raises ConfigError."""
+    default = FIELDS[field].default
+    kind: Any = type(default)
+    expected = KINDS[kind]
+    text = given if isinstance(given, str) else ""
+    value = "" if default == "" and (given is None or text == "None") else given
+    if as_text and text and kind is not str:
+        with contextlib.suppress(KeyError, ValueError):
+            value = WORDS[text.lower()] if kind is bool else kind(text)
+    with contextlib.suppress(OverflowError, ValueError):  # 1e2 is no whole number, but near to one
+        expected += f", as {int(float(text))}" if kind is int and "." not in text else ""
+    wanted: Any = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
+        raise ConfigError(f"{field}={given!r}: expected {expected}")
     try:
-        if kind is str and (given is None or given == "None") and not FIELDS[field].default:
-            return ""  # none of what may be none
-        if isinstance(given, str) and kind is not str:
-            return words[given.lower()] if kind is bool else kind(given)
-        number = isinstance(given, numbers.Integral if kind is int else numbers.Real)
-        if type(given) is kind or (number and not isinstance(given, bool) and kind in (int, float)):
-            return kind(given)
-    except (KeyError, ValueError):
-        pass
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    raise ConfigError(f"{field}={given!r}: expected {expected[kind]}")
+        value = kind(value)
+        if kind is str and not value.isprintable():
+            raise ValueError("expected one line of text")
+        return str(user_path(value).absolute()) if field in PATHS and (value or default) else value
+    except (OverflowError, ValueError) as error:
+        raise ConfigError(f"{field}={given!r}: {error}") from None

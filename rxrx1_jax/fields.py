@@ -35,7 +35,7 @@ class Field(NamedTuple):
     about: str
     valid: tuple[str, ...] = ()  # names; a plug-in's may also be a dotted name
     least: float = 0  # of a number
-    below: float = math.inf
+    below: float = math.inf  # of a whole number 2**31
 
 
 FIELDS = {
@@ -45,7 +45,7 @@ FIELDS = {
         "batch", "random_site", "random_well", "official", "wilds")),
     "data.fold": Field(0, "0, 1, 2: which draw of held-out experiments"),
     "data.cell_type": Field("all", "all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone"),
-    "data.seed": Field(0, "of the split", least=-math.inf),
+    "data.seed": Field(0, "of the split", below=2**32),
     "data.normalisation": Field("plate_control", "what gives a channel's mean and deviation", (
         "plate_control", "plate_negative_control", "plate_control_robust", "experiment_control",
         "global_control", "site", "none")),
@@ -65,7 +65,7 @@ FIELDS = {
     "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
     "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
     "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),
-    "optim.epochs": Field(90, "passes over the training sites", least=1),
+    "optim.epochs": Field(90, "passes over the training sites", least=1, below=100_001),
     "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
     "optim.schedule": Field("cosine", "of the learning rate after the warm-up", (
         "cosine", "linear", "step", "constant")),
@@ -80,7 +80,7 @@ FIELDS = {
     "optim.label_smoothing": Field(0.0, "share of the target spread over all classes", below=1),
     "optim.ema_decay": Field(0.0, "per step; > 0 evaluates an average of the weights", below=1),
     "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
-    "train.seed": Field(0, "of initialisation, data order and augmentation", least=-math.inf),
+    "train.seed": Field(0, "of initialisation, data order and augmentation", below=2**32),
     "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),

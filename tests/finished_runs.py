@@ -80,6 +80,8 @@ def make_run(
         },
         "optim": {"batch_size": 32, "learning_rate": 0.004, "epochs": 30, "nesterov": False},
         "train": {"seed": 0, "keep": 2, "parallelism": "jit"},
+        "model": {"name": "resnet_demo"},
+        "eval": {},
         "dataset": {
             "version": "1.0.0",
             "data_fingerprint": "5ca1ab1e",

@@ -44,7 +44,12 @@ resnet101 = partial(_resnet, (3, 4, 23, 3), BottleneckBlock)
 
 
 def resnet_demo() -> Network:
-    return lambda spec: DemoResNet(**spec._asdict())
+    def network(spec: NetworkSpec) -> nn.Module:
+        if spec.width < 4:
+            raise ValueError(f"model.width={spec.width}: expected 4 or more, by its stem")
+        return DemoResNet(**spec._asdict())
+
+    return network
 
 
 def create_model(name: str, **settings: Any) -> nn.Module:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, change, flat
+from rxrx1_jax.config import FREE, change, flat, user_path
 from rxrx1_jax.data import embeddings as embeddings_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
@@ -50,7 +50,7 @@ class Run:
           changes: fields to read it with; those that are not FREE must be the run's.
           images: in place of the dataset that the settings name.
         """
-        path = Path(path)
+        path = user_path(path)
         config, saved = run_dir.read_saved(path)
         old = flat(config)
         change(config, changes or {})

@@ -209,7 +209,8 @@ def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Modu
     try:
         return network(NetworkSpec(head, config.model.width, dtype, bn_axis_name))
     except Exception as error:  # it is anybody's
-        raise run_dir.RunError(f"model.name={config.model.name!r}: {error}") from error
+        what = config_lib.described(error)
+        raise run_dir.RunError(f"model.name={config.model.name!r}: {what}") from error
 
 
 def find_images(config: ConfigDict) -> Images:
@@ -227,8 +228,9 @@ def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple
     sampler = config_lib.load("data.sampler", config.data.sampler)
     try:
         order = sampler(images.sites, split, config.optim.batch_size, config.train.seed)
-    except ValueError as error:
-        raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {error}") from error
+    except Exception as error:  # it is anybody's
+        what = config_lib.described(error)
+        raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {what}") from error
     return order, max(1, round(order.per_epoch * config.optim.epochs))
 
 
@@ -261,7 +263,7 @@ def _try_plug_ins(setup: Setup) -> None:
         }  # fmt: skip
         given = {name: config[name.partition(".")[0]][name.partition(".")[2]] for name in defaults}
         named = ", ".join(f"{name}={x!r}" for name, x in given.items() if x != defaults[name])
-        raise run_dir.RunError(f"{named}: {str(error).splitlines()[0]}") from error
+        raise run_dir.RunError(f"{named}: {config_lib.described(error)}") from error
 
 
 def summary(setup: Setup, start: int) -> str:

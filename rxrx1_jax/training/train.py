@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, flat
+from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
 from rxrx1_jax.training import checkpoint, evaluate, processes, progress, run_dir
@@ -40,7 +40,7 @@ def train_and_evaluate(
       Preempted: the run was told to end and has saved where it stood.
       Diverged: the loss or the gradient of a step was not finite; diverged.json says more.
     """
-    workdir = Path(workdir)
+    workdir, config = user_path(workdir), complete(config)
     run_dir.check_workdir(workdir)
     with processes.Notice() as notice:
         setup = prepare(config, images)

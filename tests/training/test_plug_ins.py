@@ -16,10 +16,10 @@ from rxrx1_jax.training import run_dir, setup, train
         ("optim__loss", "dann", "'domain_adversary'"),
         ("optim__loss", "arcface", "'cosine'"),
         ("data__sampler", "experiments(count=3)", "multiple of the 3"),
-        ("model__head", "quadratic", "linear"),
+        ("model__head", "quadratic", "linear"), ("model__width", 3, "4 or more"),
         ("data__augmentation", "cutmix, blur", "cutmix"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_do_not_fit_are_refused_before_the_run_exists(
     tmp_path, field, value, said
 ):
@@ -39,21 +39,33 @@ def flat():
     return lambda images, rows, training: (np.zeros(len(rows)), np.ones(len(rows)))
 
 
+def lacking():
+    """A plug-in that asks for a key that is not there."""
+    return lambda *_: {}["nothing"]
+
+
 def brighter():
     """An augmentation that follows the progress of the training."""
     return lambda keys, batch, info: {**batch, "image": batch["image"] + info.progress}
 
 
 @pytest.mark.parametrize(
-    "field, value", [("data__sampler", "few(rows=3)"), ("data__normalisation", "flat")]
-)
+    "field, value",
+    [
+        ("data__sampler", "few(rows=3)"), ("data__normalisation", "flat"),
+        *((f"{section}__{name}", "lacking") for section, name in (
+            ("data", "sampler"), ("data", "normalisation"), ("data", "augmentation"),
+            ("model", "name"), ("model", "head"))),
+    ],
+)  # fmt: skip
 def test_plug_ins_that_give_another_form_are_refused_before_the_run_exists(
     tmp_path, field, value
 ):
     config = tiny_config(**{field: f"{__name__}.{value}"})
-    with pytest.raises((run_dir.RunError, DatasetError), match=field.replace("__", ".")):
+    with pytest.raises((run_dir.RunError, DatasetError), match=field.replace("__", ".")) as error:
         train.train_and_evaluate(config, tmp_path / "run", tiny_images())
     assert not (tmp_path / "run").exists()
+    assert value != "lacking" or "KeyError: 'nothing'" in str(error.value)
 
 
 def test_a_batch_made_again_has_the_progress_of_its_step():
