@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-import psutil
-
 Task = Callable[[], object]
 
 
@@ -61,6 +59,8 @@ def compare(
 
 def cpu_seconds() -> float:
     """User and system time of this process, its finished children and its living descendants."""
+    import psutil
+
     process = psutil.Process()
     own = time.process_time() + sum(process.cpu_times()[2:4])
     for child in process.children(recursive=True):
@@ -116,10 +116,17 @@ def _serve(connection: Connection, make: Callable[..., Task], arguments: Sequenc
 def describe(packages: Sequence[str], **settings: object) -> str:
     """What a table was measured with: machine, versions and settings, one line each."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
     load = os.getloadavg()[0]
     return (
         f"Machine: {cpus} cores, {platform.machine()}, {sys.platform}, load {load:.1f} at the start"
         f"\nVersions: Python {platform.python_version()}, {versions}\nSettings: {said}\n"
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

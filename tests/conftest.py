@@ -1,7 +1,7 @@
 """Strict JAX for every test, on one or eight simulated devices, and what all tests share.
 
 `-m "not devices"` simulates one device, anything else eight: their number is fixed when a process
-starts, and tests that need one device only are slow on eight.
+starts, and tests that need one device only are slow on eight. `-m accelerator` takes what is there.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Compiled programs, for the workers and children of this run and of the next one. On the disk of
 # this machine, as a program that was compiled for another processor may not run here.
 CACHE = Path(tempfile.gettempdir()) / f"rxrx1_jax-tests-{os.getuid()}"
+MARKS = ("accelerator", "devices", "long")
 CACHE_BYTES = 2**30  # a folder that has grown beyond this is discarded
 
 # PyTorch from PyPI brings Triton, whose LLVM crashes a process that holds TensorFlow's. None means
@@ -30,9 +31,10 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sets what JAX reads when it is first imported; workers and children inherit it."""
-    devices = "1" if "not devices" in config.option.markexpr else "8"
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", devices)
+    if config.option.markexpr != "accelerator":
+        devices = "1" if "not devices" in config.option.markexpr else "8"
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", devices)
     os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
     os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
@@ -45,9 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """For `-m devices` and `-m long`: files without such a test need not be imported."""
+    """For `-m` and one of MARKS: files without such a test need not be imported."""
     marker = config.option.markexpr.split(" ")[0]
-    if marker in ("devices", "long") and collection_path.name.startswith("test_"):
+    if marker in MARKS and collection_path.name.startswith("test_"):
         return f"mark.{marker}" not in collection_path.read_text() or None
     return None
 

@@ -1,9 +1,12 @@
 """Each benchmark at a tiny setting, and the arithmetic of ratios and of FLOPs."""
 
+import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no installed package
 
-from benchmarks import encoding, implementations, timing  # noqa: E402
+from benchmarks import accelerator, encoding, implementations, timing  # noqa: E402
 
 SIZE = 64
 
@@ -120,3 +123,51 @@ def test_cpu_time_of_other_processes_counts():
     assert there.cpu_ms > 150
     with pytest.raises(RuntimeError, match="no such data"):
         timing.remote(_fail)()
+
+
+def in_process(part, data, seconds):
+    """In place of `accelerator.start`."""
+    if part.kind == accelerator.DETERMINISM:
+        return {"failed": "no such part"}
+    return accelerator.measure(part, data)
+
+
+def test_accelerator_in_miniature(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accelerator, "start", in_process)
+    with mock.patch.dict(os.environ):
+        assert accelerator.main([f"--out={tmp_path}", "--small"]) == 0
+    saved = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
+    found = {result["part"]["kind"]: result["found"] for result in saved.values()}
+    assert set(found) == {"run", "linen", "torch", "determinism"}
+    ours = found["run"]
+    assert all(ours[name] > 0 for name in ("step", "loop", "forward", "evaluation", "flops"))
+    text = (tmp_path / "accelerator.md").read_text()
+    assert text in capsys.readouterr().out
+    assert f"| {ours['step']:,.0f} |" in text and "no such part" in text
+
+
+def test_tables_of_an_accelerator():
+    part = accelerator.Part("run", px=224)
+    found = {"step": 5000.0, "loop": 4900.0, "forward": 16000.0, "evaluation": 12000.0,
+             "flops": 24e9, "first_step_seconds": 31.0, "peak_bytes": 11e9,
+             "device": "NVIDIA H100 80GB HBM3"}  # fmt: skip
+    of = {"run": found, "torch": {"step": 4000.0}, "torch.compile": {"step": 4800.0},
+          "determinism": {"equal": False, "differs": "metrics"}}  # fmt: skip
+    results = {
+        kind: {"part": vars(part) | {"kind": kind}, "found": one} for kind, one in of.items()
+    }
+    text = accelerator.markdown({"about": "here", "parts": results})
+    # 5,000 images/s of 24 GFLOP are 120 of 989 TFLOP/s.
+    assert "| 0.980 | 12,000 | 0.75 | 12.1% | 11.0 |" in text
+    assert "| 224 | 5,000 | – | 4,000 | 4,800 | 1.042 |" in text and "metrics" in text
+
+
+@pytest.mark.long
+def test_accelerator_command(tmp_path):
+    """Its parts in processes of their own, two cold runs among them."""
+    command = ["-m", "benchmarks.accelerator", "--small", f"--out={tmp_path}", "--minutes=20"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    saved = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
+    assert not [result for result in saved.values() if "failed" in result["found"]]
+    (twice,) = (r for r in saved.values() if r["part"]["kind"] == "determinism")
+    assert twice["found"] == {"equal": True}
