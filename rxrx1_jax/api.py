@@ -38,13 +38,14 @@ def open_dataset(name: str = "rxrx1/native", data_dir: str | Path = "data") -> r
 
 
 def make_split(
-    images: Images, protocol: str = "batch", fold: int = 0, seed: int = 0, cell_type: str = "all"
-) -> Split:
+    images: Images, protocol: str = "batch", fold: int = 0, seed: int = 0, cell_type: str = "all",
+    val_experiments: int = 0,
+) -> Split:  # fmt: skip
     """Rows of `images.sites` to train on and to test; `splits.make_split` has the protocols.
 
     Raises SplitError.
     """
-    return splits.make_split(images.sites, protocol, fold, seed, cell_type)
+    return splits.make_split(images.sites, protocol, fold, seed, cell_type, val_experiments)
 
 
 def vocabulary_of(images: Images, split: Split) -> Vocabulary:

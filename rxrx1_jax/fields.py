@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any, NamedTuple
 
-VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
+VERSION = 3  # of the settings; raise it when a field is added or changes its meaning
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
 PATHS = ("data.dir", "train.parent")  # kept absolute
@@ -46,6 +46,7 @@ FIELDS = {
     "data.fold": Field(0, "0, 1, 2: which draw of held-out experiments"),
     "data.cell_type": Field("all", "all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone"),
     "data.seed": Field(0, "of the split", below=2**32),
+    "data.val_experiments": Field(0, "of each cell type, taken from training for choices"),
     "data.normalisation": Field("plate_control", "what gives a channel's mean and deviation", (
         "plate_control", "plate_negative_control", "plate_control_robust", "experiment_control",
         "global_control", "site", "none")),

@@ -52,8 +52,9 @@ class Split(NamedTuple):
 
 
 def make_split(
-    sites: np.ndarray, protocol: str, fold: int = 0, seed: int = 0, cell_type: str = "all"
-) -> Split:
+    sites: np.ndarray, protocol: str, fold: int = 0, seed: int = 0, cell_type: str = "all",
+    val_experiments: int = 0,
+) -> Split:  # fmt: skip
     """Splits the sites whose siRNA is known: of treatments, under `wilds` of controls too.
 
     Protocols:
@@ -72,7 +73,10 @@ def make_split(
         site 2 of the training experiments. The experiments are known by name, so it does not
         matter whether the dataset was built with the release's partition or with that of WILDS.
 
-    One cell type: that part of the split of all cell types.
+    One cell type: that part of the split of all cell types. Validation takes whole experiments
+    from training; in the random protocols as many units of every (cell type, siRNA) as the batch
+    split's, drawn as those of the test set are. `val` is for choices, which the test set must not
+    make.
 
     Args:
       sites: structured array, one row per site (`Images.sites`).
@@ -80,10 +84,11 @@ def make_split(
       fold: 0 to 2.
       seed: of the draws.
       cell_type: "all" or a cell type of `sites`.
+      val_experiments: of each cell type; 0: the paper's split. `wilds` has its own.
 
     Raises:
       SplitError: unknown protocol or cell type, fold out of range, too few experiments for the
-        fold, or a split with an empty side.
+        fold or for validation, or a split with an empty side.
     """
     cell_types = sorted(set(sites["cell_type"].tolist()))
     if protocol not in PROTOCOLS:
@@ -101,6 +106,7 @@ def make_split(
 
     none = np.zeros(0, np.int64)
     split = Split(none, none, none, none, {})
+    unit = {"random_site": "site_id", "random_well": "well_id"}.get(protocol)
     if protocol == "official":
         # A dataset built with the partition of WILDS calls a part of the test set "val".
         pool, test = known, known & (sites["dataset"] != "train")
@@ -115,10 +121,21 @@ def make_split(
         used, held_out = draw_experiments(sites[known], fold, seed)
         pool = known & np.isin(sites["experiment"], used)
         test = pool & np.isin(sites["experiment"], held_out)
-        if protocol != "batch":
-            unit = "site_id" if protocol == "random_site" else "well_id"
-            test = _draw_matched(sites, pool, test, unit, f"{seed}:{fold}")
-    split = split._replace(train=np.flatnonzero(pool & ~test), test=np.flatnonzero(test))
+    rest = pool & ~test  # of the batch split, where one is drawn
+    if unit:
+        test = _draw_matched(sites, pool, test, unit, f"{seed}:{fold}")
+    train = pool & ~test
+    if val_experiments:
+        if protocol == "wilds":
+            raise SplitError(
+                f"val_experiments={val_experiments} of the wilds split: expected 0, it has its own"
+            )
+        val = _draw_validation(sites, rest, f"{seed}:{fold}:val", val_experiments)
+        if unit:
+            val = _draw_matched(sites, train, val, unit, f"{seed}:{fold}:val")
+        train &= ~val
+        split = split._replace(val=np.flatnonzero(val))
+    split = split._replace(train=np.flatnonzero(train), test=np.flatnonzero(test))
     if not len(split.train) or not len(split.test):
         raise SplitError(
             f"the {protocol} split, fold {fold}, cell type {cell_type}, has {len(split.train)}"
@@ -199,6 +216,20 @@ def _known(sites: np.ndarray, protocol: str) -> np.ndarray:
     return (sites["sirna_id"] >= 0) & (
         (protocol == "wilds") | (sites["well_type"] == "treatment")
     )
+
+
+def _draw_validation(sites: np.ndarray, pool: np.ndarray, salt: str, count: int) -> np.ndarray:
+    """bool [n]: the sites of `pool` in `count` of its experiments of each cell type."""
+    chosen: list[str] = []
+    for cell_type in np.unique(sites["cell_type"][pool]).tolist():
+        names = np.unique(sites["experiment"][pool & (sites["cell_type"] == cell_type)]).tolist()
+        if not 0 < count < len(names):
+            raise SplitError(
+                f"val_experiments={count}: cell type {cell_type} has {len(names)} to train on;"
+                f" expected 0 to {len(names) - 1}"
+            )
+        chosen += sorted(names, key=lambda name: _rank(f"{salt}:{name}"))[:count]
+    return pool & np.isin(sites["experiment"], chosen)
 
 
 def _draw_matched(

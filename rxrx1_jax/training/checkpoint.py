@@ -107,9 +107,8 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
 def find(workdir: str | Path, which: str = "last") -> Path | None:
     """The folder of a checkpoint of the run; None where there is no such one. Changes nothing.
 
-    which: "last"; "best", the one of the highest accuracy on the split's set `val` (protocol
-    wilds), else of the lowest training loss over the last train.log_every steps. The test set has
-    no say.
+    which: "last"; "best", the one of the highest accuracy on the split's set `val`, else of the
+    lowest training loss over the last train.log_every steps. The test set has no say.
     """
     if which not in WHICH:
         raise CheckpointError(f"which={which!r}: expected one of {', '.join(WHICH)}")

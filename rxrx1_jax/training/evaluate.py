@@ -111,7 +111,7 @@ def embed(
     sites, split, role = setup.images.sites, setup.split, None
     if len(split.train):
         role = splits.site_roles(split, len(sites))
-        used = np.unique(sites["experiment"][np.concatenate([split.train, split.test])])
+        used = np.unique(sites["experiment"][np.concatenate([split.train, split.val, split.test])])
         context = (role == "other") & (sites["well_type"] != "treatment")
         role[context & np.isin(sites["experiment"], used)] = "context"
         role = role[rows]

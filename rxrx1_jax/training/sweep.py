@@ -80,8 +80,8 @@ def make_plan(
     size, obstacle = 0, ""
     try:
         split = splits.make_split(
-            dataset.sites, settings.data.protocol, fold=settings.data.fold,
-            seed=settings.data.seed, cell_type=settings.data.cell_type,
+            dataset.sites, settings.data.protocol, settings.data.fold, settings.data.seed,
+            settings.data.cell_type, settings.data.val_experiments,
         )  # fmt: skip
         size, batch = len(split.train), settings.optim.batch_size
         if size < batch:

@@ -255,6 +255,38 @@ def test_single_cell_type_is_a_part_of_all(sites, protocol, seed):
             np.testing.assert_array_equal(a[sites["cell_type"][a] == cell_type], b)
 
 
+@settings(max_examples=30, deadline=None)
+@given(screens, st.sampled_from([p for p in PROTOCOLS if p != "wilds"]), st.integers(0, 2),
+       st.integers(0, 1000))  # fmt: skip
+def test_validation_is_taken_from_training_and_leaves_the_test_set(sites, protocol, fold, seed):
+    fold = 0 if protocol in FIXED else fold
+    whole = make_split(sites, protocol, fold, seed)
+    split = make_split(sites, protocol, fold, seed, val_experiments=1)
+    assert split.test.tolist() == whole.test.tolist() and list(split.scored) == ["test", "val"]
+    assert sorted([*split.train, *split.val]) == whole.train.tolist()
+    huvec = make_split(sites, protocol, fold, seed, "HUVEC", 1)
+    of_huvec = split.val[sites["cell_type"][split.val] == "HUVEC"]
+    assert huvec.val.tolist() == of_huvec.tolist()
+    batch = make_split(sites, "batch", fold, seed, val_experiments=1)
+    if protocol in RANDOM:
+        units = [held_out(sites, s._replace(test=s.val), protocol) for s in (split, batch)]
+        assert units[0] <= units[1]  # a group may have no unit left
+        assert sum(units[0].values()) > 0.6 * sum(units[1].values())
+    if protocol == "random_well":
+        assert not wells(sites, split.val) & wells(sites, [*split.train, *split.test])
+    if protocol in ("batch", "official"):
+        names = [set(sites["experiment"][rows].tolist()) for rows in split[:3]]
+        assert len(set.union(*names)) == sum(map(len, names))  # whole experiments
+        assert set(experiments(sites, split.val).values()) == {1}
+
+
+def test_validation_is_drawn_again_for_each_fold_and_seed():
+    sites = screen({"HUVEC": 20})
+    drawn = [make_split(sites, "batch", fold, seed, val_experiments=2).val.tolist()
+             for fold in range(3) for seed in range(3)]  # fmt: skip
+    assert len({tuple(rows) for rows in drawn}) > 6
+
+
 def test_single_cell_type_of_the_wilds_split():
     sites = screen({"HUVEC": 22, "RPE": 6})
     whole, part = (make_split(sites, "wilds", 0, 0, cell_type) for cell_type in ("all", "HUVEC"))
@@ -304,6 +336,9 @@ def test_random_draw_ignores_the_experiment():
         (DEMO, {"dataset": "train"}, ("official",), "official .* 0 test"),
         (DEMO, {"well_type": "negative_control"}, ("batch",), "batch .* 0 training .*0 test"),
         (DEMO, {"site": 2}, ("wilds",), "wilds .* 0 training"),
+        (DEMO, {}, ("wilds", 0, 0, "all", 1), "val_experiments=1.* wilds"),
+        (DEMO, {}, ("batch", 0, 0, "all", 2), "val_experiments=2.*HEPG2.* 0 to 1"),
+        (DEMO, {}, ("batch", 0, 0, "all", -1), "val_experiments=-1"),
     ],
 )
 def test_errors_name_the_valid_choices(screened, keep, arguments, named):

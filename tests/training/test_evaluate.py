@@ -144,9 +144,12 @@ def log_of_the_first_pixels(spec, state, batch):
 
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
 def test_sites_are_evaluated_and_embedded(monkeypatch, parallelism):
-    """Any rows, in any order and number, on all devices; the oracle is NumPy on the pixels."""
-    images = tiny_images()
-    ready = setup.prepare(tiny_config(train__parallelism=parallelism), images)
+    """Any rows, in any order and number, on all devices; the oracle is NumPy on the pixels. One
+    of the experiments validates."""
+    images = tiny_images(cell_type=np.full(61, "HUVEC"))
+    config = tiny_config(train__parallelism=parallelism, data__val_experiments=1)
+    ready = setup.prepare(config, images)
+    assert len(ready.split.val)
     monkeypatch.setattr(steps, "eval_step", log_of_the_first_pixels)
     monkeypatch.setattr(steps, "embed_step", log_of_the_first_pixels)
     rows, classes = ready.split.test[::-1], ready.vocabulary.classes
