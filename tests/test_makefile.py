@@ -1,0 +1,50 @@
+"""`make`, and `make demo` with a stand-in for Python that finishes each run at once."""
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STAND_IN = """#!/bin/sh
+echo "$@"
+for word in "$@"; do
+  case $word in --workdir=*) mkdir -p ${word#--workdir=}; touch ${word#--workdir=}/results.json;; esac
+done
+"""
+
+
+def make(*words: str) -> list[str]:
+    command = ["make", *words]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+
+
+def test_make_alone_lists_the_targets():
+    assert make() == make("help")
+    targets = re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split()[1] for line in make()] == targets and "demo" in targets
+
+
+def test_the_demo_tells_where_it_is(tmp_path):
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (tmp_path / "venv/.demo").touch()
+    (tmp_path / "runs/batch-plate_control-0").mkdir(parents=True)
+    (tmp_path / "runs/batch-plate_control-0/results.json").touch()  # of an earlier call
+    said = make("demo", f"VENV={tmp_path}/venv", f"DATA={tmp_path}", f"RUNS={tmp_path}/runs",
+                "RECORDS=", "FOLDS=0 2")  # fmt: skip
+    head = re.findall(r"^run (\d) of 8: \S+/runs/([\w-]+?)(, about 1 min left)?$",
+                      "\n".join(said), re.MULTILINE)  # fmt: skip
+    assert [number for number, _, _ in head] == [str(i) for i in range(1, 9)]
+    assert [bool(left) for _, _, left in head] == [False, False, *[True] * 6]
+    started = [line.split() for line in said if line.startswith("-m rxrx1_jax.main")]
+    for (_, name, _), words in zip(head, started, strict=True):
+        protocol, normalisation, fold = name.split("-")
+        assert f"--config=demo:protocol={protocol},fold={fold}" in words
+        assert f"--config.data.normalisation={normalisation}" in words
+        assert f"--workdir={tmp_path}/runs/{name}" in words
+    report = said[-1].split()
+    assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 8 + 1
