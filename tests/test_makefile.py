@@ -8,7 +8,9 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/sh
 echo "$@"
 for word in "$@"; do
-  case $word in --workdir=*) mkdir -p ${word#--workdir=}; touch ${word#--workdir=}/results.json;; esac
+  case $word in
+    --workdir=*) mkdir -p ${word#--workdir=}; touch ${word#--workdir=}/results.json;;
+  esac
 done
 """
 
