@@ -29,7 +29,12 @@ $(VENV)/.dev: pyproject.toml
 	@echo "Installing rxrx1_jax and what its tests need into $(VENV): 5 to 8 GB, some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $(VENV)/.demo $(VENV)/.analysis $@
+
+$(VENV)/.analysis: $(VENV)/.demo
+	@echo "Installing ComBat, Harmony (GPL-3.0) and scikit-learn into $(VENV)."
+	@$(BIN)/python -m pip install --quiet --editable '.[analysis,build,harmony]'
+	@touch $@
 
 # Every step reuses what is there: the screen, the records, finished runs.
 $(RECORDS): | $(VENV)/.demo
@@ -70,7 +75,7 @@ SEEDS   ?= 0,1
 WORKERS ?= 2
 comma := ,
 empty :=
-leaderboard: $(RECORDS) ## methods x folds x seeds on the synthetic screen, with three controls
+leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three controls: an hour on two cores
 	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/$(VERSION)/dataset_info.json SCREEN=no_batch_effect \
 	  BUILD='$(NO_EFFECT)'
 	@$(MAKE) $(DATA)/rxrx1/gain_only/$(VERSION)/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'

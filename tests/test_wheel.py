@@ -123,6 +123,12 @@ def test_a_wrong_key_or_value_is_one_line(python, folder, arguments, said):
     assert code == 1 and said in err and "\n" not in err and not (folder / "run").exists()
 
 
+def test_the_smoke_run_needs_no_dataset(python, folder):
+    code, _, err = run(python, folder, "-m", "rxrx1_jax.main", "--config=smoke", "--workdir=run")
+    assert code == 0, err
+    assert json.loads((folder / "run/results.json").read_text())["step"] > 0
+
+
 def test_a_run_from_the_build_of_its_data_to_its_report(python, folder):
     pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
     screen = {"huvec": 2, "rpe": 0, "hepg2": 0, "u2os": 0, "treatments": 4, "plates": 1,
