@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import threading
 from fractions import Fraction
 
@@ -87,65 +88,64 @@ def test_order_of_the_sites_changes_no_bit(sites, channels):
             assert found.plate[plate][1].tobytes() == std.tobytes()
 
 
-def test_statistics_pool_both_kinds_of_controls(sites, caplog):
-    with caplog.at_level(logging.WARNING):
-        statistics = read(sites)
-    assert set(statistics.plate) == {(s.experiment, s.plate) for s in sites}
-    for (experiment, plate), found in statistics.plate.items():
-        group = [s for s in sites if is_control(s) and s.experiment == experiment]
-        if (experiment, plate) != PLATE_WITHOUT_CONTROLS:
-            group = [s for s in group if s.plate == plate]
-        assert_moments(found, group)
-    assert statistics.source == {
-        plate: "experiment_controls" if plate == PLATE_WITHOUT_CONTROLS else "plate_controls"
-        for plate in statistics.plate
-    }
-    assert [record.getMessage() for record in caplog.records] == [
-        "1 of 6 plates have no usable controls of their own (1 without control wells)."
-        " What serves them: the controls of its experiment: U2OS-01 2"
-    ]
-
-
-def test_experiment_without_controls_takes_all_sites_of_the_plate(sites, caplog):
-    partial = without(sites, "HUVEC-02", "U2OS-01")
-    looked_at = []
-
-    def image(site):
-        looked_at.append(site)
-        return fake_image(site)
-
-    with caplog.at_level(logging.WARNING):
-        statistics = read(partial, image)
-    for experiment in ("HUVEC-02", "U2OS-01"):
-        for plate in (1, 2):
-            assert statistics.source[experiment, plate] == "plate_sites"
-            group = [s for s in partial if (s.experiment, s.plate) == (experiment, plate)]
-            assert group
-            assert_moments(statistics.plate[experiment, plate], group)
-    # treatments of the experiment that has controls are not read
-    assert {s for s in looked_at if s.experiment == "HUVEC-01"} == {
-        s for s in sites if s.experiment == "HUVEC-01" and is_control(s)
-    }
-    assert len(looked_at) == len(set(looked_at))
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "4 of 6 plates" in message and "(4 without control wells)" in message
-    assert message.endswith("all its sites: HUVEC-02 1+2, U2OS-01 1+2")
-
-
 def dark(*places):
     """`fake_image`, but channel 3 is black where experiment, plate or well_type is in places."""
 
     def image(site):
         pixels = fake_image(site)
-        keys = {
-            (site.experiment,),
-            (site.experiment, site.plate),
-            (site.experiment, site.well_type),
-        }
-        pixels[3] *= not keys & set(places)
+        kinds = (site.experiment,), (site.experiment, site.plate), (site.experiment, site.well_type)
+        pixels[3] *= not set(kinds) & set(places)
         return pixels
 
     return image
+
+
+DARK_CONTROLS = [("HUVEC-01", "positive_control"), ("HUVEC-01", "negative_control")]
+FALLBACKS = {  # what lacks controls, what is dark, {plate: the source of its statistics}
+    "as released": ([], [], {("HUVEC-01", 1): "plate_controls", PLATE_WITHOUT_CONTROLS:
+                             "experiment_controls"}),
+    "no controls": (["HUVEC-02", "U2OS-01"], [], {
+        ("HUVEC-02", 1): "plate_sites", ("U2OS-01", 2): "plate_sites",
+        ("HUVEC-01", 2): "plate_controls"}),
+    "dark plate": ([], [("HUVEC-01", 1)], {
+        ("HUVEC-01", 1): "experiment_controls", ("HUVEC-01", 2): "plate_controls"}),
+    "dark controls": ([], DARK_CONTROLS, {("HUVEC-01", 2): "plate_sites"}),
+    # Plate 1 is dark altogether and the controls of plate 2 are: only its treatments differ.
+    "both": ([], [("HUVEC-01", 1), *DARK_CONTROLS], {
+        ("HUVEC-01", 1): "experiment_sites", ("HUVEC-01", 2): "plate_sites"}),
+    # A channel that is constant everywhere has a deviation of 0 from any source: the best serves.
+    "dark experiments": ([], [("HUVEC-01",), ("U2OS-01",)], {
+        ("HUVEC-01", 1): "plate_controls", PLATE_WITHOUT_CONTROLS: "experiment_controls"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FALLBACKS)
+def test_what_serves_a_plate(sites, caplog, case):
+    """Both kinds of controls pooled, or the first usable substitute; the log names the plate."""
+    dropped, black, sources = FALLBACKS[case]
+    partial, image, looked_at = without(sites, *dropped), dark(*black), []
+
+    def noted(site):
+        looked_at.append(site)
+        return image(site)
+
+    with caplog.at_level(logging.WARNING):
+        statistics = read(partial, noted)
+    assert set(statistics.plate) == {(s.experiment, s.plate) for s in sites}
+    assert len(looked_at) == len(set(looked_at))
+    for (experiment, plate), source in sources.items():
+        assert statistics.source[experiment, plate] == source
+        whole, of_controls = source.startswith("experiment"), source.endswith("controls")
+        group = of(partial, experiment, None if whole else plate, of_controls)
+        assert_moments(statistics.plate[experiment, plate], group, image)
+        log = "".join(part for part in caplog.text.split(";") if controls.SOURCES[source] in part)
+        named = re.search(rf"{experiment} [\d+]*{plate}", log)
+        assert bool(named) == (source != "plate_controls")
+    if not black:  # treatments of an experiment that has controls are not read
+        assert all(is_control(s) for s in looked_at if s.experiment not in dropped)
+    zero = {plate for plate, (_, std) in statistics.plate.items() if not std.all()}
+    assert zero == {plate for plate in statistics.plate if plate[:1] in black}
+    assert ("standard deviation of zero" in caplog.text) == bool(zero)
 
 
 def of(sites, experiment, plate=None, controls_only=False):
@@ -156,42 +156,6 @@ def of(sites, experiment, plate=None, controls_only=False):
         and plate in (None, s.plate)
         and (is_control(s) or not controls_only)
     ]
-
-
-def test_constant_channel_makes_controls_unusable(sites, caplog):
-    one_plate = dark(("HUVEC-01", 1))
-    with caplog.at_level(logging.WARNING):
-        statistics = read(sites, one_plate)
-    assert statistics.source["HUVEC-01", 1] == "experiment_controls"
-    assert statistics.source["HUVEC-01", 2] == "plate_controls"
-    group = of(sites, "HUVEC-01", controls_only=True)
-    assert_moments(statistics.plate["HUVEC-01", 1], group, one_plate)
-    assert "1 with a constant channel in them, 1 without control wells" in caplog.text
-
-    all_controls = dark(("HUVEC-01", "positive_control"), ("HUVEC-01", "negative_control"))
-    statistics = read(sites, all_controls)
-    assert statistics.source["HUVEC-01", 2] == "plate_sites"
-    assert_moments(statistics.plate["HUVEC-01", 2], of(sites, "HUVEC-01", 2), all_controls)
-
-    # Plate 1 is dark altogether and the controls of plate 2 are: only its treatments differ.
-    both = dark(("HUVEC-01", 1), ("HUVEC-01", "positive_control"), ("HUVEC-01", "negative_control"))
-    statistics = read(sites, both)
-    assert statistics.source["HUVEC-01", 1] == "experiment_sites"
-    assert_moments(statistics.plate["HUVEC-01", 1], of(sites, "HUVEC-01"), both)
-    assert statistics.source["HUVEC-01", 2] == "plate_sites"
-
-
-def test_channel_constant_everywhere_keeps_the_best_source(sites, caplog):
-    image = dark(("HUVEC-01",), ("U2OS-01",))
-    with caplog.at_level(logging.WARNING):
-        statistics = read(sites, image)
-    assert statistics.source["HUVEC-01", 1] == "plate_controls"
-    assert statistics.source[PLATE_WITHOUT_CONTROLS] == "experiment_controls"
-    assert_moments(
-        statistics.plate["HUVEC-01", 1], of(sites, "HUVEC-01", 1, controls_only=True), image
-    )
-    assert statistics.plate["HUVEC-01", 1][1][3] == 0
-    assert "4 plates keep a standard deviation of zero" in caplog.text
 
 
 def test_metadata_states_every_statistic(sites):
