@@ -21,8 +21,7 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build
 
 from PIL import Image  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, staging  # noqa: E402
-from tfds_builder.rxrx1 import rxrx1_dataset_builder as builder_module  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config, sources  # noqa: E402
 from tfds_builder.rxrx1.release import downloads  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
@@ -56,6 +55,9 @@ class TestTfds(tfds.testing.DatasetBuilderTestCase):
     DATASET_CLASS = Builder
     SPLITS = {"HUVEC-01": 21, "HUVEC-02": 22, "U2OS-01": 18}
     BUILDER_CONFIG_NAMES_TO_TEST = [Rxrx1Config(name="tiny", size=SIZE)]
+
+    def _make_builder(self, config=None):  # there is no default
+        return super()._make_builder(config or self.BUILDER_CONFIG_NAMES_TO_TEST[0])
 
     @classmethod
     def setUpClass(cls):
@@ -166,86 +168,6 @@ def test_part_of_a_release(tiny, plain, tmp_path):
     order = list(tiny.rows)  # of the whole release
     rows = table_of(builder)
     assert [order[row["release_row"]] for row in rows] == [row["site_id"] for row in rows]
-    with pytest.raises(ReleaseError, match="HUVEC-1"):
-        build(tiny.release, tmp_path / "typing_error", experiments=["HUVEC-1"])
-    with pytest.raises(ReleaseError, match="max_examples_per_split"):
-        Builder(config=Rxrx1Config(name="cut"), data_dir=tmp_path).download_and_prepare(
-            download_config=tfds.download.DownloadConfig(max_examples_per_split=3)
-        )
-
-
-def site_ids(data) -> list[str]:
-    """TFDS reads several files by turns, so the order of a union says nothing."""
-    return sorted(example["site_id"].decode() for example in tfds.as_numpy(data))
-
-
-PARTS = {  # slices of the sites of `train`, `test`, or all experiments in turn
-    "train": [("train", slice(None))],
-    "test": [("test", slice(None))],
-    "train[:10]": [("train", slice(10))],
-    "train[-5:]": [("train", slice(-5, None))],
-    "train[25:30]": [("train", slice(25, 30))],
-    "train[50%:]": [("train", slice(20, None))],  # 19.5 is rounded
-    "train[:10%]+test[:3]": [("train", slice(4)), ("test", slice(3))],
-    "train+test": [("train", slice(None)), ("test", slice(None))],
-    "HUVEC-01+test": [("HUVEC-01", slice(None)), ("test", slice(None))],
-    "all": [("every", slice(None))],
-    "all+train[:1]": [("every", slice(None)), ("train", slice(1))],
-    tfds.core.ReadInstruction("train", to=10, unit="%"): [("train", slice(4))],
-}
-
-
-@pytest.mark.parametrize("split", PARTS, ids=str)
-def test_partitions_are_splits(plain, split):
-    stored = {
-        name: [e["site_id"].decode() for e in tfds.as_numpy(plain.as_dataset(split=name))]
-        for name in plain.info.splits
-    }
-    stored["train"] = stored["HUVEC-01"] + stored["U2OS-01"]
-    stored["test"] = stored["HUVEC-02"]
-    stored["every"] = stored["HUVEC-01"] + stored["HUVEC-02"] + stored["U2OS-01"]
-    expected = sorted(s for name, part in PARTS[split] for s in stored[name][part])
-    assert site_ids(plain.as_dataset(split=split)) == expected
-    assert plain.info.splits[split].num_examples == len(expected)
-
-
-def test_partitions_count_no_site_twice(tiny, plain):
-    splits = plain.info.splits
-    assert splits.total_num_examples == 61 and splits["train"].num_shards == 2
-    assert list(splits) == list(plain.as_dataset()) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
-    assert "train" in splits and "val" not in splits
-    stored = tfds.builder_from_directory(plain.data_path).info
-    assert plain.info.dataset_size == stored.dataset_size
-    assert list(stored.splits) == list(splits)
-    for name in ("train", "all"):
-        parts = [site_ids(plain.as_dataset(split=s)) for s in tfds.even_splits(name, 3)]
-        assert sorted(sum(parts, [])) == site_ids(plain.as_dataset(split=name))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert [len(data) for data in plain.as_dataset(split=["train", "test"])] == [39, 22]
-    assert plain.as_dataset(split="train", batch_size=-1)["site_id"].shape == (39,)
-    with pytest.raises(ValueError, match="val"):
-        plain.as_dataset(split="val")
-    names = {e["dataset"] for e in tfds.as_numpy(plain.as_dataset(split="test"))}
-    assert names == {b"test"}
-    config = {"config": plain.builder_config}  # of ours: named configs need only the import
-    loaded = tfds.load(
-        "rxrx1", split="test", data_dir=tiny.dataset.parents[2], builder_kwargs=config
-    )
-    assert len(loaded) == 22
-
-
-def test_array_record_reads_at_random(array_record, plain):
-    builder = Builder(config=plain.builder_config, data_dir=array_record.parents[2])
-    assert builder.info.file_format.value == "array_record"
-    source = builder.as_data_source(split="train")
-    assert len(source) == 39 and len(builder.as_data_source(split="train[:10]")) == 10
-    assert len(builder.as_data_source(split="all")) == 61
-    assert list(builder.as_data_source()) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
-    expected = by_site(plain)
-    for i in (38, 0, 17):
-        example = source[i]
-        for name, value in expected[example["site_id"].decode()].items():
-            np.testing.assert_array_equal(example[name], value)
 
 
 def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
@@ -262,23 +184,6 @@ def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
     assert config.present_only and config.archives == "monai"
 
 
-def test_info_is_useful(plain):
-    info = plain.info
-    assert info.features["image"].doc.desc.startswith("Planes: nuclei, endoplasmic reticulum")
-    assert "siRNA" in info.description and "@article" in info.citation
-    assert Builder.RELEASE_NOTES.keys() >= {str(Builder.VERSION)}
-    names = [config.name for config in Builder.BUILDER_CONFIGS]
-    assert names == ["synthetic", "native", "px256", "px128", "wilds", "monai"]
-    for config in Builder.BUILDER_CONFIGS:
-        assert config.description
-        features = Builder(config=config.name, data_dir=plain.data_path).info.features
-        assert features["image"].shape == (config.channels, config.size, config.size)
-    metadata = json.loads((Path(plain.data_path) / "metadata.json").read_text())
-    statistics = metadata["control_statistics"]["plate"]["U2OS-01"]
-    assert statistics["1"]["source"] == "plate_controls"
-    assert statistics["2"]["source"] == "experiment_controls"
-
-
 @pytest.mark.parametrize(
     "field, values",
     [
@@ -288,11 +193,13 @@ def test_info_is_useful(plain):
         ("Rxrx1Config.size: found True", {"size": True}),
         ("Rxrx1Config.source_size: found 64.0", {"source_size": 64.0}),
         ("Rxrx1Config.crop: found 'yes'", {"crop": "yes"}),
-        ("Rxrx1Config.archives: found 'wilds', expected official, monai", {"archives": "wilds"}),
+        ("Rxrx1Config.archives: 'offical' .* 'official'", {"archives": "offical"}),
+        ("'experiment' .* 'experiments'", {"experiment": ["HUVEC-01"]}),
+        ("'plates_'", {"plates_": [1]}),
         ("Rxrx1Config.screen: found 'small'", {"screen": "small"}),
         ("Rxrx1Config.screen holds size", {"screen": {"size": 32}}),
         ("Screen.plates is '2'", {"screen": {"plates": "2"}}),
-        ("unexpected keyword argument 'plate'", {"screen": {"plate": 1}}),
+        ("Rxrx1Config.screen: 'plate' .* 'plates'", {"screen": {"plate": 1}}),
         ("View.size: found 48, expected a divisor", {"size": 48, "source_size": 64}),
         ("View.size: found 0", {"size": 0}),
         ("View.size: found 32, expected 1", {"size": 32, "source_size": 16, "crop": True}),
@@ -300,7 +207,7 @@ def test_info_is_useful(plain):
         ("Selection.experiments: found 'HUVEC-01'", {"experiments": "HUVEC-01"}),
         ("Selection.plates: found .'1'.", {"plates": ["1"]}),
         ("Selection.plates: found .True,.", {"plates": (True,)}),
-        ("Selection.plates: found 1, expected a tuple of int", {"plates": 1}),
+        ("Selection.plates: found 1", {"plates": 1}),
         ("Selection.plates: found 5, expected 1, 2, 3, 4", {"plates": (5,)}),
         ("Selection.sites: found 0, expected 1, 2", {"sites": (0,)}),
         ("Selection.sites is empty", {"sites": []}),
@@ -308,7 +215,7 @@ def test_info_is_useful(plain):
 )
 def test_config_that_cannot_be(field, values):
     """As JSON on the command line gives them: refused before anything is read or downloaded."""
-    with pytest.raises((ValueError, TypeError), match=field):
+    with pytest.raises(ValueError, match=field):
         Rxrx1Config(**({"name": "tiny", "size": SIZE} | values))
 
 
@@ -316,9 +223,9 @@ def test_other_settings_under_a_name_that_is_taken(tmp_path):
     release = write_tiny_release(tmp_path / "release", SIZE)
     first = build(release, tmp_path / "data", experiments=["HUVEC-01"])
     assert len(build(release, tmp_path / "data", experiments=["HUVEC-01"]).info.splits) == 1
-    with pytest.raises(ReleaseError, match=r"experiments \['HUVEC-01'\], asked for None.*another"):
+    with pytest.raises(ReleaseError, match=r"experiments \['HUVEC-01'\].* None"):
         build(release, tmp_path / "data")
-    with pytest.raises(ReleaseError, match="size 16, asked for 8; source_size 16, asked for 8"):
+    with pytest.raises(ReleaseError, match="size 16.* 8; source_size 16.* 8"):
         build(release, tmp_path / "data", experiments=["HUVEC-01"], size=8)
     # read as ever, and datasets of the time before the settings were recorded are taken
     path = Path(first.data_path) / "metadata.json"
@@ -332,21 +239,10 @@ def test_wilds_layout_and_a_config_that_it_cannot_give(tmp_path):
     release = write_tiny_wilds(tmp_path / "release")
     for config, asked in (("native", "6 channels of 512 px"), ("px128", "6 channels of 128 px")):
         builder = Builder(config=config, data_dir=tmp_path / "data")
-        with pytest.raises(ReleaseError, match=f"WILDS layout.*{asked}.*build config wilds"):
+        with pytest.raises(ReleaseError, match=f"WILDS .*{asked}.* wilds"):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=str(release))
             )
-
-
-def test_home_folder(tmp_path, monkeypatch):
-    """A shell does not expand the ~ of --data_dir=~/data."""
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_tiny_release(tmp_path / "release", SIZE)
-    builder = build("~/release", "~/data")
-    assert Path(builder.data_path) == tmp_path / "data" / "rxrx1" / "tiny" / VERSION
-    assert not list(Path.cwd().iterdir())
 
 
 def test_configs_share_what_is_downloaded(tmp_path, monkeypatch):
@@ -357,46 +253,20 @@ def test_configs_share_what_is_downloaded(tmp_path, monkeypatch):
         asked.append((archives, folder))
         raise ReleaseError("stop here")
 
-    monkeypatch.setattr(downloads, "fetch", fetch)
+    def prepare(config):
+        Builder(config=config, data_dir=tmp_path / "data").download_and_prepare(
+            download_config=tfds.download.DownloadConfig()
+        )
+
+    monkeypatch.setattr(sources, "fetch", fetch)
     other = tmp_path / "data" / "downloads" / "manual" / "imagenet.zip"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"of another dataset")
     for config in ("native", "px256", "px128", "wilds", "monai"):
         with pytest.raises(ReleaseError, match="stop here"):
-            Builder(config=config, data_dir=tmp_path / "data").download_and_prepare()
+            prepare(config)
     assert [archives for archives, _ in asked] == [downloads.OFFICIAL] * 4 + [downloads.MONAI]
     assert len({folder for _, folder in asked}) == 2
     write_tiny_release(other.parent / "rxrx1", SIZE)
-    tiny = Rxrx1Config(name="tiny", size=SIZE)
-    Builder(config=tiny, data_dir=tmp_path / "data").download_and_prepare()
+    prepare(Rxrx1Config(name="tiny", size=SIZE))
     assert len(asked) == 5
-
-
-def test_full_disk_is_seen_before_the_images_are_read(tmp_path, monkeypatch):
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    usage = staging.shutil._ntuple_diskusage
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**4))
-    monkeypatch.setattr(builder_module.images, "check_images", lambda *_: pytest.fail("read"))
-    with pytest.raises(OSError, match="not enough space"):
-        build(release, tmp_path / "data")
-
-
-def test_stopped_build_says_how_to_go_on(tmp_path, monkeypatch):
-    release = write_tiny_release(tmp_path / "release", SIZE)
-
-    def stop(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(builder_module.shards, "write_shards", stop)
-        with pytest.raises(KeyboardInterrupt, match="stopped.*tiny, the same command goes on"):
-            build(release, tmp_path / "data")
-    assert len(build(release, tmp_path / "data").as_dataset(split="train")) == 39
-
-
-def test_no_image_at_all_of_the_tables_sites(tmp_path):
-    release = write_tiny_release(tmp_path / "release", SIZE)
-    with pytest.raises(ReleaseError, match="holds no image of the sites in its tables"):
-        for folder in sorted((release / "images").glob("*/Plate1")):
-            folder.rename(folder.with_name("elsewhere"))
-        build(release, tmp_path / "data", present_only=True, plates=[1])

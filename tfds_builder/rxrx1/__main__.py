@@ -1,29 +1,72 @@
-"""What can be done with a built dataset.
+"""Builds the dataset, checks it and looks at it.
 
+python -m tfds_builder.rxrx1 build --config=CONFIG --data_dir=DATA_DIR [as for `tfds build`]
 python -m tfds_builder.rxrx1 verify DIR [--all]
 python -m tfds_builder.rxrx1 table DIR
 python -m tfds_builder.rxrx1 show DIR --out=FOLDER [--experiment=HUVEC-01 --plate=1 --sirna_id=3]
 
-DIR is DATA_DIR/rxrx1/CONFIG, as `tfds build` wrote it, or the folder of one version in it.
+DIR is DATA_DIR/rxrx1/CONFIG, or the folder of one version in it.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from .quiet import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read by TensorFlow when it is imported
 
-from .look import show, sites, stored, verify  # noqa: E402
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 1 where a check failed or the dataset cannot be read."""
+    """The exit status: 0, or 1 where a check failed or the dataset cannot be read or built."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments:
+        print(__doc__.strip())
+        return 1
+    options = argparse.Namespace(command="build") if arguments[0] == "build" else parse(arguments)
+    with quiet():
+        from .build import build, one_line  # TensorFlow, which `--help` does without
+
+        try:
+            if options.command == "build":
+                folder = build(arguments[1:])
+                print(f"{folder} is there; python -m tfds_builder.rxrx1 show draws what it holds")
+                return 0
+            return look(options)
+        except (Exception, KeyboardInterrupt) as error:
+            print(one_line(error), file=sys.stderr)
+            return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def look(options: argparse.Namespace) -> int:
+    """Runs a command that reads a dataset."""
+    from .look import sites, stored, verify
+    from .machine import local
+
+    builder = stored.open_dataset(local(options.dataset))
+    if options.command == "verify":
+        checks = verify.verify(builder, options.all)
+        print(verify.report(builder, checks))
+        return int(any(check.faults for check in checks))
+    if options.command == "table":
+        print(sites.write_table(builder))
+        return 0
+    from .look import show  # matplotlib
+
+    chosen = (options.experiment, options.plate, options.sirna_id, options.cell_type)
+    print(*show.show(builder, local(options.out), *chosen), sep="\n")
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one command. Ends the process with one line where they cannot be."""
     parser = argparse.ArgumentParser(
-        prog="python -m tfds_builder.rxrx1", description="Look at a built dataset."
+        prog="python -m tfds_builder.rxrx1",
+        description="Build the dataset, check it and look at it.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="make the dataset; arguments as for `tfds build`")
     verify_parser = commands.add_parser("verify", help="check that it is whole and undamaged")
     verify_parser.add_argument(
         "--all",
@@ -31,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="read every record; without it, all records of one experiment of each cell type",
     )
     show_parser = commands.add_parser("show", help="draw a plate, an siRNA and a site")
-    show_parser.add_argument("--out", type=Path, required=True, help="folder of the PNG files")
+    show_parser.add_argument("--out", required=True, help="folder of the PNG files")
     show_parser.add_argument("--experiment", help="of the plate and the site (default: the first)")
     show_parser.add_argument("--plate", type=int, help="1 to 4 (default: the first there is)")
     show_parser.add_argument(
@@ -44,24 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "table", help="write the table of sites that training needs, for a dataset of version 1"
     )
     for sub in (verify_parser, table_parser, show_parser):
-        sub.add_argument("dataset", type=Path, metavar="DIR", help="DATA_DIR/rxrx1/CONFIG")
-    options = parser.parse_args(arguments)
-    try:
-        builder = stored.open_dataset(options.dataset)
-        if options.command == "verify":
-            checks = verify.verify(builder, options.all)
-            print(verify.report(builder, checks))
-            return int(any(check.faults for check in checks))
-        if options.command == "table":
-            print(sites.write_table(builder))
-            return 0
-        chosen = (options.experiment, options.plate, options.sirna_id, options.cell_type)
-        paths = show.show(builder, options.out, *chosen)
-        print(*paths, sep="\n")
-        return 0
-    except (stored.DatasetError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        sub.add_argument("dataset", metavar="DIR", help="DATA_DIR/rxrx1/CONFIG")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """The configs of the dataset: what is stored, and of which release."""
 
 import dataclasses
+import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from .images import View
+from .machine import matching
 from .release.downloads import ARCHIVES
-from .release.metadata import CHANNELS
+from .release.metadata import CHANNELS, ReleaseError
 from .release.selection import Selection
 from .synthetic import Screen
 
@@ -25,6 +29,25 @@ _TYPES = {
     "present_only": bool,
     "screen": Mapping | None,
 }
+
+
+WHOLE = {"official": 125_510, "monai": 1_200}  # sites in the archives
+_DOWNLOAD = {name: sum(archive.bytes for archive in of) for name, of in ARCHIVES.items()}
+_DOWNLOAD["monai"] = 468_000_000  # its publisher gives no more digits
+_COMPRESSION = {512: 0.36, 256: 0.42, 128: 0.48}  # stored bytes of a raw byte, real sites
+
+
+def check_names(what: str, given: Collection[str], known: Collection[str]) -> None:
+    """Refuses the first name that is not known, and gives the nearest one.
+
+    Raises:
+      ReleaseError: names both.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ReleaseError(f"{what}: {name!r} is unknown; {hint}expected {', '.join(known)}")
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,7 +68,7 @@ class Rxrx1Config(tfds.core.BuilderConfig):
         then generated under the download directory.
 
     Raises:
-      ValueError: names the field, what was found and what was expected.
+      ReleaseError: names the field, what was found and what was expected.
     """
 
     size: int = 512
@@ -61,24 +84,30 @@ class Rxrx1Config(tfds.core.BuilderConfig):
     present_only: bool = False
     screen: Mapping[str, Any] | None = None
 
+    def __new__(cls, *_: Any, **fields: Any) -> "Rxrx1Config":
+        known = [field.name for field in dataclasses.fields(cls)]
+        check_names("Rxrx1Config", fields, known)
+        if fields and "name" not in fields:
+            raise ReleaseError("Rxrx1Config.name is missing: it becomes the folder of the dataset")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for field, kind in _TYPES.items():
             value = getattr(self, field)
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 wanted = getattr(kind, "__name__", kind)
-                raise ValueError(f"Rxrx1Config.{field}: found {value!r}, expected {wanted}")
+                raise ReleaseError(f"Rxrx1Config.{field}: found {value!r}, expected {wanted}")
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
+            raise ReleaseError(
                 f"Rxrx1Config.name: found {self.name!r}, expected letters, digits, '_', '-', '.'"
             )
-        if self.archives not in ARCHIVES:
-            expected = ", ".join(ARCHIVES)
-            raise ValueError(f"Rxrx1Config.archives: found {self.archives!r}, expected {expected}")
+        check_names("Rxrx1Config.archives", [self.archives], ARCHIVES)
         self.view(self.source_size or self.size)  # these two refuse what cannot be
         _ = self.selection
         if self.screen:
             if "size" in self.screen:
-                raise ValueError("Rxrx1Config.screen holds size; give the size of the config alone")
+                raise ReleaseError("Rxrx1Config.screen holds size; give that of the config alone")
+            check_names("Rxrx1Config.screen", self.screen, Screen.__dataclass_fields__)
             Screen(**self.screen)
 
     def view(self, source_size: int) -> View:
@@ -89,6 +118,15 @@ class Rxrx1Config(tfds.core.BuilderConfig):
     def selection(self) -> Selection:
         """The part of the release as the reader takes it."""
         return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes to download and, about, to store; 0: not known beforehand, or nothing."""
+        if self.screen is not None:
+            return 0, 0
+        sites = WHOLE[self.archives] if self.selection.is_all else 0
+        ratio = _COMPRESSION.get(self.size, 0.4)
+        return _DOWNLOAD[self.archives], round(sites * self.channels * self.size**2 * ratio)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,3 +181,36 @@ BUILDER_CONFIGS = [
         present_only=True,
     ),
 ]
+
+NAMES = [config.name for config in BUILDER_CONFIGS]
+
+
+class AnyName(dict[str, Rxrx1Config]):
+    """Configs by name. TFDS opens a name that is not in it without our code, hence without
+    `train` and `test`; so all names are said to be, and `named` looks for them."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def named(name: str | None, data_dir: epath.Path, version: str) -> Rxrx1Config:
+    """The config of a name: one of ours, or of a dataset that was built in `data_dir`.
+
+    Raises:
+      ReleaseError: no name, or an unknown one; lists the names there are.
+    """
+    if name is None:
+        raise ReleaseError(
+            f"rxrx1 has no default config, name one: rxrx1/native ({', '.join(NAMES)}; synthetic is"
+            " not RxRx1 but generated images)"
+        )
+    for config in BUILDER_CONFIGS:
+        if config.name == name:
+            return config
+    path = data_dir / "rxrx1" / name / version / "metadata.json"
+    stored = json.loads(path.read_text()) if _NAME.fullmatch(name) and path.exists() else {}
+    if "config" not in stored:
+        built = [path.name for path in matching(data_dir / "rxrx1", "[A-Za-z0-9]*")]
+        known = dict.fromkeys([*NAMES, *(other for other in built if other != name)])
+        check_names(f"config of rxrx1 in {data_dir}", [name], known)
+    return Rxrx1Config(name=name, **stored["config"], **stored["selection"])

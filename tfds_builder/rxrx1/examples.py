@@ -19,6 +19,7 @@ from .images import View, read_image
 from .release.metadata import CHANNELS, Site
 from .release.release import Release
 
+CLASSES = 1139  # ids 0 to 1138; -1 stands for none
 ZLIB_LEVEL = 6  # of libdeflate; 9 saves 2 % of the disk for four times the work, 1 costs 6 %
 
 Statistics = Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]]  # those of each plate
@@ -115,8 +116,8 @@ def features(channels: int, size: int) -> dict[str, tfds.features.FeatureConnect
         "site": integer(np.int32, doc="Field of view in the well, 1 or 2."),
         "well_type": text(doc="treatment, positive_control or negative_control"),
         "sirna": text(doc="ThermoFisher id; EMPTY if untreated; empty text if unknown."),
-        "sirna_id": integer(
-            np.int32,
+        "sirna_id": tfds.features.ClassLabel(
+            num_classes=CLASSES,
             doc="0 to 1107 treatments, 1108 to 1137 positive controls, 1138 untreated, -1 unknown.",
         ),
         "control_mean": tfds.features.Tensor(

@@ -2,15 +2,20 @@
 
 import contextlib
 import fcntl
+import fnmatch
 import logging
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from etils import epath
+
+from .release.metadata import ReleaseError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,9 +70,40 @@ def flush(path: epath.Path) -> None:
         os.close(descriptor)
 
 
+def expand(path: epath.PathLike) -> epath.Path:
+    """A path as a user gave it, with `~` expanded, which no shell does in --data_dir=~/data.
+
+    Raises:
+      ReleaseError: a URL of anything but Google's buckets; or there is no such home.
+    """
+    given = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", given) and not given.startswith("gs://"):
+        raise ReleaseError(
+            f"{given}: only gs:// and paths of this machine are read and written; mount it, or copy"
+            " to a disk and name the folder there"
+        )
+    expanded = os.path.expanduser(given)
+    if expanded.startswith("~"):
+        raise ReleaseError(f"{given}: no home folder is known for this; name the whole path")
+    return epath.Path(expanded)
+
+
+def local(path: epath.PathLike) -> Path:
+    """`expand` where a bucket cannot serve: raises ReleaseError for it."""
+    if is_remote(path):
+        raise ReleaseError(f"{path}: a bucket cannot serve here; mount or copy it, or name a disk")
+    return Path(expand(path))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store (gs://...) and not on a mounted filesystem."""
     return "://" in os.fspath(path)
+
+
+def matching(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """What lies in a folder under such names. `glob` fails where the folder's own name has a [."""
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted(path for path in found if fnmatch.fnmatchcase(path.name, pattern))
 
 
 @contextlib.contextmanager

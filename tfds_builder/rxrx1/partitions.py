@@ -7,8 +7,14 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.splits import AbstractSplit, MultiSplitInfo, SplitDict, SplitInfo
+
+from .release.metadata import ReleaseError
+from .table import FILE
 
 
 class Splits(SplitDict):
@@ -62,10 +68,19 @@ class EachOnce(AbstractSplit):
 
 
 class Info(tfds.core.DatasetInfo):
-    """TFDS's, with the partitions that metadata.json lists among the splits."""
+    """TFDS's, with the partitions that metadata.json lists among the splits.
+
+    Attributes:
+      declared: sizes of download and dataset in bytes, shown until the dataset is there.
+    """
+
+    declared = 0, 0
+    _checked = False
 
     @property
     def splits(self) -> Splits:
+        if self.initialized and not self._checked:
+            self.check_lengths()
         return Splits(self._splits, (self.metadata or {}).get("partitions", {}))
 
     def set_splits(self, split_dict: SplitDict) -> None:
@@ -73,5 +88,41 @@ class Info(tfds.core.DatasetInfo):
         super().set_splits(SplitDict(stored))
 
     @property
-    def dataset_size(self) -> Any:
-        return tfds.core.utils.Size(sum(info.num_bytes for info in self._splits.values()))
+    def download_size(self) -> tfds.core.utils.Size:
+        return super().download_size or tfds.core.utils.Size(self.declared[0])
+
+    @download_size.setter
+    def download_size(self, size: int) -> None:
+        self.as_proto.download_size = size
+
+    @property
+    def dataset_size(self) -> tfds.core.utils.Size:
+        stored = sum(info.num_bytes for info in self._splits.values())
+        return tfds.core.utils.Size(stored or self.declared[1])
+
+    def check_lengths(self) -> None:
+        """Compares dataset_info.json with sites.parquet: TFDS would read less, without a word.
+
+        Raises:
+          ReleaseError: names the first file of records whose number of sites differs.
+        """
+        folder = epath.Path(self.data_dir)
+        listed = (self.metadata or {}).get("table", {}).get("files", [])  # version 1 has no table
+        if listed:
+            with (folder / FILE).open("rb") as file:
+                shards = pq.read_table(file, columns=["shard"])["shard"].to_numpy()
+            counts = np.bincount(shards, minlength=len(listed)).tolist()
+            expected = {name: count for (name, _), count in zip(listed, counts, strict=True)}
+            found = {
+                name: length
+                for info in self._splits.values()
+                for name, length in zip(info.filenames, info.shard_lengths, strict=True)
+            }
+            for name in sorted(expected | found):
+                if expected.get(name) != found.get(name):
+                    raise ReleaseError(
+                        f"{folder / 'dataset_info.json'}: {found.get(name, 'no')} sites in {name},"
+                        f" {FILE} has {expected.get(name, 'none')}; get the file again, or delete"
+                        " the folder and build"
+                    )
+        self._checked = True

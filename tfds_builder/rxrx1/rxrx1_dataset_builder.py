@@ -20,14 +20,12 @@ import tensorflow_datasets as tfds
 import tree
 from etils import epath
 
-from . import controls, examples, images, machine, shards, staging, synthetic, table
-from .builder_configs import BUILDER_CONFIGS, Rxrx1Config
+from . import controls, examples, images, machine, shards, sources, staging, table
+from .builder_configs import BUILDER_CONFIGS, AnyName, Rxrx1Config, named
 from .examples import ZLIB_LEVEL, SiteEncoder
 from .partitions import EachOnce, Info
-from .release import downloads
 from .release.metadata import CHANNELS, ReleaseError
 from .release.release import Release, open_release
-from .release.storage import SUBFOLDERS
 
 DATA_LICENCE = "RxRx1 images and metadata: CC BY-NC-SA 4.0 (Recursion Pharmaceuticals)."
 SYNTHETIC_LICENCE = "Generated images, under the licence of the code; they hold no RxRx1 data."
@@ -54,12 +52,32 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     downloaded.
     """
     BUILDER_CONFIGS = BUILDER_CONFIGS
+    builder_configs = AnyName({config.name: config for config in BUILDER_CONFIGS})
 
     builder_config: Rxrx1Config
 
-    def __init__(self, *, data_dir: epath.PathLike | None = None, **kwargs: Any) -> None:
-        # A shell leaves "~" in --data_dir=~/x alone, and TFDS would make a folder of that name.
-        super().__init__(data_dir=data_dir and epath.Path(data_dir).expanduser(), **kwargs)
+    def __init__(
+        self,
+        *,
+        data_dir: epath.PathLike | None = None,
+        config: str | Rxrx1Config | None = None,
+        **kwargs: Any,
+    ) -> None:
+        data_dir = machine.expand(data_dir or tfds.core.constants.get_default_data_dir())
+        if not isinstance(config, Rxrx1Config):
+            config = named(config, data_dir, str(self.VERSION))
+        super().__init__(data_dir=data_dir, config=config, **kwargs)
+        if not self.data_path.exists():
+            self.info.declared = config.sizes
+
+    @tfds.core.utils.classproperty
+    @classmethod
+    def default_builder_config(cls) -> Rxrx1Config:
+        raise tfds.core.registered.DatasetNotFoundError("rxrx1 has no default config: name one")
+
+    def get_default_builder_config(self) -> Rxrx1Config:
+        """TFDS notes this one for readers without our code; the build removes it again."""
+        return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
         config, described = self.builder_config, self.get_metadata()
@@ -69,6 +87,7 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             citation=described.citation,
             features=tfds.features.FeaturesDict(examples.features(config.channels, config.size)),
             homepage="https://www.rxrx.ai/rxrx1",
+            supervised_keys=("image", "sirna_id"),
             license=DATA_LICENCE if config.screen is None else SYNTHETIC_LICENCE,
             metadata=tfds.core.MetadataDict(),
         )
@@ -82,16 +101,25 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
           RuntimeError: another build of this dataset is running.
           OSError: among others, the disk is full; what is finished is kept.
         """
-        config = kwargs.get("download_config") or tfds.download.DownloadConfig()
+        config = kwargs.get("download_config")
         folder, version = self.data_path.parent, str(self.version)
-        if self.data_path.exists() and not config.download_mode.overwrite_dataset:
+        replaces = config is not None and config.download_mode.overwrite_dataset
+        if self.data_path.exists() and not replaces:
             self._check_settings()
+            self.info.check_lengths()
             super().download_and_prepare(**kwargs)  # writes nothing: the data may be read-only
-            if any(folder.glob(f".building-{version}*")):  # its build was killed at the very end
+            if machine.matching(folder, f".building-{version}*"):  # killed at the very end
                 with contextlib.suppress(OSError, RuntimeError):
                     with machine.build_lock(folder, version):
                         staging.remove_leftovers(folder, version)
             return
+        downloads_to = kwargs.get("download_dir") or epath.Path(self._data_dir_root) / "downloads"
+        kwargs["download_dir"] = machine.expand(downloads_to)
+        file_format = kwargs.get("file_format") or self.info.file_format
+        if getattr(file_format, "value", file_format) == "array_record":
+            machine.local(self.data_path)
+        sources.check(self.builder_config, kwargs["download_dir"], self._data_dir_root, config)
+        self.info.declared = 0, 0  # TFDS would ask for the space even if the files are there
         try:
             with machine.build_lock(folder, version):
                 staging.remove_leftovers(folder, version)
@@ -101,6 +129,9 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             raise KeyboardInterrupt(
                 f"stopped; what is finished lies in {folder}, the same command goes on from there"
             ) from None
+        finally:
+            with contextlib.suppress(OSError):
+                (folder.parent / ".config").rmtree()
 
     def _check_settings(self) -> None:
         """Refuses to pass a dataset off as what the config asks for when it is something else."""
@@ -126,17 +157,13 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     ) -> None:
         """Writes the records into `self.data_path`, here TFDS's temporary folder."""
         download_config = download_config or tfds.download.DownloadConfig()
-        if download_config.max_examples_per_split is not None:
-            raise ReleaseError(
-                "--max_examples_per_split leaves a dataset that passes for a whole one; build a"
-                ' part under a name of its own, for example --config=\'{"name": "pilot",'
-                ' "experiments": ["HUVEC-01"], "sites": [1]}\''
-            )
-        release = self._open_release(self._folder(dl_manager, download_config.manual_dir))
-        source_size = self.builder_config.source_size or self.builder_config.size
-        if release.layout == "wilds" and self.builder_config.size <= images.RGB_SIZE:
+        config = self.builder_config
+        folder = sources.folder(config, dl_manager, download_config.manual_dir)
+        release = self._open_release(folder)
+        source_size = config.source_size or config.size
+        if release.layout == "wilds" and config.size <= images.RGB_SIZE:
             source_size = images.RGB_SIZE  # cropped already
-        view = self.builder_config.view(source_size)
+        view = config.view(source_size)
         site_bytes = view.channels * view.size**2
         plan = shards.plan_shards(release.sites, site_bytes)
         stage = staging.Staging(
@@ -206,26 +233,8 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
             )
         return dataclasses.replace(release, sites=sites)
 
-    def _folder(
-        self, dl_manager: tfds.download.DownloadManager, manual_dir: epath.PathLike | None
-    ) -> epath.PathLike:
-        """Where the release lies, after it was generated or downloaded if need be."""
-        config = self.builder_config
-        if config.screen is not None:
-            folder = dl_manager.download_dir / f"rxrx1_{config.name}"
-            synthetic.start({"size": config.source_size or config.size, **config.screen}, folder)
-            return folder
-        if manual_dir:  # given but not there is a typing error, no wish to download 49 GB
-            return epath.Path(manual_dir).expanduser()
-        try:
-            default = dl_manager.manual_dir  # in the download directory
-            if {"metadata.csv", *SUBFOLDERS} & {path.name for path in default.iterdir()}:
-                return default  # else it holds what other datasets need
-        except AssertionError:  # TFDS's way to say that it is not there or empty
-            pass
-        # One folder for all configs that need the archives: they are checked once.
-        folder = dl_manager.download_dir / f"rxrx1_archives_{config.archives}"
-        return downloads.fetch(downloads.ARCHIVES[config.archives], dl_manager, folder)
+    def _log_download_bytes(self) -> None:
+        print(f"Building {self.info.full_name} in {self.data_path}")  # TFDS's: "Unknown size"
 
     def _check_and_read_controls(
         self,

@@ -107,7 +107,7 @@ class Staging:
     def prepare(self) -> None:
         """Makes the folder; removes what a killed build left half-written in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob("*.tmp"):
+        for path in machine.matching(self.folder, "*.tmp"):
             path.unlink(missing_ok=True)
         for staged in self._staged().values():
             size = staged.path.stat().length
@@ -269,7 +269,7 @@ def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
     Unfinished builds keep their finished shards; if the version is there, none is needed any more.
     """
     config_folder = epath.Path(config_folder)
-    unfinished = sorted(config_folder.glob(f".building-{version}-*"))
+    unfinished = machine.matching(config_folder, f".building-{version}-*")
     for folder in unfinished:
         if (folder / _JOURNAL).exists():
             moved = json.loads((folder / _JOURNAL).read_text())
@@ -277,7 +277,7 @@ def remove_leftovers(config_folder: epath.PathLike, version: str) -> None:
                 if (config_folder / moved["into"] / placed).exists():
                     (config_folder / moved["into"] / placed).replace(folder / staged)
             (folder / _JOURNAL).unlink()
-    for folder in config_folder.glob(f"incomplete.*_{version}"):
+    for folder in machine.matching(config_folder, f"incomplete.*_{version}"):
         folder.rmtree()
     if (config_folder / version).exists():
         for folder in unfinished:

@@ -102,7 +102,7 @@ def test_builds_from_what_was_downloaded_once(tmp_path, server, monkeypatch):
     for size in (16, 8):
         config = Rxrx1Config(name=f"px{size}", size=size, source_size=16)
         builder = Builder(config=config, data_dir=tmp_path / "data")
-        builder.download_and_prepare()
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
         assert len(builder.as_dataset(split="train")) == 39
     assert len(requested) == 2
 
