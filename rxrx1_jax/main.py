@@ -11,10 +11,12 @@ third needs no config: the run has its own.
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rxrx1_jax import config as config_lib
+from rxrx1_jax.training import faults
 
 MODES = {
     "train": "train or resume, and evaluate",
@@ -22,9 +24,6 @@ MODES = {
     "predict": "predict every treatment site",
     "embed": "embed every site",
 }
-# Compiled programs are kept between runs; set the variable to choose the place.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rxrx1_jax"
-
 
 class Parser(argparse.ArgumentParser):
     """The arguments that rxrx1_jax.main shares with the commands that start it many times."""
@@ -38,8 +37,9 @@ class Parser(argparse.ArgumentParser):
                           ":fold=1,optim.epochs=5 sets fields (of data by bare name)")  # fmt: skip
         self.add_argument("--config.FIELD", metavar="VALUE", help="any field that "
                           "`python -m rxrx1_jax.main --help` lists")  # fmt: skip
+        self.add_argument("--data_dir", metavar="DIR", help="short for --config.data.dir")
         self.add_argument("--workdir", help="folder of the run or runs; the same command resumes",
-                          type=lambda text: Path(text).expanduser())  # fmt: skip
+                          type=config_lib.user_path)  # fmt: skip
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """The options. `config` is its name; `fields` {field: text} is what changes in it.
@@ -59,6 +59,8 @@ class Parser(argparse.ArgumentParser):
         if options.workdir is None:
             self.error(f"expected --workdir and --config, as in `{self.prog} --config=demo "
                        "--workdir=runs/mine`")  # fmt: skip
+        if options.data_dir is not None:
+            fields["data.dir"] = options.data_dir
         options.fields = fields
         return options
 
@@ -66,16 +68,16 @@ class Parser(argparse.ArgumentParser):
         sys.exit(f"error: {message}; --help says more")
 
 
-def read_config(options: argparse.Namespace) -> config_lib.ConfigDict:
+def read_config(options: argparse.Namespace, to_train: bool = True) -> config_lib.ConfigDict:
     """The config of `Parser.parse`; without --config that of the run in --workdir.
 
-    Raises ConfigError.
+    to_train: whether a training must be possible with it. Raises ConfigError, RunError.
     """
     from rxrx1_jax.training import run_dir
 
     if options.config is not None:
         config = config_lib.read(options.config)
-    elif (options.workdir / "config.json").exists():
+    elif (options.workdir / "config.json").exists() or not to_train:
         config = run_dir.read_settings(options.workdir)
     else:
         raise config_lib.ConfigError(
@@ -83,7 +85,8 @@ def read_config(options: argparse.Namespace) -> config_lib.ConfigDict:
             "--config=demo"
         )
     config_lib.change(config, options.fields)
-    config_lib.check(config)
+    if to_train:
+        config_lib.check(config)
     return config
 
 
@@ -98,62 +101,78 @@ def main(argv: list[str]) -> int:
     parser = Parser("rxrx1_jax.main", __doc__ or "")
     modes = "; ".join(f"{mode}: {what}" for mode, what in MODES.items())
     parser.add_argument("--mode", choices=MODES, default="train", help=modes)
-    parser.epilog = _fields()
+    parser.add_argument("--out", type=config_lib.user_path, help="folder for what evaluate, "
+                        "predict and embed write, if not the run's own")  # fmt: skip
+    if not argv:
+        print(parser.format_usage(), __doc__, sep="\n")
+    if {"-h", "--help"} & {*argv}:
+        parser.epilog = _fields(argv)
     options = parser.parse(argv)
-    workdir = options.workdir
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    workdir, out = options.workdir, options.out or options.workdir
+    if options.out and options.mode == "train":
+        parser.error(f"--out={options.out}: expected with --mode=evaluate, predict or embed")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache()))
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    try:
-        config = read_config(options)
-    except (ValueError, OSError) as error:
-        sys.exit(_line(error))
-    # Imported here, so that --help and a wrong field are answered at once.
-    from absl import logging
+    with faults.told(out):
+        config = read_config(options, to_train=options.mode == "train")
+        # Imported here, so that --help and a wrong field are answered at once.
+        from absl import logging
 
-    from rxrx1_jax.data import images, splits
-    from rxrx1_jax.training import checkpoint, processes, run_dir, train
-    from rxrx1_jax.training.run import EMBEDDINGS, Run
+        from rxrx1_jax.training import processes, train
 
-    logging.set_verbosity(logging.WARNING)  # orbax tells each file it writes
-    try:
+        logging.set_verbosity(logging.FATAL)  # the errors of orbax are raised, too
         processes.join()
-        if options.mode == "train":
-            train.train_and_evaluate(config, workdir)
-        else:
-            run = Run.open(workdir, config_lib.flat(config))
-            if options.mode == "evaluate":
-                accuracy = run.evaluate(workdir)["accuracy"]
-                print(
-                    f"accuracy by site {accuracy['site']['all']:.4f}, "
-                    f"by well {accuracy['well']['all']:.4f}: {workdir}/results.json"
-                )
-            elif options.mode == "predict":
-                run.predict_all(path := workdir / "predictions_all.parquet")
-                print(path)
+        try:
+            if options.mode == "train":
+                train.train_and_evaluate(config, workdir)
             else:
-                run.embed(path := workdir / EMBEDDINGS)
-                print(path)
-        processes.leave()
-    except processes.Preempted as stop:
-        processes.leave()
-        print(f"{workdir}: {stop}", file=sys.stderr)
-        return processes.EXIT_CODE
-    except (
-        config_lib.ConfigError, run_dir.RunError, images.DatasetError, splits.SplitError,
-        checkpoint.CheckpointError, processes.LaunchError, FloatingPointError, OSError,
-    ) as error:  # fmt: skip
-        sys.exit(_line(error))
+                print(_work(options, config_lib.flat(config), out))
+            processes.leave()
+        except processes.Preempted as stop:
+            processes.leave()
+            print(f"{workdir}: {stop}", file=sys.stderr)
+            return processes.EXIT_CODE
     return 0
 
 
-def _line(error: Exception) -> str:
-    return f"error: {str(error).strip().splitlines()[-1].strip()}"
+def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> str:
+    """Does what a mode does with a trained run; returns what to say of it."""
+    from rxrx1_jax.training import run_dir
+    from rxrx1_jax.training.run import EMBEDDINGS, Run
+
+    run = Run.open(options.workdir, settings)
+    run.checkpoint()
+    run_dir.check_output(out)
+    if options.mode == "evaluate":
+        accuracy = run.evaluate(out)["accuracy"]
+        by_site, by_well = (100 * accuracy[unit]["all"] for unit in ("site", "well"))
+        return f"accuracy by site {by_site:.1f} %, by well {by_well:.1f} %: {out}/results.json"
+    if options.mode == "predict":
+        run.predict_all(out / "predictions_all.parquet")
+        return f"{out}/predictions_all.parquet"
+    run.embed(out / EMBEDDINGS)
+    return f"{out}/{EMBEDDINGS}"
 
 
-def _fields() -> str:
-    lines = ["fields of the config, with the values of the paper (--config.train.seed=1 sets one):"]
-    for field, (value, about, valid, *_) in config_lib.FIELDS.items():
+def _cache() -> Path:
+    """Of compiled programs, between runs. A user without a home has one of this machine."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "rxrx1_jax"
+
+
+def _fields(argv: list[str]) -> str:
+    """The fields with the values of the --config that is asked for, and what is valid."""
+    given = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    with faults.told():
+        config = config_lib.read(given[-1]) if given else config_lib.default()
+    whose = given[-1] if given else "the paper"
+    lines = [f"fields of the config, with the values of {whose} (--config.train.seed=1 sets one):"]
+    for field, value in config_lib.flat(config).items():
+        _, about, valid, *_ = config_lib.FIELDS[field]
         lines.append(f"  {f'{field}={value}':<34} {about}")
         if valid:
             lines.append(f"{'':38}{' | '.join(valid)}")

@@ -10,6 +10,7 @@ from rxrx1_jax.model import networks
 from rxrx1_jax.training import checkpoint, optimizers, steps
 
 VOCABULARY = Vocabulary(("HUVEC",), ("HUVEC-01", "HUVEC-02"), np.array([3, 5, 8], np.int32))
+ORIGIN = checkpoint.Origin(VOCABULARY, {"data": "1", "split": "2"}, {"data.fold": 0}, 10)
 
 
 def make_state(ema: bool = False, seed: int = 0):
@@ -29,7 +30,7 @@ def make_state(ema: bool = False, seed: int = 0):
 
 def save(checkpoints, step, state, recent=(), score=None):
     state = state.replace(step=jnp.int32(step))
-    checkpoint.save(checkpoints, state, VOCABULARY, {"data": "1", "split": "2"}, recent, score)
+    checkpoint.save(checkpoints, state, ORIGIN, recent, score)
     return state
 
 

@@ -1,24 +1,27 @@
 """Checkpoints of a run (orbax): saved in the background, whole or not at all, restored bit for bit.
 
-A checkpoint holds the train state, the vocabulary of its codes and classes, the fingerprint of its
-data, what the log knows of the last steps, and checksums. The data position is the state's step, so
+A checkpoint holds the train state, the vocabulary of its codes and classes, the settings and the
+fingerprint of the data that it was trained with, what the log knows of the last steps, and
+checksums. The data position is the state's step, so
 a run resumes from that alone. Arrays are numbers and the rest is JSON: reading runs no code.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath import gpath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from rxrx1_jax.config import FREE, described
 from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.training.checksums import checks
 from rxrx1_jax.training.steps import TrainState
 
 WHICH = ("last", "best")
@@ -37,6 +40,15 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit; one line saying what to do."""
 
 
+class Origin(NamedTuple):
+    """What a checkpoint was trained with."""
+
+    vocabulary: Vocabulary
+    fingerprint: Mapping[str, str]  # of data and split: `run_dir.describe_data`
+    settings: Mapping[str, Any]  # {field: value}
+    total_steps: int
+
+
 class Saved(NamedTuple):
     """A checkpoint without its arrays."""
 
@@ -44,12 +56,15 @@ class Saved(NamedTuple):
     vocabulary: Vocabulary | None  # None: of version 0.2, which kept the classes alone
     classes: np.ndarray  # int32 [K]
     fingerprint: Mapping[str, str]
+    settings: Mapping[str, Any]  # empty of version 0.3.0
+    total_steps: int  # 0 of version 0.3.0
     recent: list[dict[str, float]]
     checksums: Mapping[str, int]
 
 
 def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
     """Writes the checkpoints of the run in `workdir`; keeps the last `keep`, and the best one."""
+    gpath.PosixGPath.glob = _glob
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     checkpoints = ocp.CheckpointManager(
         (workdir / "checkpoints").absolute(),
@@ -66,9 +81,8 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def save(
-    checkpoints: ocp.CheckpointManager, state: TrainState, vocabulary: Vocabulary,
-    fingerprint: Mapping[str, str], recent: Sequence[dict[str, float]] = (),
-    score: float | None = None,
+    checkpoints: ocp.CheckpointManager, state: TrainState, origin: Origin,
+    recent: Sequence[dict[str, float]] = (), score: float | None = None,
 ) -> None:  # fmt: skip
     """Starts saving; the arrays are copied before it returns, so the step may donate them.
 
@@ -82,15 +96,15 @@ def save(
     step = int(state.step)
     if step in checkpoints.all_steps():
         return
-    checks = jax.device_get(_checks(state))
-    bad = [name for name, (finite, _) in checks.items() if not finite]
+    checked = jax.device_get(checks(state))
+    bad = [name for name, (finite, _) in checked.items() if not finite]
     if bad:
         raise FloatingPointError(
             f"step {step}: {', '.join(bad)} have values that are not finite, so it is not saved"
         )
     about = {
-        "vocabulary": vocabulary.to_json(), "fingerprint": dict(fingerprint),
-        "recent": list(recent), "checksums": {name: int(x) for name, (_, x) in checks.items()},
+        **origin._asdict(), "vocabulary": origin.vocabulary.to_json(),
+        "recent": list(recent), "checksums": {name: int(x) for name, (_, x) in checked.items()},
     }  # fmt: skip
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
@@ -129,11 +143,30 @@ def describe(path: Path) -> Saved:
     old = not (path / "about").exists()
     items = ("classes", "log") if old else ("about",)
     found = [_json(path, f"{name}/metadata") for name in items]
-    about = {"fingerprint": {}, **found[-1]}
-    vocabulary = None if old else Vocabulary.from_json(about["vocabulary"])
-    classes = vocabulary.classes if vocabulary else np.array(found[0], np.int32)
-    parts = (about[name] for name in ("fingerprint", "recent", "checksums"))
-    return Saved(path, vocabulary, classes, *parts)
+    try:
+        about = {"fingerprint": {}, "settings": {}, "total_steps": 0, **found[-1]}
+        vocabulary = None if old else Vocabulary.from_json(about["vocabulary"])
+        classes = vocabulary.classes if vocabulary else np.array(found[0], np.int32)
+        parts = (about[name] for name in Saved._fields[3:])
+        return Saved(path, vocabulary, classes, *parts)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{items[-1]}/metadata: {described(error)}"
+        raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
+
+
+def check_origin(
+    saved: Saved, settings: Mapping[str, Any], fingerprint: Mapping[str, str]
+) -> None:
+    """Raises CheckpointError unless it is of a run of these settings and data."""
+    for theirs, ours, kind in (
+        (saved.settings, settings, ""), (saved.fingerprint, fingerprint, "dataset.")
+    ):  # fmt: skip
+        for name in sorted(theirs.keys() & ours.keys() - {*FREE, "version", "order"}):
+            if theirs[name] != ours[name]:
+                raise CheckpointError(
+                    f"{saved.path}: of a run with {kind}{name}={theirs[name]!r}, this one has"
+                    f" {ours[name]!r}; move this folder to the run that it is of"
+                )
 
 
 def check_resumable(saved: Saved, vocabulary: Vocabulary) -> None:
@@ -187,7 +220,7 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
         )
     )  # fmt: skip
     found = _read(path, lambda reader: reader.restore(path, args))["state"]
-    sums = {name: int(x) for name, (_, x) in jax.device_get(_checks(found)).items()}
+    sums = {name: int(x) for name, (_, x) in jax.device_get(checks(found)).items()}
     bad = [name for name in sums if sums[name] != saved.checksums.get(name)]
     if bad:
         raise CheckpointError(
@@ -196,6 +229,12 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
         )
     rest = {} if resume else {"opt_state": (), "loss_state": ()}
     return abstract.replace(**rest, **found)
+
+
+def _glob(self: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
+    """That of etils takes `[`, `*` and `?` in the folder for a pattern, too. Orbax, which looks for
+    the parts of a checkpoint by it, then finds none, and leaves the arrays out without a word."""
+    return map(gpath.PosixGPath, Path(self).glob(pattern))
 
 
 def _json(path: Path, name: str) -> Any:
@@ -254,33 +293,3 @@ def _written(checkpoints: ocp.CheckpointManager, write: Callable[[], Any]) -> No
             f" {reason}); the last good one is of step {max(good, default='none')}: make space, and"
             " the same command resumes from it"
         ) from error
-
-
-@jax.jit
-def _checks(state: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """For each part of the state: are all values finite, and the sum of all bits, weighted by odd
-    numbers so that neither a changed bit nor exchanged values go unnoticed."""
-
-    def bits(x: jax.Array) -> jax.Array:
-        if x.dtype == jnp.bool_:
-            return x.astype(jnp.uint32)
-        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-
-    def checksum(x: jax.Array) -> jax.Array:
-        weights = 2 * jax.lax.iota(jnp.uint32, x.size) + 1
-        return jnp.sum(bits(x).reshape(-1) * weights, dtype=jnp.uint32)
-
-    parts: dict[str, list[jax.Array]] = {}
-    for path, leaf in jax.tree.leaves_with_path(state):
-        name = jax.tree_util.keystr(path[:1], simple=True)
-        parts.setdefault(name, []).append(jnp.asarray(leaf))
-    return {
-        name: (
-            jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])),
-            jnp.stack([jnp.uint32(2 * i + 1) * checksum(x) for i, x in enumerate(leaves)]).sum(
-                dtype=jnp.uint32
-            ),
-        )
-        for name, leaves in parts.items()
-    }

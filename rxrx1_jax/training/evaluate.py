@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
-from rxrx1_jax.training import predictions, run_dir, steps
+from rxrx1_jax.training import environment, predictions, run_dir, steps
 from rxrx1_jax.training.parallel import local_rows
 from rxrx1_jax.training.processes import Notice
 from rxrx1_jax.training.setup import Setup, SpecStep
@@ -169,6 +169,7 @@ def write_results(
         **evaluated["test"][1],
         **({"other_sets": other_sets} if other_sets else {}),
         **({"parent": config.train.parent} if config.train.parent else {}),
+        "made_with": environment.made_with(config),
     }
     if jax.process_index() == 0:
         for part, (table, _) in evaluated.items():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, change, flat, user_path
+from rxrx1_jax.config import FREE, change, check, default, flat, user_path
 from rxrx1_jax.data import embeddings as embeddings_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
@@ -52,9 +52,12 @@ class Run:
         """
         path = user_path(path)
         config, saved = run_dir.read_saved(path)
-        old = flat(config)
+        old, free = flat(config), default()
         change(config, changes or {})
         run_dir.check_settings(path, old, flat(config), FREE)
+        # Of the settings of a training nothing is asked here.
+        change(free, {field: value for field, value in flat(config).items() if field in FREE})
+        check(free)
         run = cls(path, config, saved.get("dataset", {}), saved.get("made_with", {}))
         if images is not None:
             run.__dict__["images"] = images  # in place of what the property would find
@@ -69,7 +72,12 @@ class Run:
     @cached_property
     def newest(self) -> checkpoint.Saved:
         """The last checkpoint as it was first asked for: the run may be trained meanwhile."""
-        return checkpoint.describe(self.checkpoint())
+        return self._described("last")
+
+    def _described(self, which: str) -> checkpoint.Saved:
+        saved = checkpoint.describe(self.checkpoint(which))
+        checkpoint.check_origin(saved, flat(self.config), self.fingerprint)
+        return saved
 
     @cached_property
     def images(self) -> Images:
@@ -111,8 +119,7 @@ class Run:
 
         `opt_state` and `loss_state`, which only a training needs, are ().
         """
-        newest = which == "last"
-        saved = self.newest if newest else checkpoint.describe(self.checkpoint(which))
+        saved = self.newest if which == "last" else self._described(which)
         copied = parallel.Devices(self.config.train.parallelism).copied
         return checkpoint.restore(saved, checkpoint.abstract(saved, copied), False)
 
@@ -172,7 +179,9 @@ class Run:
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Evaluates the last checkpoint again: predictions.parquet and results.json."""
         sets = evaluate.evaluate_sets(self.setup, self.state)
-        _, total = setup.make_order(self.config, self.images, self.setup.split)
+        total = self.newest.total_steps
+        if not total:  # version 0.3.0 did not keep it
+            _, total = setup.make_order(self.config, self.images, self.setup.split)
         return evaluate.write_results(self.setup, folder, self.state, total, sets)
 
     def predict_all(self, path: Path) -> None:

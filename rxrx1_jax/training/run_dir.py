@@ -10,14 +10,12 @@ predictions_NAME.parquet                       that of another set of the split 
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import socket
-import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,10 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
     """(settings of a run, config.json as it was written). Raises RunError."""
     path = workdir / "config.json"
     if not path.exists():
-        raise RunError(f"{workdir}: no run here (no config.json); train with this --workdir")
+        above = [folder for folder in workdir.parents if (folder / "config.json").is_file()]
+        files = (*workdir.glob("*/config.json"), *workdir.glob("*/*/config.json"))
+        near = " or ".join(map(str, above[:1] or sorted(file.parent for file in files)[:3]))
+        raise RunError(f"{workdir}: no run here (no config.json); expected {near or 'a run'}")
     try:
         saved = json.loads(path.read_text())
         return config_lib.upgrade(saved), saved
@@ -70,28 +71,58 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
     """Makes a run of the directory, or checks that it holds one of the same settings and data.
 
-    dataset: `describe_data`, kept with the settings. Other labels, pixels or roles are another
-    run; another version of the same data is not.
+    A run that has nothing to resume from yet is begun again with these settings.
+
+    dataset: `describe_data`, kept with the settings.
     """
     import jax
 
-    if (workdir / "config.json").exists():
-        settings, saved = read_saved(workdir)
-        check_settings(workdir, flat(settings), flat(config), config_lib.FREE)
-        free = {"version", "order"} if is_complete(workdir) else {"version"}
-        if differs := other_data(saved.get("dataset", {}), dataset, free):
-            raise RunError(f"{workdir}: {differs}; choose another --workdir or the old data")
+    from rxrx1_jax.training import environment
+
+    if check_run(workdir, config, dataset):
+        if not is_complete(workdir):
+            _check_numerics(workdir, read_saved(workdir)[1].get("made_with", {}), config)
         return
-    check_workdir(workdir)
     if jax.process_index() == 0:
         written = {name: value for name, value in dataset.items() if name not in FINGERPRINTS_0_2}
-        settings = {**config.to_dict(), "dataset": written, "made_with": made_with(config)}
+        settings = {
+            **config.to_dict(), "dataset": written,
+            "made_with": environment.made_with(config) | {"cores": environment.cores()},
+        }
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / "environment.json", environment())
+            write_json(workdir / "environment.json", environment.environment())
             write_json(workdir / "config.json", settings)  # last: it makes the directory a run
         except OSError as error:
             raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
+
+
+def check_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> bool:
+    """Whether there is a run to resume. Raises RunError where its settings or data differ.
+
+    Other labels, pixels or roles are another run; another version of the same data is not.
+    """
+    if not (workdir / "config.json").exists():
+        return False
+    complete = is_complete(workdir)
+    if not complete and not any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*")):
+        return False
+    settings, saved = read_saved(workdir)
+    check_settings(workdir, flat(settings), flat(config), config_lib.FREE)
+    free = {"version", "order"} if complete else {"version"}
+    if differs := other_data(saved.get("dataset", {}), dataset, free):
+        raise RunError(f"{workdir}: {differs}; choose another --workdir or the old data")
+    return True
+
+
+def check_output(folder: Path) -> None:
+    """Makes the folder; raises RunError where no file can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror}; choose another --out=FOLDER") from error
 
 
 def check_workdir(workdir: Path) -> None:
@@ -182,6 +213,23 @@ def other_data(
     return ""
 
 
+def _check_numerics(workdir: Path, old: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises RunError where what changes the numbers is not the run's; says what else differs."""
+    from rxrx1_jax.training import environment
+
+    new = environment.made_with(config) | {"cores": environment.cores()}
+    differs = [name for name in new if old.get(name, new[name]) != new[name]]
+    for name in environment.numerics().keys() & set(differs):
+        raise RunError(
+            f"{workdir}: begun with {name}={old[name]}, now it is {new[name]}; set it as it was, or"
+            " choose another --workdir"
+        )
+    if differs:
+        changed = ", ".join(f"{name} {new[name]!r} in place of {old[name]!r}" for name in differs)
+        print(f"{workdir}: resumes with {changed}: the last digits may differ from a run that"
+              " nothing interrupted", file=sys.stderr)  # fmt: skip
+
+
 @contextlib.contextmanager
 def hold(workdir: Path) -> Iterator[None]:
     """Makes the directory and holds the only right to train in it; process 0 does, of several.
@@ -231,35 +279,6 @@ def lock(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def made_with(config: ConfigDict) -> dict[str, Any]:
-    """What made a run, in config.json. `settings` is the version of their meaning."""
-    import jax
-
-    return {
-        "rxrx1_jax": _version("rxrx1_jax") or "not installed",
-        "settings": config_lib.VERSION,
-        "jax": jax.__version__,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "dtype": config.model.dtype,
-    }
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and the commit of the code: what a reader needs to judge a result."""
-    import jax
-
-    packages = ("rxrx1_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-        "commit": _commit(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "processes": jax.process_count(),
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-    }
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes the file whole or not at all."""
     write_text(path, json.dumps(content, indent=1) + "\n")
@@ -276,26 +295,14 @@ def is_complete(workdir: Path) -> bool:
 def read_results(workdir: Path) -> dict[str, Any]:
     path = workdir / "results.json"
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}); remove it to evaluate again") from error
+        results = json.loads(path.read_text())
+        if not all(isinstance(results[name], int) for name in ("step", "total_steps")):
+            raise TypeError("step and total_steps are not whole numbers")
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path}: not the results of a run ({config_lib.described(error)}); remove it, and the"
+            " same command evaluates again"
+        ) from error
+    return results
 
 
-def _commit() -> str | None:
-    """The commit of this code, where it runs from a clone and git is installed."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

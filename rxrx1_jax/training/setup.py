@@ -65,7 +65,9 @@ class Setup:
 
     def init(self) -> steps.TrainState:
         """The state before the first update, on the devices."""
-        return jax.device_put(self._create(steps.create_state), self.devices.copied)
+        # Copying a state that no memory was left for would wait for it for ever.
+        state = jax.block_until_ready(self._create(steps.create_state))
+        return jax.device_put(state, self.devices.copied)
 
     def _create(self, create: Callable[..., steps.TrainState]) -> steps.TrainState:
         channels, *sides = self.images.image_shape

@@ -91,7 +91,7 @@ def make_plan(
     if not obstacle and (path / "config.json").exists():
         classes = splits.classes_of(dataset.sites, settings.data.protocol)
         data = run_dir.describe_data(dataset, split, classes)
-        run_dir.open_run(path, settings, data)
+        run_dir.check_run(path, settings, data)
     return Plan(path, dict(overrides), size, obstacle)
 
 

@@ -97,10 +97,13 @@ class Training:
 
     def _start(self, parent: Path | None) -> tuple[TrainState, list[dict[str, float]]]:
         """The state to train from, and what the log knew there."""
-        path = checkpoint.find(self.workdir) or parent
+        own = checkpoint.find(self.workdir)
+        path = own or parent
         if path is None:
             return self.setup.init(), []
         saved = checkpoint.describe(path)
+        if own:
+            checkpoint.check_origin(saved, flat(self.setup.config), self.fingerprint)
         checkpoint.check_resumable(saved, self.setup.vocabulary)
         return checkpoint.restore(saved, self.setup.abstract_state, resume=True), saved.recent
 
@@ -153,8 +156,10 @@ class Training:
         self, checkpoints: ocp.CheckpointManager, state: TrainState, log: progress.Log,
         score: float | None,
     ) -> None:  # fmt: skip
-        vocabulary, recent = self.setup.vocabulary, log.recent()
-        checkpoint.save(checkpoints, state, vocabulary, self.fingerprint, recent, score)
+        ready, settings = self.setup, flat(self.setup.config)
+        total = ready.spec.total_steps
+        origin = checkpoint.Origin(ready.vocabulary, self.fingerprint, settings, total)
+        checkpoint.save(checkpoints, state, origin, log.recent(), score)
 
     def _score(self, evaluated: evaluate.Evaluated, log: progress.Log) -> float | None:
         """How good a checkpoint is, higher is better: without the test set, which must not choose.

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.combat_harmony import combat
-from rxrx1_jax.training import embed
+from rxrx1_jax.training.run import Run
 
 FOUND, AGAIN, CONSISTENT, PLANTED = diagnosis.COLUMNS
 
@@ -102,8 +103,8 @@ def test_a_missing_library_leaves_its_line_out(screen, monkeypatch, capsys):
 
 def test_the_command_prints_what_was_measured(screen, monkeypatch, tmp_path):
     table, _ = with_treatments(screen)
-    monkeypatch.setattr(embed, "embeddings_of", lambda _: table)
-    monkeypatch.setattr(embed, "planted_sirnas", lambda _: None)
+    made = SimpleNamespace(embeddings=lambda: table, planted_sirnas=lambda: None)
+    monkeypatch.setattr(Run, "open", lambda _: made)
     said = run_command("diagnose", tmp_path).out.splitlines()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said if line[:1] == "|"]
     assert lines[0] == ["embeddings", *diagnosis.COLUMNS]

@@ -1,12 +1,12 @@
 """A trained run in other hands: it is read, and predicts images of its own data and of others."""
 
-import json
 import shutil
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from finished_runs import edited
 from screens import tiny_config, tiny_images
 
 from rxrx1_jax.data.images import METADATA, InMemory
@@ -29,11 +29,12 @@ def workdir(images, tmp_path_factory):
 def copied(workdir, tmp_path, **changes):
     """A copy of the run with other settings."""
     path = shutil.copytree(workdir, tmp_path / "run")
-    config = json.loads((path / "config.json").read_text())
     for field, value in changes.items():
         section, name = field.split("__")
-        config[section][name] = value
-    (path / "config.json").write_text(json.dumps(config))
+        with edited(path / "config.json") as config:
+            config[section][name] = value
+        with edited(path / "checkpoints" / "8" / "about" / "metadata") as about:
+            about["settings"][f"{section}.{name}"] = value
     return path
 
 

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from finished_runs import edited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
-from rxrx1_jax.training import optimizers, run_dir, train
+from rxrx1_jax.training import environment, optimizers, run_dir, train
 
 DATA = {"version": "2.0.0", "data": "a1", "split": "b2", "order": "c3"}
 
@@ -80,10 +81,17 @@ def opened(workdir, data=DATA, **changes):
     return json.loads((workdir / "config.json").read_text())
 
 
+def begun(workdir):
+    """The settings of a run that there is something to resume of."""
+    settings = opened(workdir)
+    (workdir / "checkpoints" / "7").mkdir(parents=True)
+    return settings
+
+
 def test_same_settings_open_a_run_again(tmp_path):
     for name in (".lock", "environment.json", ".config.json.0a1b.tmp"):  # of one that was killed
         (tmp_path / name).write_text("")
-    settings = opened(tmp_path)
+    settings = begun(tmp_path)
     assert settings["optim"]["epochs"] == 90 and settings["dataset"] == DATA
     assert settings["made_with"]["settings"] == config_lib.VERSION
     assert settings["made_with"]["devices"] == f"{jax.device_count()} x cpu"
@@ -105,19 +113,45 @@ def test_same_settings_open_a_run_again(tmp_path):
     ],
 )
 def test_another_run_in_the_directory_is_refused(tmp_path, changes, said):
+    """Once there is something to resume from; before that it is begun again."""
     opened(tmp_path)
+    assert opened(tmp_path, data__fold=2)["data"]["fold"] == 2
+    begun(tmp_path)
     with pytest.raises(run_dir.RunError, match=said):
         opened(tmp_path, **changes)
 
 
-def test_the_order_of_records_binds_a_run_until_it_is_complete(tmp_path):
+NUMERICS = {
+    "JAX_ENABLE_X64": "true", "JAX_DEFAULT_MATMUL_PRECISION": "float32",
+    "XLA_FLAGS=--xla_gpu_deterministic_ops": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMERICS)
+def test_a_run_is_resumed_with_the_numerics_it_was_begun_with(tmp_path, monkeypatch, capsys, name):
+    begun(tmp_path)
+    assert environment.numerics().keys() == NUMERICS.keys()
+    with edited(tmp_path / "config.json") as settings:
+        settings["made_with"]["cores"] = 4711
     opened(tmp_path)
+    assert "4711" in capsys.readouterr().err
+    with edited(tmp_path / "config.json") as settings:
+        settings["made_with"][name] = NUMERICS[name]
+    with pytest.raises(run_dir.RunError, match=f"{name}={NUMERICS[name]}"):
+        opened(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    with jax.enable_x64(True), jax.default_matmul_precision("float32"):
+        assert environment.numerics() == NUMERICS
+
+
+def test_the_order_of_records_binds_a_run_until_it_is_complete(tmp_path):
+    begun(tmp_path)
     (tmp_path / "results.json").write_text('{"step": 8, "total_steps": 8}')
     opened(tmp_path, {**DATA, "order": "other"})
 
 
 def test_settings_of_another_version_of_the_program(tmp_path):
-    settings = opened(tmp_path)
+    settings = begun(tmp_path)
     path = tmp_path / "config.json"
     del settings["optim"]["schedule"]
     path.write_text(json.dumps(settings))
@@ -212,8 +246,8 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(run_dir.subprocess, "run", missing)
-    assert run_dir.environment()["commit"] is None
+    monkeypatch.setattr(environment.subprocess, "run", missing)
+    assert environment.environment()["commit"] is None
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_modes_of_the_command_line(own_run, tmp_path):
     path = write_config(config, tmp_path / "config.py")
     for mode, said in [
         ("train", "complete"),
-        ("evaluate", f"{results['accuracy']['site']['all']:.4f}"),
+        ("evaluate", f"{100 * results['accuracy']['site']['all']:.1f} %"),
         ("predict", "predictions_all.parquet"),
         ("embed", "embeddings.parquet"),
     ]:
