@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,13 +68,19 @@ def start(part: Part, data: Path | None, seconds: float) -> dict[str, Any]:
     """`measure` in a process of its own; {"failed": why} where it gave nothing."""
     command = [sys.executable, "-m", "benchmarks.accelerator", "--out=.", "--part"]
     command += [json.dumps(dataclasses.asdict(part)), *([f"--data={data}"] if data else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"failed": "the time was up"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["killed"])[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    options: dict[str, Any] = dict(stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    with subprocess.Popen(command, **options) as process:
+        try:
+            out, said = process.communicate(timeout=seconds)
+        except BaseException as error:  # its own children, too, would keep the device
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                return {"failed": "the time was up"}
+            raise
+    if process.returncode:
+        return {"failed": (said.strip().splitlines() or ["killed"])[-1]}
+    return json.loads(out.splitlines()[-1])
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -108,7 +108,7 @@ def measure_setup(part: Part, prepare: Callable[[], Any]) -> dict[str, Any]:
         jax.block_until_ready(metrics)
 
     found["step"] = rate(step, part, part.rows * int(draw.count))
-    tested = np.arange(len(setup.images))
+    tested = np.arange(min(len(setup.images), part.sites))
     kept, draws = setup.evaluation_draws(tested)
     one, run = next(draws), setup.evaluator(steps.eval_step)
 

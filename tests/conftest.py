@@ -31,7 +31,9 @@ sys.modules["triton"] = None  # type: ignore[assignment]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Sets what JAX reads when it is first imported; workers and children inherit it."""
-    if config.option.markexpr != "accelerator":
+    if config.option.markexpr == "accelerator":
+        os.environ.setdefault("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")  # as in a run
+    else:
         devices = "1" if "not devices" in config.option.markexpr else "8"
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", devices)

@@ -163,12 +163,12 @@ def test_a_step_is_that_of_the_plain_network(dtype):
 
 @pytest.mark.accelerator
 def test_pmap_takes_the_step_of_jit_and_each_gives_the_same_bits_again():
-    found = []
+    found, batch = [], batch_of(8 * jax.device_count())
     for parallelism in ("jit", "jit", "pmap", "pmap"):
         axis = parallel.AXIS if parallelism == "pmap" else None
         spec = make_spec(ours(jnp.float32, axis))
         devices = OnDevices(parallelism, spec)
-        state, metrics = devices.train_step(devices.put(first_state(spec)), batch_of(16))
+        state, metrics = devices.train_step(devices.put(first_state(spec)), batch)
         found.append(jax.device_get((state.params, state.batch_stats, metrics)))
     jax.tree.map(np.testing.assert_array_equal, *found[:2])
     jax.tree.map(np.testing.assert_array_equal, *found[2:])
