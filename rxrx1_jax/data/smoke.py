@@ -44,7 +44,7 @@ def screen(size: int = 32, seed: int = 0) -> InMemory:
             light = _spots(rng, size, widths[sirna]) * (120 * colours[sirna] * gain)[:, None, None]
             planes.append(np.minimum(rng.poisson(light + 5), 255).astype(np.uint8))
     columns["sirna"] = [f"smoke{sirna}" for sirna in columns["sirna_id"]]
-    about = {"name": "smoke", "version": "1.0.0", "source": "synthetic"}
+    about = {"name": "smoke", "version": "1.0.0", "source": "drawn in memory"}
     return InMemory(np.stack(planes), columns, about=about)
 
 
