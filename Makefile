@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= data
 FOLDS  ?= 0 1 2
-# The dataset of the demo: what `tfds build --config=` takes, its name, and where its runs go.
+# The dataset of the demo: the --config of its build, its name, and where its runs go.
 BUILD  ?= synthetic
 SCREEN ?= synthetic
 RUNS   ?= runs/demo
@@ -20,7 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.demo: pyproject.toml
-	@echo "Installing rxrx1_jax and what \`tfds build\` needs into $(VENV): 3 GB, some minutes."
+	@echo "Installing rxrx1_jax and what builds datasets into $(VENV): 3 GB, some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[build]'
 	@touch $@
@@ -38,8 +38,7 @@ $(VENV)/.analysis: $(VENV)/.demo
 
 # Every step reuses what is there: the screen, the records, finished runs.
 $(RECORDS): | $(VENV)/.demo
-	@TF_CPP_MIN_LOG_LEVEL=3 \
-	  $(BIN)/tfds build tfds_builder/rxrx1 --config='$(BUILD)' --data_dir=$(DATA)
+	@$(BIN)/python -m tfds_builder.rxrx1 build --config='$(BUILD)' --data_dir=$(DATA)
 
 # PROTOCOL-NORMALISATION-FOLD of each run.
 DEMO = $(foreach fold,$(FOLDS),batch-plate_control-$(fold) random_site-plate_control-$(fold) \

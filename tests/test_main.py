@@ -41,7 +41,7 @@ def test_help_names_modes_fields_and_an_example(capsys, flag):
         (["--conf=demo"], "--conf=demo"),
         (["demo"], "demo"),
         (["--config=demo", "--config.model.name=resnet7"], "resnet18"),
-        (["--config=demo", "--config.data.dir=nowhere"], "tfds build"),
+        (["--config=demo", "--config.data.dir=nowhere"], "rxrx1 build"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, said):

@@ -106,7 +106,7 @@ def test_commands_find_configs_by_name_and_by_path(python, folder):
             code, _, err = run(python, folder, *given)
             # The config was found; the dataset is not there.
             assert code == 1 and err.startswith("error: dataset rxrx1/"), err
-            assert "tfds build" in err and "\n" not in err
+            assert "tfds_builder.rxrx1 build" in err and "\n" not in err
 
 
 @pytest.mark.parametrize(

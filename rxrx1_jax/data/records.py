@@ -48,13 +48,9 @@ def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
         if _is_built(path)
     )
     config = base.rpartition("/")[2]
-    # The path of our builder works in a clone alone; its module wherever the project is installed.
-    builder = "tfds_builder/rxrx1"
-    if not Path(builder).is_dir():
-        builder = "--imports=tfds_builder.rxrx1 rxrx1"
     raise DatasetError(
         f"dataset {name} not found in {root} (found: {', '.join(built) or 'none'}); build it with"
-        f" `tfds build {builder} --config={config} --data_dir={root}`"
+        f" `python -m tfds_builder.rxrx1 build --config={config} --data_dir={root}`"
     )
 
 

@@ -227,7 +227,7 @@ def test_find_dataset(copy):
         with pytest.raises(DatasetError) as error:
             find_dataset(data_dir, name)
         config = name.split("/")[1].split(":")[0]
-        assert f"tfds build tfds_builder/rxrx1 --config={config} " in str(error.value)
+        assert f"tfds_builder.rxrx1 build --config={config} " in str(error.value)
         assert "rxrx1/tiny:9.9.0" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(DatasetError, match="found: none"):
         find_dataset(data_dir / "nowhere", "rxrx1/tiny")
