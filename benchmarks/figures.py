@@ -182,7 +182,8 @@ def _draw(run: Path, picture: Path) -> None:
     with tempfile.TemporaryDirectory() as out:
         chosen = ("--cell_type=HUVEC", "--sirna_id=0", f"--out={out}")
         _run("tfds_builder.rxrx1", "show", os.path.join(data["dir"], data["name"]), *chosen)
-        with Image.open(Path(out) / "sirna_0_HUVEC.png") as drawn:
+        (path,) = Path(out).glob("*_sirna_0_*_HUVEC.png")
+        with Image.open(path) as drawn:
             drawn.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
                 picture, optimize=True
             )

@@ -9,6 +9,7 @@ DIR is DATA_DIR/rxrx1/CONFIG, or the folder of one version in it.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__.strip())
         return 1
     options = argparse.Namespace(command="build") if arguments[0] == "build" else parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may know no letters but ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     with quiet():
         from .build import build, one_line  # TensorFlow, which `--help` does without
 
@@ -32,8 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command == "build":
                 folder = build(arguments[1:])
                 print(f"{folder} is there; python -m tfds_builder.rxrx1 show draws what it holds")
-                return 0
-            return look(options)
+                code = 0
+            else:
+                code = look(options)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # who reads the output, `| head`, has seen enough
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            return 1
         except (Exception, KeyboardInterrupt) as error:
             print(one_line(error), file=sys.stderr)
             return 130 if isinstance(error, KeyboardInterrupt) else 1
@@ -73,16 +83,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="read every record; without it, all records of one experiment of each cell type",
     )
-    show_parser = commands.add_parser("show", help="draw a plate, an siRNA and a site")
+    show_parser = commands.add_parser("show", help="draw plates, an siRNA and a site")
     show_parser.add_argument("--out", required=True, help="folder of the PNG files")
-    show_parser.add_argument("--experiment", help="of the plate and the site (default: the first)")
-    show_parser.add_argument("--plate", type=int, help="1 to 4 (default: the first there is)")
+    show_parser.add_argument("--experiment", help="default: the first, or the first with the siRNA")
+    show_parser.add_argument("--plate", type=int, help="1 to 4; default: the first there is")
     show_parser.add_argument(
         "--sirna_id", type=int, help="default: the first treatment on the plate"
     )
-    show_parser.add_argument(
-        "--cell_type", help="this one alone; its siRNA is drawn as counts and standardised"
-    )
+    show_parser.add_argument("--cell_type", help="its experiments alone, and so more of them")
     table_parser = commands.add_parser(
         "table", help="write the table of sites that training needs, for a dataset of version 1"
     )

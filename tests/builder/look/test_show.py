@@ -1,5 +1,10 @@
 """`show`: the right sites in the right places, and contrast against NumPy."""
 
+import io
+import os
+import shutil
+import sys
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -14,48 +19,97 @@ from tfds_builder.rxrx1.look import figures, show, stored  # noqa: E402
 ROWS = {row["site_id"]: row for row in tiny_rows()}
 
 
-@pytest.fixture(scope="module")
-def builder(tiny):
-    return stored.open_dataset(tiny.dataset)
+@pytest.fixture
+def draw(tiny, tmp_path, monkeypatch):
+    """draw(options) -> {kind: (what its figure was drawn from, the figure)}; `names` of files."""
+    drawn = {}
+
+    def noted(kind):
+        make = getattr(show, f"{kind}_figure")
+
+        def figure(*given):
+            drawn[kind] = given[0], make(*given)
+            return drawn[kind][1]
+
+        monkeypatch.setattr(show, f"{kind}_figure", figure)
+
+    for kind in ("plate", "maps", "sirna", "site"):
+        noted(kind)
+    monkeypatch.setattr(show, "DPI", 40)
+
+    def run(**options):
+        drawn.clear()
+        paths = show.show(stored.open_dataset(tiny.dataset), tmp_path / "out", **options)
+        drawn["names"] = [path.name.removeprefix("tiny_") for path in paths]
+        return drawn
+
+    return run
 
 
-def test_three_pictures_are_written(tiny, tmp_path, capsys):
+def test_four_pictures_are_written(tiny, tmp_path, capsys):
     out = tmp_path / "new" / "pictures"
     assert main(["show", str(tiny.dataset.parent), f"--out={out}"]) == 0
-    paths = sorted(out.iterdir())
-    # the lowest treatment on the first plate that HUVEC, the paper's first cell type, has
-    names = [path.name for path in paths]
-    assert names[:2] == ["plate_HUVEC-01_1.png", "sirna_0.png"]
-    site = ROWS[names[2].removeprefix("site_").removesuffix(".png")]
-    assert (site["experiment"], site["plate"], site["sirna_id"]) == ("HUVEC-01", "1", "0")
-    assert sorted(capsys.readouterr().out.split()) == sorted(map(str, paths))
+    paths = capsys.readouterr().out.split()
+    assert sorted(paths) == sorted(map(str, out.iterdir()))
+    # the lowest treatment on the first plate of HUVEC, the paper's first cell type
+    assert [os.path.basename(path) for path in paths] == [
+        "tiny_plate_HUVEC-01_1.png",
+        "tiny_maps_HUVEC-01_1_2.png",
+        "tiny_sirna_0_HUVEC-01_1.png",
+        "tiny_site_HUVEC-01_1_D04_2.png",
+    ]
     for path in paths:
         picture = imread(path)  # RGBA in 0..1
         assert picture.shape[0] > 700 and picture.shape[1] > 900
         assert picture[..., :3].std() > 0.05
 
 
-def test_choice_on_the_command_line(tiny, tmp_path):
-    options = ["--experiment=U2OS-01", "--plate=2", "--sirna_id=1107"]
-    assert main(["show", str(tiny.dataset), f"--out={tmp_path}", *options]) == 0
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names[:2] == ["plate_U2OS-01_2.png", "sirna_1107.png"]
-    assert ROWS[names[2].removeprefix("site_").removesuffix(".png")]["sirna_id"] == "1107"
+@pytest.mark.parametrize(
+    ("options", "plate", "second", "sirna", "site"),
+    [
+        ({"experiment": "U2OS-01", "plate": 2, "sirna_id": 1107}, "U2OS-01_2", 1, "1107", "O23_1"),
+        ({"plate": 2}, "HUVEC-01_2", 1, "0", "D04_1"),
+        ({"sirna_id": 1}, "HUVEC-01_2", 1, "1", "D05_1"),
+        ({"sirna_id": 1138, "cell_type": "U2OS"}, "U2OS-01_1", 2, "1138", "B02_1"),
+        ({"sirna_id": 1109, "experiment": "HUVEC-02"}, "HUVEC-02_2", 1, "1109", "C07_1"),
+    ],
+)
+def test_names_carry_what_was_asked(draw, options, plate, second, sirna, site):
+    of_type = f"_{options['cell_type']}" if "cell_type" in options else ""
+    names = [f"plate_{plate}", f"maps_{plate}_{second}", f"sirna_{sirna}_{plate}{of_type}"]
+    names.append(f"site_{plate}_{site}")
+    assert [name.removesuffix(".png") for name in draw(**options)["names"]] == names
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("options", "says"),
     [
-        ("--experiment=RPE-01", "there are HUVEC-01, HUVEC-02, U2OS-01"),
-        ("--plate=3", "no plate 3 of HUVEC-01"),
-        ("--sirna_id=77", "no site of sirna_id 77"),
-        ("--cell_type=RPE", "there are HUVEC, U2OS"),
+        (["--experiment=RPE-01"], ["RPE-01", "HUVEC-01, HUVEC-02, U2OS-01"]),
+        (["--plate=3"], ["plate 3", "HUVEC-01", "1, 2"]),
+        (["--sirna_id=77"], ["sirna_id 77", "0, 1, 1107, 1108"]),
+        (["--cell_type=RPE"], ["RPE", "HUVEC, U2OS"]),
+        (["--experiment=U2OS-01", "--cell_type=HUVEC"], ["U2OS-01", "HUVEC-01, HUVEC-02"]),
+        # HUVEC-01 has siRNA 1 on plate 2 alone, and HUVEC-02 siRNA 1109
+        (["--sirna_id=1", "--plate=1"], ["1", "plate 1 of HUVEC-01;", "plate 2 of HUVEC-01"]),
+        (["--sirna_id=1109", "--plate=1", "--experiment=HUVEC-02"],
+         ["1109", "plate 1 of HUVEC-02;", "plate 2 of HUVEC-02"]),
     ],
-)
-def test_what_is_not_there(tiny, tmp_path, option, message, capsys):
-    assert main(["show", str(tiny.dataset), f"--out={tmp_path / 'x'}", option]) == 1
-    assert message in capsys.readouterr().err
+)  # fmt: skip
+def test_what_is_not_there(tiny, tmp_path, options, says, capsys):
+    assert main(["show", str(tiny.dataset), f"--out={tmp_path / 'x'}", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in says)
     assert not (tmp_path / "x").exists()
+
+
+def composites(images: np.ndarray) -> np.ndarray:
+    """[N, C, H, W] -> RGB, drawn with shared contrast."""
+    low, high = (
+        np.percentile(images, p, axis=(0, 2, 3))[:, None, None]
+        for p in faux_colours.COMPOSITE_PERCENTILES
+    )
+    planes = ((images - low) / np.maximum(high - low, 1)).clip(0, 1)
+    return 1 - np.prod(1 - planes[..., None] * faux_colours.CHANNEL_COLOURS[:, None, None], axis=1)
 
 
 def images_of(axis):
@@ -68,92 +122,83 @@ def images_of(axis):
     return found
 
 
-def test_every_well_of_the_plate_is_in_its_place(tiny, builder):
-    wells = show._read_plate(builder, "HUVEC-01", 2)
+def test_every_well_of_the_plate_is_in_its_place(tiny, draw):
     rows = [r for r in ROWS.values() if (r["experiment"], r["plate"]) == ("HUVEC-01", "2")]
     lowest = {r["well"]: r for r in sorted(rows, key=lambda r: r["site"], reverse=True)}
-    assert list(wells) == sorted(lowest)
-    axis = figures.plate_figure(wells).axes[0]
+    (axis,) = draw(plate=2)["plate"][1].axes
     drawn = images_of(axis)
-    places = {(int(well[1:]), ord(well[0]) - 64): row for well, row in lowest.items()}
-    assert set(drawn) == set(places)
-    pngs = np.stack([read_pngs(tiny.release, row) for row in lowest.values()])
-    low, high = (
-        np.percentile(pngs, p, axis=(0, 2, 3))[:, None, None]
-        for p in faux_colours.COMPOSITE_PERCENTILES
-    )
-    for place, row in places.items():
-        planes = ((read_pngs(tiny.release, row) - low) / (high - low)).clip(0, 1)
-        rgb = 1 - np.prod(
-            [
-                1 - p[..., None] * c
-                for p, c in zip(planes, faux_colours.CHANNEL_COLOURS, strict=True)
-            ],
-            axis=0,
-        )
-        np.testing.assert_allclose(drawn[place], rgb, atol=1e-5)
-    assert sorted(text.get_text() for text in axis.texts) == sorted(
-        row["sirna_id"] for row in lowest.values()
-    )
+    expected = composites(np.stack([read_pngs(tiny.release, row) for row in lowest.values()]))
+    assert len(drawn) == len(lowest)
+    for well, rgb in zip(lowest, expected, strict=True):
+        np.testing.assert_allclose(drawn[int(well[1:]), ord(well[0]) - 64], rgb, atol=1e-5)
+    ids = sorted(row["sirna_id"] for row in lowest.values())
+    assert sorted(text.get_text() for text in axis.texts) == ids
     outlined = [patch for patch in axis.patches if not patch.get_fill()]
     assert len(outlined) == sum(row["well_type"] != "treatment" for row in lowest.values())
-    filled = [patch for patch in axis.patches if patch.get_fill()]
-    assert len(filled) == 384 - len(lowest)
+    assert len(axis.patches) - len(outlined) == 384 - len(lowest)
     assert "HUVEC-01, plate 2" in axis.get_title(loc="left")
 
 
-def test_plate_with_a_missing_first_site_and_an_unknown_label(builder):
-    wells = show._read_plate(builder, "HUVEC-01", 1)
-    assert wells["D04"].fields["site"] == 2 and wells["C03"].fields["site"] == 1
-    assert "site 2 where it is missing" in figures.plate_figure(wells).axes[0].get_title(loc="left")
-    unlabelled = show._read_plate(builder, "HUVEC-02", 2)
-    texts = [text.get_text() for text in figures.plate_figure(unlabelled).axes[0].texts]
+def test_plate_with_a_missing_first_site_and_an_unknown_label(draw):
+    pictures, figure = draw(experiment="HUVEC-01", plate=1)["plate"]
+    sites = {picture.fields["well"]: picture.fields["site"] for picture in pictures}
+    assert (sites["D04"], sites["C03"]) == (2, 1)
+    assert "site 2" in figure.axes[0].get_title(loc="left")
+    texts = [t.get_text() for t in draw(experiment="HUVEC-02", plate=2)["plate"][1].axes[0].texts]
     assert texts.count("?") == 1 and "-1" not in texts
 
 
-def test_sirna_in_every_experiment(builder):
-    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), sorted(builder.info.splits))
-    assert list(sites) == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
-    assert {site.fields["sirna_id"] for site in sites.values()} == {1}
-    assert sites["HUVEC-01"].fields["plate"] == 2
-    axes = [axis for axis in figures.sirna_figure(sites).axes if axis.get_visible()]
-    assert [axis.get_title().split("\n")[0] for axis in axes] == list(sites)
-    # the wanted experiment is among those shown, however many there are
-    show_all, show.SHOWN_EXPERIMENTS = show.SHOWN_EXPERIMENTS, 1
-    try:
-        names = sorted(builder.info.splits)
-        sites = show._read_sirna(builder, 1, ("HUVEC-02", None), names)
-    finally:
-        show.SHOWN_EXPERIMENTS = show_all
-    assert list(sites) == ["HUVEC-02", "U2OS-01"]
+def test_maps_of_two_plates_against_the_pngs(tiny, draw):
+    axes = draw(experiment="HUVEC-01", plate=2)["maps"][1].axes
+    maps = [axis for axis in axes if axis.get_images() and axis.get_title()]
+    assert len(maps) == 24
+    for number, axis in enumerate(maps):
+        channel, column = divmod(number, 4)
+        plate = (2, 1)[column % 2]
+        rows = [r for r in ROWS.values() if r["well_id"].startswith(f"HUVEC-01_{plate}_")]
+        pixels = {row["site_id"]: read_pngs(tiny.release, row)[channel] for row in rows}
+        controls = [pixels[r["site_id"]] for r in rows if r["well_type"] != "treatment"]
+        expected = np.full((16, 24), np.nan)
+        for well in {row["well"] for row in rows}:
+            sites = [pixels[row["site_id"]] for row in rows if row["well"] == well]
+            expected[ord(well[0]) - 65, int(well[1:]) - 1] = np.mean(sites)
+        if column >= 2:
+            expected = (expected - np.mean(controls)) / np.std(controls)
+        shown = np.ma.filled(axis.get_images()[0].get_array(), np.nan)
+        np.testing.assert_allclose(shown, expected, atol=1e-4)
+        assert f"plate {plate}" in axis.get_title()
+        assert axis.get_images()[0].get_clim() == maps[number ^ 1].get_images()[0].get_clim()
 
 
-def test_sirna_of_one_cell_type_is_standardised_too(tiny, builder, tmp_path):
-    options = [f"--out={tmp_path}", "--cell_type=HUVEC", "--sirna_id=1"]
-    assert main(["show", str(tiny.dataset), *options]) == 0
-    assert (tmp_path / "sirna_1_HUVEC.png").exists()
-    names = ["HUVEC-01", "HUVEC-02"]
-    sites = show._read_sirna(builder, 1, ("HUVEC-01", 2), names)
-    axes = [axis for axis in figures.sirna_figure(sites).axes if axis.get_visible()]
-    drawn = [np.asarray(axis.get_images()[0].get_array()) for axis in axes]
-    assert len(drawn) == 4  # two rows of two experiments
-    standardised = np.stack([
-        (site.image - site.fields["control_mean"][:, None, None])
-        / site.fields["control_std"][:, None, None]
-        for site in sites.values()
-    ])  # fmt: skip
-    low, high = (
-        np.percentile(standardised, p, axis=(0, 2, 3))[:, None, None]
-        for p in faux_colours.COMPOSITE_PERCENTILES
+def test_sirna_has_the_same_site_number_in_every_experiment(draw, monkeypatch):
+    pictures, figure = draw(sirna_id=0)["sirna"]  # of HUVEC-01, plate 1, site 2 alone is there
+    assert [p.fields["experiment"] for p in pictures] == ["HUVEC-01", "HUVEC-02", "U2OS-01"]
+    assert {(p.fields["sirna_id"], p.fields["site"]) for p in pictures} == {(0, 2)}
+    titles = [axis.get_title().split("\n")[0] for axis in figure.axes if axis.get_visible()]
+    assert sorted(titles) == sorted([p.fields["experiment"] for p in pictures] * 2)
+    # the one that was asked for is among those shown, however many there are
+    monkeypatch.setattr(show, "SHOWN_OF_MANY", 1)
+    shown = [
+        p.fields["well_id"] for p in draw(experiment="HUVEC-02", plate=2, sirna_id=1)["sirna"][0]
+    ]
+    assert [well[:10] for well in shown] == ["HUVEC-02_2", "U2OS-01_1_"]
+
+
+def test_sirna_as_counts_and_standardised(tiny, draw):
+    pictures, figure = draw(sirna_id=1, cell_type="HUVEC")["sirna"]
+    images = np.stack([read_pngs(tiny.release, ROWS[p.fields["site_id"]]) for p in pictures])
+    mean, std = (
+        np.stack([p.fields[name] for p in pictures])[..., None, None]
+        for name in ("control_mean", "control_std")
     )
-    planes = ((standardised - low) / np.maximum(high - low, 1)).clip(0, 1)
-    colours = faux_colours.CHANNEL_COLOURS[:, None, None]
-    expected = 1 - np.prod(1 - planes[..., None] * colours, axis=1)
-    np.testing.assert_allclose(drawn[2:], expected, atol=1e-5)
+    drawn = [np.asarray(axis.get_images()[0].get_array()) for axis in figure.axes]
+    assert len(drawn) == 4  # two rows of two experiments
+    np.testing.assert_allclose(drawn[:2], composites(images), atol=1e-5)
+    np.testing.assert_allclose(drawn[2:], composites((images - mean) / std), atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [3, 6])
-def test_channels_of_one_site(tiny, builder, channels):
+def test_channels_of_one_site(tiny, channels):
     row = ROWS["HUVEC-01_2_D05_1"]
     image = read_pngs(tiny.release, row)[:channels]
     fields = row | {"sirna_id": int(row["sirna_id"])}
@@ -170,7 +215,7 @@ def test_channels_of_one_site(tiny, builder, channels):
             without = {"cyan": 0, "magenta": 1, "yellow": 2}[colour]
             assert bright[without] == 0 and np.delete(bright, without).min() == 1
         assert drawn[plane <= np.percentile(plane, 1)].max() == 0
-        assert f"{plane.min()} to {plane.max()} counts" in axis.get_title()
+        assert f"{plane.min()} to {plane.max()}" in axis.get_title()
 
 
 def test_thumbnail_averages_blocks():
@@ -181,7 +226,62 @@ def test_thumbnail_averages_blocks():
     np.testing.assert_array_equal(show._thumbnail(image[:, :64, :64]), image[:, :64, :64])
 
 
-def test_folder_that_cannot_be_made(tiny, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["show", str(tiny.dataset), f"--out={tmp_path / 'file'}"]) == 1
-    assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
+def test_images_of_array_records(tiny, array_record):
+    builder = stored.open_dataset(array_record)
+    rows = stored.read_table(builder).to_pylist()[::-7]
+    for row, image in zip(rows, stored.read_images(builder, rows), strict=True):
+        np.testing.assert_array_equal(image, read_pngs(tiny.release, ROWS[row["site_id"]]))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "out", "says"),
+    [
+        ("gs://bucket/rxrx1", "x", "gs://bucket/rxrx1"),
+        ("{tiny}", "s3://bucket/x", "s3://bucket/x"),
+        ("~nobody-has-this-name/x", "x", "nobody-has-this-name"),
+        ("{tiny}", "~nobody-has-this-name/x", "nobody-has-this-name"),
+        ("nowhere", "x", "nowhere"),
+        ("{tiny}", "file", "file"),
+    ],
+)
+def test_paths_that_cannot_be_used(tiny, tmp_path, monkeypatch, capsys, dataset, out, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["show", dataset.format(tiny=tiny.dataset), f"--out={out}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", ["verify", "show", "table"])
+def test_home_brackets_and_letters_in_paths(tiny, tmp_path, monkeypatch, command):
+    """On a terminal that knows ASCII alone."""
+    folder = tmp_path / "try [1] *" / "d\u00e9j\u00e0" / tiny.dataset.name
+    shutil.copytree(tiny.dataset, folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(show, "DPI", 40)
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    options = ["--out=~/pictures"] if command == "show" else []
+    if command != "table":
+        for path in (*folder.iterdir(), folder, folder.parent):
+            path.chmod(path.stat().st_mode & 0o555)  # nothing is written there
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert main([command, f"~/try [1] */{folder.parent.name}", *options]) == 0
+    if command != "table":
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    text = printed.buffer.getvalue().decode("ascii")
+    assert ("pictures/" if command == "show" else r"d\xe9j\xe0") in text
+    assert len(list(tmp_path.glob("pictures/*"))) == (4 if command == "show" else 0)
+
+
+def test_reader_that_leaves_early(tiny, tmp_path, monkeypatch, capsys):
+    """`| head -1`, which may be gone before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
+        assert main(["verify", str(tiny.dataset)]) == 1
+        pipe.write("more")  # as Python flushes it at its end
+    assert capsys.readouterr().err == ""

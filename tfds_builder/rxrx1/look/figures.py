@@ -5,6 +5,7 @@ share their contrast, so that differences between them are those of the data.
 """
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +25,13 @@ EMPTY = "#EDEDED"
 class Picture(NamedTuple):
     """One site of the dataset."""
 
-    fields: dict[str, Any]  # of the record, but the image
+    fields: Mapping[str, Any]  # of the table of sites
     image: np.ndarray  # [C, H, W] uint8, or float32 of a thumbnail
 
 
-def plate_figure(wells: dict[str, Picture]) -> Figure:
-    """The map of one plate; {well: one of its sites}, thumbnails."""
+def plate_figure(pictures: Sequence[Picture]) -> Figure:
+    """The map of one plate: thumbnails of one site of each well."""
+    wells = {picture.fields["well"]: picture for picture in pictures}
     limits = faux_colours.contrast_limits(
         [well.image for well in wells.values()], faux_colours.COMPOSITE_PERCENTILES
     )
@@ -84,44 +86,91 @@ def plate_figure(wells: dict[str, Picture]) -> Figure:
     return figure
 
 
-def sirna_figure(sites: dict[str, Picture]) -> Figure:
-    """One siRNA: {experiment: site}, a row for each cell type.
+def maps_figure(plates: Sequence[Sequence[Mapping[str, Any]]], pixels: int) -> Figure:
+    """Mean of each channel over each well of one or two plates: counts beside standardised.
 
-    A single cell type has two rows: the counts, and these standardised by the plate's controls.
+    plates: the sites of each plate, as rows of the table of sites; pixels: of one channel.
     """
-    rows: dict[str, list[Picture]] = {}
-    for site in sites.values():
-        rows.setdefault(site.fields["cell_type"], []).append(site)
-    if len(rows) == 1:
-        (members,) = rows.values()
-        rows = {
-            "counts": members,
-            "standardised by\nthe plate's controls": [_standardised(site) for site in members],
-        }
-    columns = max(map(len, rows.values()))
-    figure = Figure(
-        figsize=(max(2.1 * columns + 0.6, 6), 2.35 * len(rows) + 1), layout="constrained"
+    channels = len(plates[0][0]["pixel_sum"])
+    counts, standardised = np.full((2, len(plates), channels, ROWS, COLUMNS), np.nan)
+    for number, sites in enumerate(plates):
+        for well in {site["well"] for site in sites}:
+            means = [np.array(s["pixel_sum"]) / pixels for s in sites if s["well"] == well]
+            place = number, slice(None), ord(well[0]) - ord("A"), int(well[1:]) - 1
+            counts[place] = np.mean(means, axis=0)
+        mean, std = (np.array(sites[0][name]) for name in ("control_mean", "control_std"))
+        scale = np.where(std > 0, std, 1)[:, None, None]
+        standardised[number] = (counts[number] - mean[:, None, None]) / scale
+    figure = Figure(figsize=(7.6 * len(plates) + 1, 2.05 * channels + 1.4), layout="constrained")
+    grid = figure.subplots(channels, 2 * len(plates), squeeze=False)
+    for channel, line in enumerate(grid):
+        for kind, values in (("counts", counts), ("standardised", standardised)):
+            planes = values[:, channel]
+            low, high = np.nanpercentile(planes, (1, 99))
+            style = {"cmap": "viridis", "vmin": low, "vmax": high}
+            if kind == "standardised":
+                widest = max(-low, high)
+                style = {"cmap": "RdBu_r", "vmin": -widest, "vmax": widest}
+            axes = line[: len(plates)] if kind == "counts" else line[len(plates) :]
+            for axis, plane, sites in zip(axes, planes, plates, strict=True):
+                axis.set_facecolor("#CCCCCC")  # darker than what is near zero
+                drawn = axis.imshow(plane, **style)
+                axis.set_xticks([0, 11, 23], ["01", "12", "24"], fontsize=8)
+                axis.set_yticks([0, 7, 15], ["A", "H", "P"], fontsize=8)
+                median = f"median {np.nanmedian(plane):.2f}".replace("-0.00", "0.00")
+                axis.set_title(f"plate {sites[0]['plate']}, {kind}: {median}", fontsize=9)
+            figure.colorbar(drawn, ax=list(axes), shrink=0.9, aspect=14, pad=0.01)
+        line[0].set_ylabel(f"{channel + 1}  {faux_colours.CHANNELS[channel]}", fontsize=11)
+    first = plates[0][0]
+    figure.suptitle(
+        f"{first['experiment']} (cell type {first['cell_type']}): mean of each well", fontsize=14
     )
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (label, members) in zip(grid, rows.items(), strict=True):
-        limits = faux_colours.contrast_limits(
-            [site.image for site in members], faux_colours.COMPOSITE_PERCENTILES
-        )
-        for axis, site in zip(line, members, strict=False):
-            _draw(axis, faux_colours.composite(faux_colours.stretch(site.image, *limits)))
-            where = f"plate {site.fields['plate']}, {site.fields['well']}, site"
-            axis.set_title(
-                f"{site.fields['experiment']}\n{where} {site.fields['site']}", fontsize=8
+    text = (
+        "Each square is a well, the mean of its sites. Standardised: minus the mean of the plate's"
+        " controls, divided by the standard deviation of their pixels. Plates share their colours,"
+        " from percentile 1 to 99 of the wells. Grey: no image."
+    )
+    _caption(figure, text, width=int(16 * figure.get_figwidth()))
+    return figure
+
+
+def sirna_figure(sites: Sequence[Picture]) -> Figure:
+    """One siRNA across experiments: of each cell type the counts, and these standardised.
+
+    The two are beside each other; those of a single cell type are below each other.
+    """
+    types: dict[str, list[Picture]] = {}
+    for site in sites:
+        types.setdefault(site.fields["cell_type"], []).append(site)
+    columns, single = max(map(len, types.values())), len(types) == 1
+    down, across = (2, columns) if single else (len(types), 2 * columns)
+    figure = Figure(figsize=(max(2.1 * across + 0.6, 6), 2.35 * down + 1), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axis in grid.flat:
+        axis.set_visible(False)
+    for number, (cell_type, members) in enumerate(types.items()):
+        groups = {
+            f"{cell_type}, counts": members,
+            "standardised by\nits plate's controls": list(map(_standardised, members)),
+        }
+        for half, (label, group) in enumerate(groups.items()):
+            line = grid[half] if single else grid[number][half * columns :]
+            limits = faux_colours.contrast_limits(
+                [site.image for site in group], faux_colours.COMPOSITE_PERCENTILES
             )
-        for axis in line[len(members) :]:
-            axis.set_visible(False)
-        line[0].set_ylabel(label, fontsize=10)
-    fields = next(iter(sites.values())).fields
+            for axis, site in zip(line, group, strict=False):
+                axis.set_visible(True)
+                _draw(axis, faux_colours.composite(faux_colours.stretch(site.image, *limits)))
+                where = f"plate {site.fields['plate']}, {site.fields['well']}"
+                axis.set_title(f"{site.fields['experiment']}\n{where}", fontsize=8)
+            line[0].set_ylabel(label, fontsize=10)
+    fields = sites[0].fields
     what = f"{fields['sirna']}, {fields['well_type'].replace('_', ' ')}"
-    count = f"one site in each of {len(sites)} experiments"
+    count = f"site {fields['site']} of a well in each of {len(sites)} experiments"
     figure.suptitle(f"sirna_id {fields['sirna_id']} ({what}): {count}", fontsize=11)
-    channels = len(next(iter(sites.values())).image)
-    text = _contrast("all images of a row", "pixels", channels)
+    text = _contrast(
+        "the counts of a cell type, and by its standardised images", "pixels", len(sites[0].image)
+    )
     _caption(figure, text, width=int(16 * figure.get_figwidth()))
     return figure
 
@@ -171,7 +220,7 @@ def _standardised(site: Picture) -> Picture:
     return Picture(site.fields, (site.image - mean) / std)
 
 
-def _short_id(fields: dict[str, Any]) -> str:
+def _short_id(fields: Mapping[str, Any]) -> str:
     return "?" if fields["sirna_id"] == metadata.UNKNOWN else str(fields["sirna_id"])
 
 

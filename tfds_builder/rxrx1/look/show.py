@@ -1,25 +1,29 @@
-"""Pictures of a built dataset: a plate, one siRNA across experiments, the channels of one site.
+"""Pictures of a built dataset: plates, one siRNA across experiments, the channels of one site.
 
 This module chooses and reads the sites; `figures` draws them.
 """
 
 import io
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from .. import machine
 from ..release import metadata
 from . import stored
-from .figures import Picture, plate_figure, sirna_figure, site_figure
+from .figures import Picture, maps_figure, plate_figure, sirna_figure, site_figure
 
 THUMBNAIL = 64  # pixels of a well on the plate, at most
 SHOWN_EXPERIMENTS = 6  # of a cell type, at most
+SHOWN_OF_MANY = 3  # of each of several cell types
 DPI = 160
+
+Row = dict[str, Any]  # of the table of sites
 
 
 def show(
@@ -30,114 +34,93 @@ def show(
     sirna_id: int | None = None,
     cell_type: str | None = None,
 ) -> list[Path]:
-    """Writes three PNG files into `out` and returns their paths.
+    """Writes four PNG files into `out` and returns their paths.
 
     Args:
       builder: from `stored.open_dataset`.
-      experiment, plate: default: the first, cell types in the paper's order.
+      experiment: default: the first, cell types in the paper's order; with `sirna_id` and no plate,
+        the first that has it.
+      plate: default: the first; with `sirna_id`, the first that has it.
       sirna_id: default: the lowest treatment on the plate.
       cell_type: look at its experiments alone.
 
     Raises:
-      DatasetError: no such experiment, plate, siRNA or cell type; says which there are.
+      DatasetError: no such experiment, plate, siRNA or cell type; says where they are.
     """
-    stored_experiments = sorted(builder.info.splits, key=_order)
-    experiments = [e for e in stored_experiments if cell_type in (None, _cell_type(e))]
-    if not experiments:
-        raise stored.DatasetError(
-            f"no cell type {cell_type} in {builder.data_path}; there are"
-            f" {', '.join(dict.fromkeys(map(_cell_type, stored_experiments)))}"
-        )
-    experiment = experiment or experiments[0]
-    if experiment not in experiments:
-        raise stored.DatasetError(
-            f"no experiment {experiment} in {builder.data_path}; there are {', '.join(experiments)}"
-        )
-    wells = _read_plate(builder, experiment, plate)
-    plate = next(iter(wells.values())).fields["plate"]
-    if sirna_id is None:
-        fields = [well.fields for well in wells.values()]
-        treatments = [f for f in fields if f["well_type"] == "treatment"]
-        ids = {f["sirna_id"] for f in treatments} - {metadata.UNKNOWN}
-        sirna_id = min(ids, default=fields[0]["sirna_id"])
-    on_plate = any(well.fields["sirna_id"] == sirna_id for well in wells.values())
-    wanted = (experiment, plate if on_plate else None)
-    sites = _read_sirna(builder, sirna_id, wanted, experiments)
-    if not sites:
-        raise stored.DatasetError(
-            f"no site of sirna_id {sirna_id} in {builder.data_path}; on plate {plate} of"
-            f" {experiment} there are {sorted({w.fields['sirna_id'] for w in wells.values()})}"
-        )
-    site = sites.get(experiment) or next(iter(sites.values()))
-    figures = {
-        f"plate_{experiment}_{plate}.png": plate_figure(wells),
-        f"sirna_{sirna_id}{f'_{cell_type}' if cell_type else ''}.png": sirna_figure(sites),
-        f"site_{site.fields['site_id']}.png": site_figure(site),
+    sites, place = stored.read_table(builder), str(builder.data_path)
+    if cell_type is not None:
+        sites = _select(sites, "cell_type", cell_type, place, sites)
+    if experiment is None and (plate is not None or sirna_id is None):
+        experiment = min(sites["experiment"].unique().to_pylist(), key=_order)
+    part = sites
+    for name, value in (("experiment", experiment), ("plate", plate), ("sirna_id", sirna_id)):
+        if value is not None:
+            part = _select(part, name, value, place, sites)
+            place = f"plate {value} of {experiment}" if name == "plate" else str(value)
+    site = min(part.to_pylist(), key=_position)
+    plates = _plates(sites, site)
+    if sirna_id is None:  # and so all of a plate are left
+        known = [r for r in plates[0] if r["well_type"] == "treatment" and r["sirna_id"] >= 0]
+        site = min(known or plates[0], key=lambda row: (row["sirna_id"], *_position(row)))
+    shown = _of_sirna(sites, site)
+    pictures = list(map(Picture, shown, stored.read_images(builder, shown)))
+    wells = list({row["well"]: row for row in reversed(plates[0])}.values())[::-1]
+    images = map(_thumbnail, stored.read_images(builder, wells))
+    where = f"{site['experiment']}_{site['plate']}"
+    chosen = "_".join(filter(None, (str(site["sirna_id"]), where, cell_type)))
+    numbers = "_".join(str(rows[0]["plate"]) for rows in plates)
+    drawn = {
+        f"plate_{where}": plate_figure(list(map(Picture, wells, images))),
+        f"maps_{site['experiment']}_{numbers}": maps_figure(
+            plates, math.prod(builder.info.features["image"].shape[1:])
+        ),
+        f"sirna_{chosen}": sirna_figure(pictures),
+        f"site_{site['site_id']}": site_figure(pictures[shown.index(site)]),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
-        machine.write_whole(out / name, drawn.getvalue())
-    return [out / name for name in figures]
+    paths = [out / f"{builder.info.config_name}_{name}.png" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI, facecolor="white")
+        machine.write_whole(path, png.getvalue())
+    return paths
 
 
-def _read_plate(
-    builder: tfds.core.DatasetBuilder, experiment: str, plate: int | None
-) -> dict[str, Picture]:
-    """{well: thumbnail of its lowest site} of one plate, in the order of the wells."""
-    plates = sorted(map(int, builder.info.metadata["control_statistics"]["plate"][experiment]))
-    plate = plates[0] if plate is None else plate
-    if plate not in plates:
-        raise stored.DatasetError(
-            f"no plate {plate} of {experiment} in {builder.data_path}; there are {plates}"
-        )
-    wells: dict[str, Picture] = {}
-    for fields in _read(builder, experiment, f"Plate {plate} of {experiment}"):
-        well = wells.get(fields["well"])
-        if fields["plate"] == plate and (not well or fields["site"] < well.fields["site"]):
-            image = stored.inflate(fields.pop("image"), builder.info.features["image"].shape)
-            wells[fields["well"]] = Picture(fields, _thumbnail(image))
-    return dict(sorted(wells.items()))
+def _select(part: pa.Table, name: str, value: Any, place: str, sites: pa.Table) -> pa.Table:
+    """The rows of a part with this value. None: the error says where there are some."""
+    found = part.filter(pc.equal(part[name], value))
+    if len(found):
+        return found
+    rows = sites.filter(pc.equal(sites[name], value)).to_pylist() if name == "sirna_id" else []
+    here = set(part["experiment"].unique().to_pylist())
+    rows = [row for row in rows if row["experiment"] in here] or rows
+    there = sorted({f"plate {row['plate']} of {row['experiment']}" for row in rows})
+    if there:
+        raise stored.DatasetError(f"no {name} {value} on {place}; it is on {', '.join(there)}")
+    there = [str(other) for other in sorted(part[name].unique().to_pylist())]
+    raise stored.DatasetError(f"no {name} {value} in {place}; there are {', '.join(there)}")
 
 
-def _read_sirna(
-    builder: tfds.core.DatasetBuilder,
-    sirna_id: int,
-    wanted: tuple[str, int | None],
-    experiments: list[str],
-) -> dict[str, Picture]:
-    """{experiment: the first stored site of the siRNA}.
-
-    wanted: an experiment that is among those shown, and the plate there (None: any).
-    """
-    shape = builder.info.features["image"].shape
-    found: dict[str, Picture] = {}
-    for experiment in sorted(experiments, key=lambda name: name != wanted[0]):
-        of_cell_type = [name for name in found if _cell_type(name) == _cell_type(experiment)]
-        if len(of_cell_type) == SHOWN_EXPERIMENTS:
-            continue
-        plate = wanted[1] if experiment == wanted[0] else None
-        for fields in _read(builder, experiment, f"siRNA {sirna_id}, {experiment}"):
-            if fields["sirna_id"] == sirna_id and plate in (None, fields["plate"]):
-                image = stored.inflate(fields.pop("image"), shape)
-                found[experiment] = Picture(fields, image)
-                break
-    return {name: found[name] for name in experiments if name in found}
+def _plates(sites: pa.Table, site: Row) -> list[list[Row]]:
+    """The rows of the site's plate, and those of the next plate of its experiment if it has one."""
+    rows = sites.filter(pc.equal(sites["experiment"], site["experiment"])).to_pylist()
+    plates: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row["plate"] < site["plate"], *_position(row))):
+        plates.setdefault(row["plate"], []).append(row)
+    return [plates.pop(site["plate"]), *plates.values()][:2]
 
 
-def _read(
-    builder: tfds.core.DatasetBuilder, experiment: str, label: str
-) -> Iterator[dict[str, Any]]:
-    total = builder.info.splits[experiment].num_examples
-    with tqdm(total=total, desc=label, unit=" sites", leave=False) as bar:
-        for file in stored.experiment_files(builder, experiment):
-            for record in stored.read_records(file):
-                bar.update()
-                try:
-                    yield stored.parse(record)
-                except ValueError as error:
-                    raise stored.DatasetError(f"{file}: {error}; run verify on it") from error
+def _of_sirna(sites: pa.Table, site: Row) -> list[Row]:
+    """The same site number of the same siRNA in other experiments, that site among them."""
+    same = pc.and_(*(pc.equal(sites[name], site[name]) for name in ("sirna_id", "site")))
+    found = {site["experiment"]: site}
+    for row in sorted(sites.filter(same).to_pylist(), key=_position):
+        found.setdefault(row["experiment"], row)
+    of_type: dict[str, list[Row]] = {}
+    for row in found.values():
+        of_type.setdefault(row["cell_type"], []).append(row)
+    count = SHOWN_EXPERIMENTS if len(of_type) == 1 else SHOWN_OF_MANY
+    return sorted((row for rows in of_type.values() for row in rows[:count]), key=_position)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
@@ -148,10 +131,11 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     return blocks.mean((2, 4), dtype=np.float32)
 
 
-def _cell_type(experiment: str) -> str:
-    return experiment.rpartition("-")[0]
-
-
 def _order(experiment: str) -> tuple[int, str]:
     """Cell types in the paper's order."""
-    return [*metadata.CELL_TYPES, _cell_type(experiment)].index(_cell_type(experiment)), experiment
+    cell_type = experiment.rpartition("-")[0]
+    return [*metadata.CELL_TYPES, cell_type].index(cell_type), experiment
+
+
+def _position(row: Row) -> tuple:
+    return *_order(row["experiment"]), row["plate"], row["well"], row["site"]

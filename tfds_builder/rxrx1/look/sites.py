@@ -1,20 +1,22 @@
 """The table of sites, made again from the records: for datasets of version 1, and for `verify`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from .. import machine, table
-from ..examples import StoredImage, locate
+from ..examples import StoredImage
+from ..release import metadata
 from . import stored
+
+Entry = tuple[Path, Mapping[str, Any], StoredImage]  # file, fields of the record, its image
 
 
 def write_table(builder: tfds.core.DatasetBuilder) -> Path:
@@ -35,47 +37,62 @@ def write_table(builder: tfds.core.DatasetBuilder) -> Path:
             f"{folder} is stored as {info.file_format.value}, training reads tfrecord; build the"
             " dataset with --file_format=tfrecord"
         )
-    files = {
-        f: n for name in info.splits for f, n in stored.experiment_files(builder, name).items()
-    }
     shape = info.features["image"].shape
-    total = sum(files.values())
     records: list[tuple[int, dict[str, Any], StoredImage]] = []
-    with tqdm(total=total, desc="Reading", unit=" sites") as bar:
-        for number, (file, expected) in enumerate(files.items()):
+    files: dict[Path, int] = {}
+    for name in tqdm(info.splits, "Reading", unit=" experiments"):
+        for file, expected in stored.experiment_files(builder, name).items():
             before = len(records)
-            for fields, image in _read(file, shape):
-                records.append((number, fields, image))
-                bar.update()
+            for fields, image, fault in stored.read_sites(file, shape):
+                where = f"{file}, record {len(records) - before}"
+                faults = [f"{where}: {fault}"] if fault else site_faults(fields, where, name, info)
+                if image is None or faults:
+                    raise stored.DatasetError(f"{faults[0]}; restore the file or build again")
+                records.append((len(files), fields, image))
             if len(records) - before != expected:
                 raise stored.DatasetError(
                     f"{file}: {len(records) - before} records, expected {expected} by"
                     " dataset_info.json; restore the file or build the dataset again"
                 )
+            files[file] = file.stat().st_size
     for row, (_, fields, _) in zip(_release_rows(records, info.metadata), records, strict=True):
         fields["release_row"] = row
-    sizes = {file.name: file.stat().st_size for file in files}
+    sizes = {file.name: size for file, size in files.items()}
     entry = table.write(table.make(records, shape[0]), folder, sizes, shape[1])
     path = folder / "metadata.json"
-    metadata = json.loads(path.read_text()) | {"table": entry}
-    machine.write_whole(path, json.dumps(metadata).encode())
+    described = json.loads(path.read_text()) | {"table": entry}
+    machine.write_whole(path, json.dumps(described).encode())
     return folder / table.FILE
 
 
-def _read(file: Path, shape: Sequence[int]) -> Iterator[tuple[dict[str, Any], StoredImage]]:
-    def work(record: bytes) -> tuple[dict[str, Any], StoredImage]:
-        fields = stored.parse(record)
-        stream = fields.pop("image")
-        return fields, locate(record, stream, stored.inflate(stream, shape))
-
-    try:
-        yield from machine.map_in_order(work, stored.read_records(file))
-    except (LookupError, ValueError) as error:
-        if isinstance(error, stored.DatasetError):
-            raise
-        raise stored.DatasetError(
-            f"{file}: a record is no site ({error}); restore the file or build the dataset again"
-        ) from error
+def site_faults(
+    fields: Mapping[str, Any], where: str, experiment: str, info: tfds.core.DatasetInfo
+) -> list[str]:
+    """What a record of split `experiment` says that cannot be; [] if it is sane."""
+    faults = []
+    for name, feature in info.features.items():
+        value = fields.get(name)
+        kind = str if isinstance(feature, tfds.features.Text) else int
+        if name == "image":
+            continue  # `inflate` looks at it
+        if feature.shape:
+            numbers = np.asarray(value if isinstance(value, np.ndarray) else np.nan)
+            if numbers.shape != feature.shape or not ((numbers >= 0) & (numbers <= 255)).all():
+                faults.append(f"{name}: found {value}, expected {feature.shape} of 0 to 255")
+        elif not isinstance(value, kind):
+            faults.append(f"{name}: found {value!r}, expected {kind.__name__}")
+    if not faults:
+        row = {name: str(fields[name]) for name in metadata.COLUMNS}
+        try:
+            site = metadata.read_site(row, where, metadata.WILDS_DATASETS, named=False)
+        except metadata.ReleaseError as error:
+            return [str(error)]
+        for name, expected in (
+            ("experiment", experiment), ("row", site.row), ("column", site.column),
+        ):  # fmt: skip
+            if fields[name] != expected:
+                faults.append(f"{name}: found {fields[name]!r}, expected {expected!r}")
+    return [f"{where}, field {fault}" for fault in faults]
 
 
 def _release_rows(records: Sequence[table.Record], metadata: Mapping[str, Any]) -> list[int]:
@@ -91,32 +108,10 @@ def _release_rows(records: Sequence[table.Record], metadata: Mapping[str, Any]) 
     return rows.tolist()
 
 
-def read_table(builder: tfds.core.DatasetBuilder) -> pa.Table | None:
-    """The table of the dataset; None where it has none. Raises DatasetError, OSError."""
-    if "table" not in builder.info.metadata:
-        return None
-    path = Path(builder.data_path) / table.FILE
-    if table.digest(path.read_bytes()) != builder.info.metadata["table"]["sha256"]:
-        raise stored.DatasetError(f"{path}: its SHA-256 is not the one in metadata.json")
-    return pq.read_table(path)
-
-
 def table_faults(
-    found: pa.Table,
-    files: Sequence[Path],
-    metadata: Mapping[str, Any],
-    records: Sequence[tuple[Path, Mapping[str, Any], StoredImage]],
+    found: pa.Table, files: Sequence[Path], listed: Sequence[str], records: Sequence[Entry]
 ) -> list[str]:
-    """Rows of one experiment's files against its records: the first difference of a column."""
-    listed = dict(metadata["table"]["files"])
-    sizes = {file: file.stat().st_size for file in files}
-    faults = [
-        f"{file}: {size} bytes, {listed.get(file.name)} by metadata.json's table"
-        for file, size in sizes.items()
-        if size != listed.get(file.name)
-    ]
-    if faults:
-        return faults
+    """Rows of some of the `listed` files against their records: the first of each column."""
     numbers = {name: number for number, name in enumerate(listed)}
     shards = pa.array([numbers[file.name] for file in files], pa.int32())
     rows = found.filter(pc.is_in(found["shard"], shards))
@@ -124,6 +119,7 @@ def table_faults(
     again = table.make(ours, len(records[0][2].pixel_sum), ".tfrecord-" in files[0].name)
     if len(rows) != len(again):
         return [f"{table.FILE}: {len(rows)} rows of {files[0].name}, {len(again)} records"]
+    faults = []
     for name in sorted(set(again.column_names) - {"release_row"}):
         columns = (again["site_id"], rows[name], again[name])
         for site, said, is_ in zip(*(column.to_pylist() for column in columns), strict=True):

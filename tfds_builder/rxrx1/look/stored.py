@@ -5,19 +5,23 @@ TFRecord and ArrayRecord files are both read record by record, so that a fault h
 
 import contextlib
 import math
+import os
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import deflate
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from ..table import TFRECORD_FOOTER, TFRECORD_HEADER
+from .. import table
+from ..examples import StoredImage, locate
+from ..machine import map_in_order
 
 METADATA = ("source", "layout", "partitions", "control_pixels", "control_statistics")
 
@@ -43,6 +47,9 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
             f"{folder} holds no dataset_info.json; name the folder that `tfds build` finished,"
             " DATA_DIR/rxrx1/CONFIG/VERSION"
         )
+    for path in folder.iterdir():  # to open a pipe would be to wait for ever
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DatasetError(f"{path} is a named pipe, socket or device, expected a file")
     try:
         builder = tfds.builder_from_directory(folder)
         features = builder.info.features
@@ -50,7 +57,8 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
         metadata = builder.info.metadata or {}
     except Exception as error:  # TFDS lets the errors of several parsers through
         raise DatasetError(
-            f"{folder}: its JSON files cannot be read ({error}); build the dataset again"
+            f"{folder}: its JSON files cannot be read ({error}); restore them from a copy, or"
+            " build the dataset again"
         ) from error
     unknown = [name for name in METADATA if name not in metadata]
     if missing or unknown:
@@ -66,29 +74,48 @@ def experiment_files(builder: tfds.core.DatasetBuilder, experiment: str) -> dict
     return dict(zip(map(Path, split.filepaths), lengths, strict=True))
 
 
-def count_records(file: Path) -> int:
-    """How many records a file holds by its headers; their content is not read.
+def table_entry(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """What metadata.json says of the table of sites. Raises DatasetError where there is none."""
+    if "table" not in builder.info.metadata:
+        raise DatasetError(
+            f"{builder.data_path} has no {table.FILE}; write it first:"
+            f" python -m tfds_builder.rxrx1 table {builder.data_path}"
+        )
+    return builder.info.metadata["table"]
 
-    Raises DatasetError for a file that ends within a record, OSError where it is missing.
+
+def read_table(builder: tfds.core.DatasetBuilder) -> pa.Table:
+    """The table of sites; `record` is the position in the file. Raises DatasetError, OSError."""
+    path = Path(builder.data_path) / table.FILE
+    digest = table_entry(builder)["sha256"]
+    if table.digest(path.read_bytes()) != digest:
+        raise DatasetError(f"{path}: its SHA-256 is not the one in metadata.json")
+    sites = pq.read_table(path)
+    shards = sites["shard"].to_numpy()
+    return sites.append_column("record", [np.arange(len(shards)) - np.searchsorted(shards, shards)])
+
+
+def read_images(
+    builder: tfds.core.DatasetBuilder, rows: Iterable[Mapping[str, Any]]
+) -> Iterator[np.ndarray]:
+    """The image of each row of the table, uint8 [C, H, W].
+
+    Raises DatasetError: names the file and the site whose image is damaged.
     """
-    if _is_array_record(file):
-        file.stat()  # raises OSError; its reader would only say that something is wrong
+    files = [Path(builder.data_path) / name for name, _ in table_entry(builder)["files"]]
+    shape = builder.info.features["image"].shape
+    for row in rows:
+        file = files[row["shard"]]
         try:
-            with contextlib.closing(ArrayRecordReader(str(file))) as reader:
-                return reader.num_records()
+            if row["offset"] < 0:
+                with contextlib.closing(ArrayRecordReader(str(file))) as reader:
+                    stream = parse(reader.read([row["record"]])[0])["image"]
+            else:
+                with file.open("rb") as opened:
+                    stream = os.pread(opened.fileno(), row["size"], row["offset"])
+            yield inflate(stream, shape)
         except (ValueError, RuntimeError) as error:
-            raise DatasetError(f"{file}: not a whole ArrayRecord file ({error})") from error
-    total, count, position = file.stat().st_size, 0, 0
-    with file.open("rb", buffering=0) as opened:
-        while position < total:
-            header = opened.read(TFRECORD_HEADER)
-            if len(header) == TFRECORD_HEADER:
-                position += TFRECORD_HEADER + struct.unpack_from("<Q", header)[0] + TFRECORD_FOOTER
-            if len(header) < TFRECORD_HEADER or position > total:
-                raise DatasetError(f"{file}: record {count} is cut off at the end of the file")
-            opened.seek(position)
-            count += 1
-    return count
+            raise DatasetError(f"{file}, {row['site_id']}: {error}; run verify on it") from error
 
 
 def read_records(file: Path) -> Iterator[bytes]:
@@ -98,7 +125,7 @@ def read_records(file: Path) -> Iterator[bytes]:
     """
     number = 0
     try:
-        if _is_array_record(file):
+        if ".array_record-" in file.name:
             with contextlib.closing(ArrayRecordReader(str(file))) as reader:
                 for number in range(reader.num_records()):
                     yield reader.read([number])[0]
@@ -146,5 +173,24 @@ def inflate(stream: bytes, shape: Sequence[int]) -> np.ndarray:
     return np.frombuffer(plain, np.uint8).reshape(shape)
 
 
-def _is_array_record(file: Path) -> bool:
-    return ".array_record-" in file.name
+class Record(NamedTuple):
+    """What is kept of a record when its pixels have been dropped."""
+
+    fields: dict[str, Any]  # but the image; {} where it is no Example
+    image: StoredImage | None
+    fault: str  # why there is no image
+
+
+def read_sites(file: Path, shape: Sequence[int]) -> Iterator[Record]:
+    """The records of a file, parsed and inflated in threads. Raises DatasetError, OSError."""
+
+    def work(record: bytes) -> Record:
+        fields: dict[str, Any] = {}
+        try:
+            fields = parse(record)
+            stream = fields.pop("image", b"")
+            return Record(fields, locate(record, stream, inflate(stream, shape)), "")
+        except ValueError as error:
+            return Record(fields, None, str(error))
+
+    yield from map_in_order(work, read_records(file))

@@ -1,6 +1,6 @@
 """Checks a built dataset: is everything there, undamaged, and what the release says?
 
-Every file is counted by its headers. Records are read whole, compared with their checksums,
+The size of every file is compared. Records are read whole, compared with their checksums,
 inflated and looked at in one experiment of each cell type, or in all of them. Sums of control
 pixels are taken again from the stored images and must equal those in metadata.json exactly.
 """
@@ -8,18 +8,15 @@ pixels are taken again from the stored images and must equal those in metadata.j
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from .. import controls, machine
-from ..examples import StoredImage, locate
+from .. import controls
 from . import sites as tables
 from . import stored
-from .site_faults import site_faults
 
 # Sites of the whole release: metadata.csv of August 2020, and its experiments as parted by WILDS
 # v1.0 (https://github.com/p-lambda/wilds, wilds/datasets/rxrx1_dataset.py).
@@ -36,27 +33,22 @@ class Check(NamedTuple):
     faults: list[str]
 
 
-class _Site(NamedTuple):
-    """What is kept of a record when its image has been dropped."""
-
-    fields: dict[str, Any]
-    faults: list[str]  # of the fields
-    image: StoredImage | str  # or what is wrong with it; "" where the record holds none
-
-
 def verify(builder: tfds.core.DatasetBuilder, everything: bool = False) -> list[Check]:
     """All checks, in the order in which they are best read.
 
     Args:
       builder: from `stored.open_dataset`.
       everything: read all experiments, not one of each cell type.
+
+    Raises:
+      DatasetError: a dataset without a table of sites.
     """
     experiments = sorted(builder.info.splits)
     if not everything:
         first = {name.rpartition("-")[0]: name for name in reversed(experiments)}
         experiments = sorted(first.values())
     return [
-        *_check_files(builder),
+        _check_files(builder),
         _check_partitions(builder),
         *_check_contents(builder, experiments),
     ]
@@ -86,29 +78,22 @@ def report(builder: tfds.core.DatasetBuilder, checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _check_files(builder: tfds.core.DatasetBuilder) -> Iterator[Check]:
-    """Every file is there and holds as many records as dataset_info.json says."""
-    splits = sorted(builder.info.splits)
-    files = {
-        file: count
-        for name in splits
-        for file, count in stored.experiment_files(builder, name).items()
-    }
-    missing, wrong, total = [], [], 0
-    for file, expected in tqdm(files.items(), "Counting", unit=" files"):
+def _check_files(builder: tfds.core.DatasetBuilder) -> Check:
+    """Every file is there and has its size."""
+    sizes = dict(stored.table_entry(builder)["files"])
+    files = [
+        f for name in sorted(builder.info.splits) for f in stored.experiment_files(builder, name)
+    ]
+    faults = []
+    for file in files:
         try:
-            found = stored.count_records(file)
+            found = file.stat().st_size
         except OSError as error:
-            missing.append(f"{file}: {error.strerror}")
+            faults.append(f"{file}: {error.strerror}")
             continue
-        except stored.DatasetError as error:
-            wrong.append(str(error))
-            continue
-        total += found
-        if found != expected:
-            wrong.append(f"{file}: {found} records, expected {expected} by dataset_info.json")
-    yield Check("files", f"{len(files) - len(missing)} of {len(files)}", missing)
-    yield Check("records in them", f"{total:,} of {sum(files.values()):,}", wrong)
+        if found != sizes.get(file.name):
+            faults.append(f"{file}: {found} bytes, expected {sizes.get(file.name)}")
+    return Check("files", f"{len(files) - len(faults)} of {len(files)}", faults)
 
 
 def _check_partitions(builder: tfds.core.DatasetBuilder) -> Check:
@@ -143,79 +128,63 @@ def _check_contents(builder: tfds.core.DatasetBuilder, experiments: list[str]) -
     statistics: list[str] = []
     wrong_rows: list[str] = []
     records = plates = rows = 0
+    listed = dict(stored.table_entry(builder)["files"])
     try:
-        table = tables.read_table(builder)
+        table = stored.read_table(builder)
     except (stored.DatasetError, OSError) as error:
         table = None
         wrong_rows.append(str(error))
     total = sum(info.splits[name].num_examples for name in experiments)
     with tqdm(total=total, desc="Reading", unit=" sites") as bar:
         for experiment in experiments:
-            sites: dict[str, _Site] = {}
-            whole = True
-            entries: list[tuple[Path, Mapping[str, Any], StoredImage]] = []
-            files = list(stored.experiment_files(builder, experiment))
-            for file in files:
+            before = len(damaged) + len(insane) + len(images)
+            sites: dict[str, Mapping[str, Any]] = {}
+            entries: list[tables.Entry] = []
+            files = stored.experiment_files(builder, experiment)
+            for file, expected in files.items():
+                number = -1
                 try:
-                    for number, site in enumerate(_read(file, experiment, info.features)):
+                    found = stored.read_sites(file, info.features["image"].shape)
+                    for number, (fields, image, fault) in enumerate(found):
                         bar.update()
-                        records += 1
-                        key = str(site.fields.get("site_id", "no site_id"))
-                        where = f"{file}, record {number}, {key}:"
+                        key = str(fields.get("site_id", "no site_id"))
+                        where = f"{file}, record {number}, {key}"
                         if key in sites:
-                            insane.append(f"{where} the second record of this site")
-                        sites[key] = site
-                        insane += [f"{where} {fault}" for fault in site.faults]
-                        if isinstance(site.image, StoredImage):
-                            entries.append((file, site.fields, site.image))
-                        elif site.image:
-                            images.append(f"{where} {site.image}")
-                        whole &= isinstance(site.image, StoredImage) and not site.faults
+                            insane.append(f"{where}: the second record of this site")
+                        sites[key] = fields
+                        if fields:
+                            insane += tables.site_faults(fields, where, experiment, info)
+                        if image is None:
+                            (images if fields else insane).append(f"{where}: {fault}")
+                        else:
+                            entries.append((file, fields, image))
+                    if number + 1 != expected:
+                        damaged.append(f"{file}: {number + 1} records, expected {expected}")
                 except (stored.DatasetError, OSError) as error:
                     damaged.append(str(error))
-                    whole = False
-            insane += _partition_faults(experiment, sites, info.metadata)
-            if not whole:
+                records += number + 1
+            if len(damaged) + len(insane) + len(images) > before:
                 statistics.append(f"{experiment}: not compared, records of it are faulty")
                 continue
+            insane += _partition_faults(experiment, sites, info.metadata)
             statistics += _statistics_faults(experiment, entries, info)
-            plates += len({site.fields["plate"] for site in sites.values()})
+            plates += len({fields["plate"] for fields in sites.values()})
             if table is not None and entries:
-                wrong_rows += tables.table_faults(table, files, info.metadata, entries)
+                wrong_rows += tables.table_faults(table, list(files), list(listed), entries)
                 rows += len(entries)
     shown = f"{records:,} records, {len(experiments)} of {len(info.splits)} experiments"
     yield Check("checksums", shown, damaged)
     yield Check("features", shown, insane)
     yield Check("images", " x ".join(map(str, info.features["image"].shape)) + " each", images)
     yield Check("control statistics", f"{plates} plates, taken again", statistics)
-    listed = f"{rows:,} rows" if "table" in info.metadata else "none, written by `table`"
-    yield Check("table of sites", listed, wrong_rows)
-
-
-def _read(file: Path, experiment: str, features: tfds.features.FeaturesDict) -> Iterator[_Site]:
-    """The records of a file, inflated in threads."""
-
-    def work(record: bytes) -> _Site:
-        try:
-            fields = stored.parse(record)
-        except ValueError as error:
-            return _Site({}, [str(error)], "")
-        stream = fields.pop("image", b"")
-        faults = site_faults(fields, experiment, features)
-        try:
-            image = stored.inflate(stream, features["image"].shape)
-        except ValueError as error:
-            return _Site(fields, faults, str(error))
-        return _Site(fields, faults, locate(record, stream, image))
-
-    yield from machine.map_in_order(work, stored.read_records(file))
+    yield Check("table of sites", f"{rows:,} rows", wrong_rows)
 
 
 def _partition_faults(
-    experiment: str, sites: Mapping[str, _Site], metadata: Mapping[str, Any]
+    experiment: str, sites: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]
 ) -> list[str]:
     """An experiment is in one official partition, the one that metadata.json lists it in."""
-    found = {site.fields.get("dataset") for site in sites.values()}
+    found = {fields["dataset"] for fields in sites.values()}
     listed = {p for p, names in metadata["partitions"].items() if experiment in names}
     if not sites or found == listed:
         return []
@@ -223,9 +192,7 @@ def _partition_faults(
 
 
 def _statistics_faults(
-    experiment: str,
-    entries: Sequence[tuple[Path, Mapping[str, Any], StoredImage]],
-    info: tfds.core.DatasetInfo,
+    experiment: str, entries: Sequence[tables.Entry], info: tfds.core.DatasetInfo
 ) -> list[str]:
     """Stored sums and statistics against those of the stored images."""
     pixels = math.prod(info.features["image"].shape[1:])

@@ -102,7 +102,7 @@ def read_metadata(
     first: dict[tuple[str, Any], tuple[int, Site]] = {}  # (column, value) -> the first with it
     for line, row in rows(data, source, COLUMNS):
         where = f"{source}, line {line}"
-        site = _site(row, where, datasets)
+        site = read_site(row, where, datasets)
         if site.site_id in sites:
             raise ReleaseError(
                 f"{where}, field site_id: {site.site_id!r} is already on line"
@@ -206,8 +206,10 @@ def valid_ids(well_type: str) -> str:
     return f"{span} for a {well_type}"
 
 
-def _site(row: Mapping[str, str], where: str, datasets: Sequence[str]) -> Site:
-    """Validates one row on its own."""
+def read_site(
+    row: Mapping[str, str], where: str, datasets: Sequence[str], named: bool = True
+) -> Site:
+    """Validates one row on its own. named: a known sirna_id needs the siRNA's name."""
     choices = (
         ("cell_type", CELL_TYPES),
         ("dataset", datasets),
@@ -231,7 +233,7 @@ def _site(row: Mapping[str, str], where: str, datasets: Sequence[str]) -> Site:
         raise refusal(where, row, "sirna_id", valid_ids(well_type) + also)
     if unknown and sirna:
         raise refusal(where, row, "sirna", f"nothing, since sirna_id is {UNKNOWN} (unknown)")
-    if not unknown and not sirna:
+    if named and not unknown and not sirna:
         raise refusal(where, row, "sirna", f"a name, since sirna_id is {row['sirna_id']}")
     if not sirna.isprintable():
         raise refusal(where, row, "sirna", "a name of printable characters")

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from etils import epath
 
-from ..machine import is_remote
+from ..machine import expand, is_remote
 from .metadata import EXPERIMENT, TABLE_BYTES, ReleaseError
 
 TREES = ("images", "train", "test")  # top folders, of any layout
@@ -204,7 +204,7 @@ class Storage:
     """
 
     def __init__(self, root: epath.PathLike):
-        self.root = epath.Path(root).expanduser()
+        self.root = expand(root)
         self._folders: list[_Folder] = []
         self._archives: list[_Archive] = []
         self._holders: dict[str, _Folder | _Archive | None] = {}
