@@ -32,9 +32,9 @@ class OnDevices:
         rows = len(batch["label"])
         batch = {"site_index": jnp.arange(rows), **batch}
         by_row = NamedSharding(self.devices.mesh, PartitionSpec(None, parallel.AXIS))
-        index = jnp.zeros((1, rows), jnp.int32)
+        chosen = jnp.zeros((1, rows, 3), jnp.int32)
         parts = {name: jnp.asarray(x)[None] for name, x in batch.items()}
-        draw = Draw(*jax.device_put((index, index, index, parts), by_row), count=jnp.int32(1))
+        draw = Draw(*jax.device_put((chosen, parts), by_row), count=jnp.int32(1))
         return draw._replace(count=self.put(draw.count))
 
     def train_step(self, state, batch):

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 VERSION = 3  # of the settings; raise it when a field is added or changes its meaning
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
-FREE = ("data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism")
+FREE = (
+    "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism",
+)  # fmt: skip
 PATHS = ("data.dir", "train.parent")  # kept absolute
 
 # Setting -> module of our factories, whose names FIELDS lists.
@@ -57,7 +59,9 @@ FIELDS = {
     "data.sampler": Field(
         "shuffled", "sites of a batch", ("shuffled", "experiments", "cross_experiment_pairs")),
     "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
-    "data.threads": Field(8, "threads that read and inflate records, per host", least=1),
+    "data.threads": Field(0, "that read and inflate records, per host; 0 = as many as the cores"),
+    "data.cache": Field("auto", "where images are kept: auto = the first of these that fits", (
+        "auto", "device", "host", "none")),
     "model.name": Field("resnet50", "the network", (
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")),
     "model.width": Field(64, "channels of the first stage; 64 is the standard network", least=1),

@@ -17,6 +17,7 @@ import numpy as np
 
 from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.files import replacing
+from rxrx1_jax.data.images import CONTROL_TYPES
 
 PROTOCOLS = FIELDS["data.protocol"].valid
 FIXED = ("official", "wilds")  # nothing is drawn: one fold
@@ -194,6 +195,15 @@ def site_roles(split: Split, count: int) -> np.ndarray:
     for role, rows in {"train": split.train, "context": split.context, **split.scored}.items():
         roles[rows] = role
     return roles
+
+
+def train_rows(sites: np.ndarray, split: Split) -> np.ndarray:
+    """What a sampler may draw: the training sites, and as context the control wells of their
+    experiments that have no other role."""
+    context = site_roles(split, len(sites)) == "other"
+    context &= np.isin(sites["well_type"], CONTROL_TYPES)
+    context &= np.isin(sites["experiment"], sites["experiment"][split.train])
+    return np.union1d(split.train, np.flatnonzero(context))
 
 
 def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> None:

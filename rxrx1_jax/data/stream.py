@@ -10,7 +10,7 @@ Host h of n takes the h-th part of each batch, so the rows of a batch do not dep
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rxrx1_jax.data import normalisation, reading
 from rxrx1_jax.data.augmentations import Augment
+from rxrx1_jax.data.cache import Kept, fill
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.data.info import Info
+from rxrx1_jax.data.reading import Host
 from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.splits import Split
 
@@ -36,7 +37,8 @@ class Store(NamedTuple):
 
     columns: label, experiment, cell_type, plate, site_index int32 [m + 1]; mean and std float32
       [m + 1, C], absent where each image is normalised by its own pixels.
-    planes: uint8 [m + 1, C, H, W] where the data are kept on the device, else None.
+    planes: uint8 [n, C, H, W] where images are kept on the device, else None. With them
+      columns["place"], int32 [m + 1], is the row of planes.
     """
 
     columns: dict[str, Array]
@@ -44,43 +46,12 @@ class Store(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """k steps as the host decides them: row and epoch int32, mask bool, [k, N] each."""
+    """Up to k steps as the host decides them."""
 
-    row: Array  # of the store
-    epoch: Array  # how often the row came before
-    mask: Array  # false: the row counts nothing
+    # int32 [k, N, 3]: row of the store; epoch, how often it came before; mask, 0: it counts nothing
+    chosen: Array
     planes: Array  # uint8 [k, N, C, H, W], or None where they are in the store
-    count: Array  # int32 []: steps to run, 1 to k
-
-
-@dataclass(frozen=True)
-class Host:
-    """How this process reads, and where its arrays go.
-
-    mesh: of all devices, the rows of a batch lie along its first axis; None: the default device.
-    number, count: of this host, and how many there are; None: of the JAX processes.
-    """
-
-    threads: int = 8
-    prefetch: int = 4  # draws
-    mesh: Mesh | None = None
-    number: int | None = None
-    count: int | None = None
-
-    def place(self) -> tuple[int, int]:
-        number = jax.process_index() if self.number is None else self.number
-        count = jax.process_count() if self.count is None else self.count
-        if not 0 <= number < count:
-            raise ValueError(f"host {number} of {count}: expected 0 to {count - 1}")
-        return number, count
-
-    def put(self, tree: Any, by_row: bool) -> Any:
-        """The arrays on the devices: axis 1 over all of them, or a copy on each."""
-        if self.mesh is None:
-            return jax.device_put(tree)
-        spec = PartitionSpec(None, *self.mesh.axis_names) if by_row else PartitionSpec()
-        sharding = NamedSharding(self.mesh, spec)
-        return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
+    count: Array  # int32 []: steps to run, 1 to k; what follows them is blank
 
 
 @dataclass(frozen=True)
@@ -100,7 +71,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Stream:
-    """How sites become input; made once per run, checks itself. Raises ValueError."""
+    """How sites become input; made once per run, checks itself. Raises ValueError.
+
+    cache: where images are kept, as `cache.choose` gives it.
+    kept: rows that the device keeps together; None: those of a store, until the next one.
+    """
 
     images: Images
     split: Split
@@ -109,10 +84,14 @@ class Stream:
     augment: Augmentation = Augmentation()
     dtype: jax.typing.DTypeLike = jnp.float32
     host: Host = Host()
+    cache: str = "none"
+    kept: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         height, width = self.images.image_shape[1:]
-        crop = self.augment.crop
+        crop, seed = self.augment.crop, self.augment.seed
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed}: expected 0 to 2**32 - 1")
         if not 0 <= crop <= min(height, width):
             raise ValueError(
                 f"crop {crop}: expected 0 (none) to {min(height, width)} pixels, the image"
@@ -126,12 +105,37 @@ class Stream:
     def _blind(self) -> normalisation.Blind:
         return normalisation.Blind(self.images)
 
+    @cached_property
+    def _reader(self) -> Images:
+        return Kept(self.images) if self.cache == "host" else self.images
+
+    @cached_property
+    def _on_device(self) -> dict[str, Any]:
+        """rows and planes of the images that the device keeps."""
+        return {}
+
+    def _planes(self, rows: np.ndarray) -> tuple[np.ndarray, jax.Array]:
+        """The images that the device keeps, `rows` among them: their rows, and `cache.fill`."""
+        held = self._on_device
+        if not held or not np.isin(rows, held["rows"]).all():
+            held.clear()  # before the next ones take memory
+            wanted = rows if self.kept is None else np.union1d(rows, self.kept)
+            held.update(rows=wanted, planes=fill(self.images, wanted, self.host))
+        return held["rows"], held["planes"]
+
     def store(self, rows: np.ndarray, sirna_id: np.ndarray | None = None) -> Store:
         """What the device needs to know of the sites `rows` [m], on the devices.
 
         A site of no class of the vocabulary has label -1. sirna_id [m]: in place of their own.
         """
         rows = self._checked(rows)
+        columns, planes = self._columns(rows, sirna_id), None
+        if self.cache == "device":
+            held, planes = self._planes(rows)
+            columns["place"] = np.append(np.searchsorted(held, rows), len(held)).astype(np.int32)
+        return Store(self.host.put(columns), planes)
+
+    def _columns(self, rows: np.ndarray, sirna_id: np.ndarray | None) -> dict[str, np.ndarray]:
         sites, codes = self.images.sites[rows], self.vocabulary.codes
         columns = {
             "label": codes("sirna_id", sites["sirna_id"] if sirna_id is None else sirna_id),
@@ -147,13 +151,30 @@ class Stream:
         # The blank site is a copy of the first one, with site_index -1.
         columns = {name: np.concatenate([column, column[:1]]) for name, column in columns.items()}
         columns["site_index"][-1] = -1
-        return Store(self.host.put(columns, by_row=False), None)
+        return columns
 
-    def draws(self, order: Order, rows: np.ndarray, start: int, stop: int) -> Iterator[Draw]:
-        """The steps `start` to `stop` - 1 of the order, one per draw, on the devices.
+    def shapes(self, rows: int, batch_size: int, k: int = 1) -> tuple[Store, Draw]:
+        """What `store` of so many rows and `draws` give, as shapes: to trace and to plan with."""
+        shape, image = jax.ShapeDtypeStruct, self.images.image_shape
+        one = self._columns(self.split.train[:1], None)
+        columns = {name: shape((rows + 1, *x.shape[1:]), x.dtype) for name, x in one.items()}
+        draw = Draw(shape((k, batch_size, 3), jnp.int32), None, shape((), jnp.int32))
+        if self.cache != "device":
+            sent = shape((k, batch_size, *image), jnp.uint8)
+            return Store(columns, None), draw._replace(planes=sent)
+        kept = max(rows, 0 if self.kept is None else len(self.kept)) + 1
+        columns["place"] = columns["label"]
+        return Store(columns, shape((kept, *image), jnp.uint8)), draw
+
+    def draws(
+        self, order: Order, rows: np.ndarray, start: int, stop: int, k: int = 1,
+        cuts: Iterable[int] = (),
+    ) -> Iterator[Draw]:  # fmt: skip
+        """The steps `start` to `stop` - 1 of the order, up to k per draw, on the devices.
 
         Args:
           rows: those of the store, ascending; the order may ask for no others.
+          cuts: steps that a draw may begin with, but not run past.
 
         Raises:
           ValueError: from the call itself, a batch that hosts or devices cannot share; from the
@@ -162,39 +183,32 @@ class Stream:
         """
         rows = self._checked(rows)
         number, count = self.host.place()
-        if not 0 <= start <= stop:
-            raise ValueError(f"steps {start} to {stop}: expected 0 <= start <= stop")
+        if not 0 <= start <= stop or k < 1:
+            raise ValueError(f"steps {start} to {stop}, {k} a draw: expected 0 <= start <= stop")
         size = len(order(start)[0]) if start < stop else 0
         devices = 1 if self.host.mesh is None else self.host.mesh.size
         for name, divisor in (("hosts", count), ("devices", devices)):
             if size % divisor:
                 raise ValueError(f"a batch of {size} rows: expected a multiple of {divisor} {name}")
+        calls = reading.calls(start, stop, k, cuts)
+        return self._ahead(reading.choices(order, rows, calls, (k, size // count, number)), k)
 
-        def choices() -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-            for step in range(start, stop):
-                # In a row, as the rows of the global batch are: pairs of rows stay together.
-                row, epoch, mask = (np.split(part, count)[number][None] for part in order(step))
-                place = np.searchsorted(rows, row)
-                wrong = (row >= 0) & (rows[np.minimum(place, len(rows) - 1)] != row)
-                if wrong.any():
-                    raise ValueError(f"step {step} draws row {row[wrong][0]}, which is not stored")
-                place = np.where(row < 0, len(rows), place).astype(np.int32)
-                yield row, {"row": place, "epoch": epoch, "mask": mask}
-
-        host = self.host
-        read = reading.planes(self.images, choices(), host.threads, host.prefetch)
-        return self._ahead(read)
-
-    def _ahead(self, read: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]) -> Iterator[Draw]:
+    def _ahead(self, choices: Iterator[Any], k: int) -> Iterator[Draw]:
         """One draw ahead of the consumer, so that its transfer overlaps a computation.
 
         The planes are fresh memory and never written to again: on the CPU a device array may be the
         very memory of the NumPy array.
         """
-        one = self.host.put(np.int32(1), by_row=False)
+        host, counts = self.host, {c: self.host.put(np.int32(c)) for c in range(1, k + 1)}
         ahead: deque[Draw] = deque()
-        for planes, chosen in read:
-            ahead.append(Draw(**self.host.put({**chosen, "planes": planes}, True), count=one))
+        read = ((None, *rest) for _, *rest in choices)
+        if self.cache != "device":
+            given = ((images, rest) for images, *rest in choices)
+            found = reading.planes(self._reader, given, host.threads, host.prefetch)
+            read = ((planes, *rest) for planes, rest in found)
+        for planes, chosen, count in read:
+            chosen, planes = host.put((chosen, planes), by_row=True)
+            ahead.append(Draw(chosen, planes, counts[count]))
             if len(ahead) > 1:
                 yield ahead.popleft()
         yield from ahead
@@ -214,9 +228,9 @@ class Stream:
 
         train: augments. progress: part of the training that is done, which augmentations may use.
         """
-        row, epoch = draw.row[i], draw.epoch[i]
+        row, epoch, mask = jnp.moveaxis(draw.chosen[i], 1, 0)
         batch = {name: column[row] for name, column in store.columns.items()}
-        planes = draw.planes[i] if draw.planes is not None else store.planes[row]
+        planes = store.planes[batch.pop("place")] if draw.planes is None else draw.planes[i]
         keys = _row_keys(jax.random.key(self.augment.seed), epoch, batch["site_index"])
         if "mean" in batch:
             mean, std = batch.pop("mean"), batch.pop("std")
@@ -232,7 +246,7 @@ class Stream:
             planes = planes[:, :, top : top + crop, left : left + crop]
         image = (planes.astype(jnp.float32) - mean[:, :, None, None]) / std[:, :, None, None]
         batch["image"] = jnp.transpose(image.astype(self.dtype), (0, 2, 3, 1))
-        batch["mask"] = draw.mask[i]
+        batch["mask"] = mask != 0
         for number, further in enumerate(self.augment.further if train else ()):
             # 0 and 1 would be the keys that `_window` splits off.
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, 2 + number)
@@ -249,26 +263,6 @@ class Stream:
                 f" {len(self.images) - 1}, each once"
             )
         return rows
-
-
-def one_pass(rows: np.ndarray, batch_size: int, host: Host) -> tuple[Order, int]:
-    """Each of `rows` once, in order, padded at the end; and the number of steps.
-
-    Every host has as many rows as any other, but for one.
-    """
-    _, hosts = host.place()
-    if batch_size < 1 or batch_size % hosts:
-        raise ValueError(f"batch_size {batch_size}: expected a positive multiple of {hosts} hosts")
-    steps = -(-len(rows) // batch_size)
-    padded = np.full(steps * batch_size, -1, np.int64)
-    padded[: len(rows)] = rows
-
-    def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        row = padded[step * batch_size :][:batch_size]
-        row = row.reshape(-1, hosts).T.reshape(-1)  # so that the padding is shared
-        return row, np.zeros(batch_size, np.int32), row >= 0
-
-    return Order(steps, batch), steps
 
 
 def _row_keys(key: jax.Array, epoch: jax.Array, site_index: jax.Array) -> jax.Array:

@@ -92,7 +92,7 @@ class Devices:
             )  # fmt: skip
         mapped = jax.pmap(
             partial(run_steps, spec, stream, axis_name=AXIS), AXIS,
-            in_axes=(None, None, Draw(0, 0, 0, 0, None)), out_axes=None, donate_argnums=0,
+            in_axes=(None, None, Draw(0, 0, None)), out_axes=None, donate_argnums=0,
         )  # fmt: skip
         return lambda *arguments: self._global(self._on_each(mapped, *arguments), self.copied)
 
@@ -103,7 +103,7 @@ class Devices:
         run = partial(run_evaluation, step, stream)
         if self.parallelism == "jit":
             return jax.jit(run, out_shardings=self.by_row)
-        mapped = jax.pmap(run, AXIS, in_axes=(None, None, Draw(0, 0, 0, 0, None)))
+        mapped = jax.pmap(run, AXIS, in_axes=(None, None, Draw(0, 0, None)))
         unstack = jax.jit(
             partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])),
             out_shardings=NamedSharding(self.mesh.local_mesh, PartitionSpec(AXIS)),

@@ -13,10 +13,11 @@ import optax
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
-from rxrx1_jax.data import records, splits
-from rxrx1_jax.data.images import CONTROL_TYPES, DatasetError, Images, Vocabulary
+from rxrx1_jax.data import cache, records, splits
+from rxrx1_jax.data.images import DatasetError, Images, Vocabulary
+from rxrx1_jax.data.reading import one_pass
 from rxrx1_jax.data.samplers import Order
-from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream, one_pass
+from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
 from rxrx1_jax.model.networks import NetworkSpec
 from rxrx1_jax.training import optimizers, parallel, run_dir, steps
 
@@ -89,13 +90,7 @@ class Setup:
 
     @cached_property
     def train_rows(self) -> np.ndarray:
-        """What a sampler may draw: the training sites, and as context the control wells of their
-        experiments that have no other role."""
-        sites, train = self.images.sites, self.split.train
-        context = splits.site_roles(self.split, len(sites)) == "other"
-        context &= np.isin(sites["well_type"], CONTROL_TYPES)
-        context &= np.isin(sites["experiment"], sites["experiment"][train])
-        return np.union1d(train, np.flatnonzero(context))
+        return splits.train_rows(self.images.sites, self.split)
 
     def train_store(self) -> Store:
         rows, labels = self.train_rows, None
@@ -161,7 +156,8 @@ def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
     vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
-    stream = make_stream(config, images, split, vocabulary)
+    kept = np.concatenate([splits.train_rows(images.sites, split), *split.scored.values()])
+    stream = make_stream(config, images, split, vocabulary, np.unique(kept))
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
         model=create_model(config, axis), tx=tx, schedule=schedule, vocabulary=vocabulary,
@@ -187,9 +183,13 @@ def for_evaluation(
 
 
 def make_stream(
-    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
-) -> Stream:
-    """How the settings turn sites into input. Raises RunError: not these images."""
+    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary,
+    kept: np.ndarray | None = None,
+) -> Stream:  # fmt: skip
+    """How the settings turn sites into input. Raises RunError: not these images.
+
+    kept: rows that are read again and again; None: all are read once, as in an evaluation.
+    """
     augment = Augmentation(
         config.train.seed, config.data.augment, config.data.crop,
         tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
@@ -197,8 +197,10 @@ def make_stream(
     normalise = config_lib.load("data.normalisation", config.data.normalisation)
     host = Host(config.data.threads, mesh=parallel.Devices().mesh)
     dtype = jnp.dtype(config.model.dtype)
+    where = "none" if kept is None and config.data.cache == "auto" else config.data.cache
+    where = cache.choose(where, images, len(images if kept is None else kept))
     try:
-        return Stream(images, split, vocabulary, normalise, augment, dtype, host)
+        return Stream(images, split, vocabulary, normalise, augment, dtype, host, where, kept)
     except ValueError as error:
         raise run_dir.RunError(f"data.{error}") from error
 
@@ -242,16 +244,12 @@ def _try_plug_ins(setup: Setup) -> None:
     """Raises RunError if sampler, normalisation, augmentation, network, head, loss and optimizer do
     not fit each other or the data. What it traces is what the first step would trace."""
     assert setup.order is not None
-    config, shape, rows = setup.config, jax.ShapeDtypeStruct, setup.config.optim.batch_size
-    row, planes = shape((1, rows), jnp.int32), (1, rows, *setup.images.image_shape)
-    mask, count = shape(row.shape, jnp.bool_), shape((), jnp.int32)
+    config, rows = setup.config, setup.config.optim.batch_size
     try:
         first = setup.order(0)[0]
         if len(first) != rows:
             raise ValueError(f"the sampler gives {len(first)} rows, expected optim.batch_size")
-        one, stored = setup.stream.store(setup.split.train[:1]), len(setup.train_rows) + 1
-        columns = {n: shape((stored, *x.shape[1:]), x.dtype) for n, x in one.columns.items()}
-        inputs = Store(columns, None), Draw(row, row, mask, shape(planes, jnp.uint8), count)
+        inputs = setup.stream.shapes(len(setup.train_rows), rows)
         batch = jax.eval_shape(partial(setup.stream.batch, i=0, train=True), *inputs)
         if config.train.parallelism == "jit":
             jax.eval_shape(setup.train_step, setup.abstract_state, *inputs)

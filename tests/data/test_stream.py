@@ -16,8 +16,9 @@ from screens import read as read
 from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import normalisation, reading, samplers
 from rxrx1_jax.data.images import DatasetError, InMemory, Vocabulary
+from rxrx1_jax.data.reading import one_pass
 from rxrx1_jax.data.splits import classes_of, make_split
-from rxrx1_jax.data.stream import Augmentation, Host, Stream, one_pass
+from rxrx1_jax.data.stream import Augmentation, Host, Stream
 
 PLAIN = Augmentation(orient=False)
 

@@ -114,8 +114,8 @@ def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_co
     ready = setup.prepare(config, images)
     order = samplers.experiments(count=1)(sites, ready.split, config.optim.batch_size, 0)
     for step, draw in enumerate(ready.train_draws(0)):
-        np.testing.assert_array_equal(stored[draw.row[0]], order(step)[0])
-        assert len(set(sites["experiment"][stored[draw.row[0]]].tolist())) == 1
+        np.testing.assert_array_equal(stored[draw.chosen[0, :, 0]], order(step)[0])
+        assert len(set(sites["experiment"][stored[draw.chosen[0, :, 0]]].tolist())) == 1
 
 
 def test_context_rows_are_the_controls_they_claim_to_be():
