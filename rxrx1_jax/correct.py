@@ -2,7 +2,8 @@
 
 Each run is a directory of `rxrx1_jax.main`. Its network embeds the sites once; each method then
 predicts the test sites, and RUN/corrections/METHOD.parquet keeps what it predicted. The table
-compares methods within the same budget of information, paired with the uncorrected network.
+compares methods within the same budget of information, paired with the uncorrected network; methods
+that transform embeddings are paired with the same classifier of embeddings as they are.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from rxrx1_jax.data.files import write_text
 from rxrx1_jax.data.records import DatasetError
 from rxrx1_jax.data.splits import FOLDS
 from rxrx1_jax.methods import corrections
-from rxrx1_jax.methods.catalogue import METHODS, find
+from rxrx1_jax.methods.catalogue import METHODS, find, reference
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
 from rxrx1_jax.report.runs import check_same_settings
@@ -43,7 +44,9 @@ def summary(runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float) -> Table
         name: _scores({unit: tables[name] for unit, tables in runs.items()}) for name in names
     }
     gains = {
-        name: compare(scores[name][0], scores[BASE][0], shared) for name in names if name != BASE
+        name: compare(scores[name][0], scores[reference(name)][0], shared)
+        for name in names
+        if name != BASE and reference(name) in scores
     }
     adjusted = dict(zip(gains, holm([found.p for found in gains.values()]), strict=True))
     rows: list[list[Cell]] = []
@@ -102,11 +105,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         parser.error(f"--out={options.out}: expected a file in a folder that exists")
-    names = list(dict.fromkeys([BASE, *options.methods]))
+    names = [BASE]
     tables: dict[Unit, dict[str, pa.Table]] = {}
     try:
-        for name in names:
-            find(name)  # a wrong name is told before the work
+        for name in options.methods:  # a wrong name is told before the work
+            names += [reference(name), name]
+        names = list(dict.fromkeys(names))
         first = options.runs[0]
         for run in options.runs:
             check_same_settings(first, _to_share(first), run, _to_share(run))

@@ -19,7 +19,8 @@ from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
 from rxrx1_jax.training import evaluate, steps
 from rxrx1_jax.training.run import Run
 
-BATCH = 64  # images whose statistics are averaged; a plate has 62 control sites
+BATCH = 256  # images of a batch at most
+MULTIPLE = 16  # of them, so that groups of nearly one size share a compiled program
 ORIENTATIONS = 8
 MOMENTUM_DIGITS = 4  # momenta that networks use are exact to these decimals
 
@@ -81,8 +82,8 @@ def _batch_norm(run: Run, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) 
         learn = rows[(group == name) & evidence.part(adapt.on)]
         if not len(learn):
             continue  # a part of the release without controls: the network stays as it is
-        whole = np.resize(learn, -(-len(learn) // BATCH) * BATCH)  # the first again, to fill up
-        batches = setup.batches(whole, BATCH)
+        whole, size = learning_batches(learn, max(MULTIPLE, setup.devices.mesh.size))
+        batches = setup.batches(whole, size)
         statistics = adapted_statistics(setup.spec, params, state.batch_stats, batches)
         statistics = jax.device_put(statistics, setup.devices.copied)
         changed = state.replace(batch_stats=statistics)
@@ -91,6 +92,17 @@ def _batch_norm(run: Run, adapt: AdaBN, evidence: Evidence, wanted: np.ndarray) 
         there = wanted & (group == name)
         evidence = _updated(run, evidence, there, steps.embed_step, changed)
     return evidence
+
+
+def learning_batches(rows: np.ndarray, multiple: int) -> tuple[np.ndarray, int]:
+    """Rows in a random order, and the size of the batches to cut them into.
+
+    In the order of the records a batch would be neighbouring wells of one plate, both sites of
+    each. Batches are of one size, a multiple of `multiple`; some rows come twice to fill them up.
+    """
+    count = -(-len(rows) // BATCH)
+    size = -(-len(rows) // (count * multiple)) * multiple
+    return np.resize(np.random.default_rng(0).permutation(rows), count * size), size
 
 
 def _updated(

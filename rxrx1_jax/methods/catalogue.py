@@ -37,6 +37,17 @@ def find(name: str) -> Method:
     return found
 
 
+def reference(name: str) -> str:
+    """The method that one is compared with: its classifier without transforms, or "none"."""
+    method = find(name)
+    if method.transforms:
+        for other, plain in METHODS.items():
+            stages = plain.transforms, plain.adapt, plain.decide
+            if plain.classify is method.classify and not any(stages):
+                return other
+    return "none"
+
+
 def assigned(assign: Callable[..., np.ndarray]) -> Callable[[Evidence], np.ndarray]:
     """The stage `decide`: the siRNA that an assignment over the experiment gives to each site."""
 
@@ -48,11 +59,12 @@ def assigned(assign: Callable[..., np.ndarray]) -> Callable[[Evidence], np.ndarr
 
 
 def _read_out(
-    function: Callable[..., np.ndarray], by: str, uses: Set[str], about: str, on: str = "control"
-) -> Method:
+    function: Callable[..., np.ndarray], by: str, uses: Set[str], about: str, on: str = "control",
+    version: int = 1,
+) -> Method:  # fmt: skip
     """A transform, read out by centroids."""
-    transform = Transform(function, by, on)
-    return Method(transforms=(transform,), classify=centroids, uses=frozenset(uses), about=about)
+    chain = (Transform(function, by, on),)
+    return Method(None, chain, centroids, uses=frozenset(uses), version=version, about=about)
 
 
 _CONTROLS, _IMAGES = frozenset({"test_controls"}), frozenset({"test_images", "test_controls"})
@@ -68,13 +80,14 @@ METHODS = {
     "sphering_train_controls": _read_out(
         transforms.sphering, "cell_type", set(),
         "embeddings whitened on the controls of the training experiments, per cell type",
+        version=2,
     ),
     "adabn_experiment_controls": Method(
-        AdaBN("experiment", "control"), uses=_CONTROLS,
+        AdaBN("experiment", "control"), uses=_CONTROLS, version=2,
         about="BatchNorm statistics of each experiment's control wells",
     ),
     "adabn_plate_controls": Method(
-        AdaBN("plate", "control"), uses=_CONTROLS,
+        AdaBN("plate", "control"), uses=_CONTROLS, version=2,
         about="BatchNorm statistics of each plate's control wells",
     ),
     "centre_scale_plate": _read_out(
@@ -83,18 +96,28 @@ METHODS = {
     ),
     "sphering_experiment": _read_out(
         transforms.sphering, "experiment", _CONTROLS,
-        "embeddings whitened on the controls of their experiment",
+        "embeddings whitened on the controls of their experiment", version=2,
     ),
     "tvn_plate": _read_out(
         transforms.tvn, "plate", _CONTROLS,
-        "typical variation normalisation on the controls of each plate (Ando 2017)",
+        "typical variation normalisation on the controls of each plate (Ando 2017), as EFAAR's",
+        version=2,
+    ),
+    "coral_align_plate": _read_out(
+        transforms.coral_align, "plate", _CONTROLS,
+        "the controls of every plate given one mean and one covariance (Sun 2016)",
     ),
     "adabn_experiment": Method(
-        AdaBN("experiment"), uses=_IMAGES,
+        AdaBN("experiment"), uses=_IMAGES, version=2,
         about="BatchNorm statistics of each experiment's treatment wells (Li 2016)",
     ),
     "adabn_plate": Method(
-        AdaBN("plate"), uses=_IMAGES, about="BatchNorm statistics of each plate's treatment wells"
+        AdaBN("plate", "all"), uses=_IMAGES, version=2,
+        about="BatchNorm statistics of all wells of each plate (Lin 2022)",
+    ),
+    "centre_experiment": _read_out(
+        transforms.centre, "experiment", _IMAGES,
+        "embeddings minus the mean of their experiment's treatments", "treatment",
     ),
     "combat_experiment": _read_out(
         combat, "experiment", _IMAGES,
@@ -113,7 +136,7 @@ METHODS = {
         about="the same, and each plate holds one group of siRNAs",
     ),
     "adabn_experiment_assign": Method(
-        AdaBN("experiment"), decide=assigned(assignment.assign_once), uses=_DESIGN,
+        AdaBN("experiment"), decide=assigned(assignment.assign_once), uses=_DESIGN, version=2,
         about="adabn_experiment, then assign_once",
     ),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from rxrx1_jax.data.embeddings import check_finite
 
 LEVELS = ("plate", "experiment", "cell_type")  # from the smallest group to the largest
 LEAST = 2  # fit rows a group needs: a variance takes two
-SHRINKAGE = 0.1  # of a covariance: a plate has about 60 control sites, fewer than features
+RIDGE = 0.5  # added to the variances by EFAAR
 CORAL_RIDGE = 1.0  # added to the variances: Sun et al. 2016, Algorithm 1 (the identity)
 FLAT = 1e-7  # a deviation below this share of the mean is the rounding of float32, not variation
 
@@ -44,28 +44,50 @@ def centre_scale(
     return out
 
 
-def sphering(
-    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type",
-    shrinkage: float = SHRINKAGE,
-) -> np.ndarray:  # fmt: skip
-    """ZCA whitening by the fit rows of the group: (x - mean) C^(-1/2).
-
-    C = (1 - shrinkage) S + shrinkage * trace(S)/d * I, where S is the covariance (ddof 1). ZCA:
-    Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
-    pycytominer's Spherize; the shrinkage target is that of Ledoit and Wolf 2004 (J. Multivariate
-    Analysis 88, 365). With shrinkage 0, directions in which the fit rows do not vary keep their
-    scale; nothing is known about them. Raises ValueError unless 0 <= shrinkage <= 1.
-    """
+def centre(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "experiment"
+) -> np.ndarray:
+    """x - mean of the fit rows of the group: what ComBat and Harmony are to be compared with."""
     x = checked(embeddings, sites, fit, by)
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage is {shrinkage}; expected 0 to 1")
     out = np.empty_like(x)
     for rows, learn in _groups(sites, fit, by):
-        covariance = _covariance(x[learn])
-        average = np.trace(covariance) / len(covariance)
-        shrunk = (1 - shrinkage) * covariance + shrinkage * average * np.eye(len(covariance))
-        out[rows] = (x[rows] - x[learn].mean(0, dtype=np.float64)) @ _power(shrunk, -0.5)
+        out[rows] = x[rows] - x[learn].mean(0, dtype=np.float64)
     return out
+
+
+def sphering(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type"
+) -> np.ndarray:
+    """ZCA whitening by the fit rows of the group: (x - mean) C^(-1/2).
+
+    C = (1 - s) S + s * trace(S)/d * I with the covariance S (ddof 0) and s of `shrinkage`. ZCA:
+    Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
+    pycytominer's Spherize.
+    """
+    x = checked(embeddings, sites, fit, by)
+    out = np.empty_like(x)
+    for rows, learn in _groups(sites, fit, by):
+        mean = x[learn].mean(0, dtype=np.float64)
+        centred = x[learn] - mean
+        covariance, share = centred.T @ centred / len(centred), shrinkage(centred)
+        target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        shrunk = (1 - share) * covariance + share * target
+        out[rows] = (x[rows] - mean) @ _power(shrunk, -0.5)
+    return out
+
+
+def shrinkage(centred: np.ndarray) -> float:
+    """The share of the identity that brings the covariance of rows of mean 0 nearest the true one.
+
+    Ledoit and Wolf 2004 (J. Multivariate Analysis 88, 365), section 3.2: no choice is left, so
+    none is made on the test set.
+    """
+    n, d = centred.shape
+    covariance = centred.T @ centred / n
+    square = (covariance**2).sum()
+    away = square - np.trace(covariance) ** 2 / d  # squared distance from the identity's multiple
+    error = (((centred**2).sum(1) ** 2).sum() / n - square) / n
+    return float(min(error, away) / away) if away > 0 else 0.0
 
 
 def tvn(
@@ -73,31 +95,56 @@ def tvn(
 ) -> np.ndarray:
     """Typical variation normalisation: Ando, McLean and Berndl 2017 (bioRxiv 161422).
 
-    Centre and scale on all fit rows; principal axes of all fit rows, all kept; there, centre and
-    scale on the fit rows of the group; then x C_b^(-1/2) C^(1/2), which gives the fit rows of the
-    group the covariance of all fit rows (CORAL: Sun, Feng and Saenko 2016, AAAI, Algorithm 1, both
-    covariances with the identity added). C is taken after the groups were centred, so it holds no
-    differences between the means of cell types, and one set of axes serves all of them.
+    As EFAAR computes it (github.com/recursionpharma/EFAAR_benchmarking, tvn_on_controls): centre
+    and scale on all fit rows, their principal axes, centre and scale there on all of them, and per
+    group x (C + RIDGE I)^(-1/2) with the covariance C of its fit rows.
 
     Returns float [n, r]: r is the rank of the fit rows, d if there are enough of them. Raises
     ValueError for fit rows that are all equal.
     """
-    x = checked(embeddings, sites, fit, by)
+    x = _on_principal_axes(embeddings, sites, fit, by)
     mean, scale = mean_and_scale(x[fit])
-    variances, axes = np.linalg.eigh(_covariance((x[fit] - mean) / scale))
-    kept = variances > _tolerance(variances)
-    if not kept.any():
-        raise ValueError("tvn: all fit rows are equal; expected controls that differ")
-    axes = axes[:, kept][:, ::-1]  # largest variance first
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    x = ((x - mean) / scale @ axes).astype(x.dtype)
-    x = centre_scale(x, sites, fit, by)
+    x = ((x - mean) / scale).astype(x.dtype)
+    out = np.empty_like(x)
+    for rows, learn in _groups(sites, fit, by):
+        out[rows] = x[rows] @ _power(_covariance(x[learn]) + RIDGE * np.eye(x.shape[1]), -0.5)
+    return out
+
+
+def coral_align(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "plate"
+) -> np.ndarray:
+    """Gives the fit rows of every group one mean and one covariance.
+
+    On the principal axes of `tvn`, centre and scale on the fit rows of the group, where TVN takes
+    all; then x C_b^(-1/2) C^(1/2), which gives the fit rows of the group the covariance of all
+    (CORAL: Sun, Feng and Saenko 2016, AAAI, Algorithm 1, both covariances with the identity added).
+    C is taken after the groups were centred, so it holds no differences between cell types.
+
+    Returns and raises as `tvn`.
+    """
+    x = centre_scale(_on_principal_axes(embeddings, sites, fit, by), sites, fit, by)
     ridge = CORAL_RIDGE * np.eye(x.shape[1])
     colour = _power(_covariance(x[fit]) + ridge, 0.5)
     out = np.empty_like(x)
     for rows, learn in _groups(sites, fit, by):
         out[rows] = x[rows] @ (_power(_covariance(x[learn]) + ridge, -0.5) @ colour)
     return out
+
+
+def _on_principal_axes(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str
+) -> np.ndarray:
+    """Centred and scaled on the fit rows, on those of their principal axes that vary."""
+    x = checked(embeddings, sites, fit, by)
+    mean, scale = mean_and_scale(x[fit])
+    variances, axes = np.linalg.eigh(_covariance((x[fit] - mean) / scale))
+    kept = variances > _tolerance(variances)
+    if not kept.any():
+        raise ValueError("all fit rows are equal; expected controls that differ")
+    axes = axes[:, kept][:, ::-1]  # largest variance first
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    return ((x - mean) / scale @ axes).astype(x.dtype)
 
 
 def _groups(sites: np.ndarray, fit: np.ndarray, by: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

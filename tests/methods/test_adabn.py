@@ -99,6 +99,17 @@ def test_without_images_or_batch_norm_there_is_nothing_to_adapt(images):
         adapt(TwoLayers(), images, 0)
 
 
+@pytest.mark.parametrize(
+    ("rows", "multiple", "size", "count"),
+    [(16, 16, 16, 1), (78, 16, 80, 1), (256, 16, 256, 1), (300, 16, 160, 2), (5, 24, 24, 1)],
+)
+def test_learning_batches_hold_all_rows_in_a_random_order(rows, multiple, size, count):
+    found, of_one = adabn.learning_batches(np.arange(rows) + 7, multiple)
+    assert (of_one, len(found)) == (size, size * count)
+    assert sorted(set(found.tolist())) == list(range(7, rows + 7)) != found[:rows].tolist()
+    assert np.bincount(found).max() <= -(-size * count // rows)
+
+
 def test_the_eight_orientations_are_those_of_the_square():
     images = np.random.default_rng(0).random((2, 5, 5, 3))
     found = [np.asarray(adabn.turn(jnp.asarray(images), k)) for k in range(8)]

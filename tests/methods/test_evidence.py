@@ -11,7 +11,7 @@ from arrays import EXPERIMENTS, read_out_by_hand, small_evidence
 
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import assignment, catalogue, transforms
-from rxrx1_jax.methods.catalogue import METHODS, find
+from rxrx1_jax.methods.catalogue import METHODS, find, reference
 from rxrx1_jax.methods.centroids import centroids
 from rxrx1_jax.methods.combat_harmony import combat, harmony
 from rxrx1_jax.methods.evidence import (
@@ -103,12 +103,14 @@ def assigned_by_hand(assign, log_probs, evidence):
     return np.where(ids[:, None] == evidence.classes, 0, -50)[evidence.role == "test"]
 
 
-# What version 0.2 computed: the transform, what it is fitted by and on.
+# The transform, what it is fitted by and on.
 EMBEDDED = {
     "sphering_train_controls": (transforms.sphering, "cell_type", "context"),
     "centre_scale_plate": (transforms.centre_scale, "plate", "context"),
     "sphering_experiment": (transforms.sphering, "experiment", "context"),
     "tvn_plate": (transforms.tvn, "plate", "context"),
+    "coral_align_plate": (transforms.coral_align, "plate", "context"),
+    "centre_experiment": (transforms.centre, "experiment", "treatment"),
     "combat_experiment": (combat, "experiment", ""),
     "harmony_experiment": (harmony, "experiment", ""),
 }
@@ -127,7 +129,8 @@ def test_each_method_computes_what_it_says(evidence, name):
     log_probs = given.log_probs if method.adapt is None else another_network(0, given).log_probs
     if name in EMBEDDED:
         function, by, on = EMBEDDED[name]
-        fit = (given.role == on) if on else np.full(len(given.role), True)
+        context = given.role == "context"
+        fit = {"": context | True, "context": context, "treatment": ~context}[on]
         expected = read_out_by_hand(function(given.x, given.sites, fit, by), given)
     elif name == "centroids":
         expected = read_out_by_hand(given.x, given)
@@ -143,13 +146,18 @@ def test_adaptations_and_budgets_of_the_catalogue():
         "adabn_experiment_controls": AdaBN("experiment", "control"),
         "adabn_plate_controls": AdaBN("plate", "control"),
         "adabn_experiment": AdaBN("experiment", "treatment"),
-        "adabn_plate": AdaBN("plate", "treatment"),
+        "adabn_plate": AdaBN("plate", "all"),
         "adabn_experiment_assign": AdaBN("experiment", "treatment"),
     }
     budgets = {name: BUDGETS.index(method.budget) for name, method in METHODS.items()}
-    assert list(budgets.values()) == [0] * 4 + [1] * 5 + [2] * 4 + [3] * 3
+    assert list(budgets.values()) == [0] * 4 + [1] * 6 + [2] * 5 + [3] * 3
     assert Method(uses=frozenset({"external", "test_images"})).budget == "external data"
     assert all(method.about for method in METHODS.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_read_out_is_compared_with_itself_without_transforms(name):
+    assert reference(name) == ("centroids" if METHODS[name].transforms else "none")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 from arrays import LAYOUT, make_sites
@@ -14,7 +15,8 @@ from rxrx1_jax.methods.combat_harmony import combat, harmony
 
 EXPERIMENTS = ("RPE-01", "RPE-02", "RPE-03", "U2OS-01", "U2OS-02")
 PLATES, WELLS, D = 2, 24, 5  # the first 12 wells of a plate are controls
-ON_CONTROLS = (transforms.centre_scale, transforms.sphering, transforms.tvn)
+ON_AXES = (transforms.tvn, transforms.coral_align)
+ON_CONTROLS = (transforms.centre_scale, transforms.centre, transforms.sphering, *ON_AXES)
 ON_ALL_ROWS = (combat, harmony)
 LIBRARIES = {combat: "neuroCombat", harmony: "harmonypy"}
 EXTRAS = {combat: "analysis", harmony: "harmony"}
@@ -81,43 +83,73 @@ def test_centre_scale_against_a_loop(embeddings, sites, controls):
             )
 
 
-def test_sphering_makes_the_covariance_of_the_fit_rows_the_identity(embeddings, sites, controls):
-    for by, batches in (
-        ("plate", plates_of(sites)),
-        ("experiment", [np.flatnonzero(of_experiment(sites, name)) for name in EXPERIMENTS]),
-        ("cell_type", [np.flatnonzero(sites["cell_type"] == name) for name in ("RPE", "U2OS")]),
-    ):
-        out = transforms.sphering(embeddings, sites, controls, by=by, shrinkage=0)
-        for batch in batches:
-            known = batch[controls[batch]]
-            np.testing.assert_allclose(np.cov(out[known].T), np.eye(D), atol=1e-9)
-            np.testing.assert_allclose(out[known].mean(0), 0, atol=1e-9)
-            # ZCA: of all whitenings the one whose matrix is symmetric and positive.
-            centred = embeddings[batch] - embeddings[known].mean(0)
-            matrix = np.linalg.lstsq(centred, out[batch])[0]
-            np.testing.assert_allclose(matrix, matrix.T, atol=1e-9)
-            assert np.linalg.eigvalsh(matrix).min() > 0
+def test_centre_against_pandas(embeddings, sites, controls):
+    frame = pd.DataFrame(np.where(controls[:, None], np.nan, embeddings))
+    expected = embeddings - frame.groupby(sites["experiment"]).transform("mean")
+    found = transforms.centre(embeddings, sites, ~controls)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_sphering_with_shrinkage_against_scipy(embeddings, sites, controls):
-    out = transforms.sphering(embeddings, sites, controls, by="plate", shrinkage=0.3)
-    plate = plates_of(sites)[3]
-    known = embeddings[plate[controls[plate]]]
-    covariance = np.cov(known.T)
-    target = np.diag(np.full(D, np.diag(covariance).mean()))
-    whitening = scipy.linalg.fractional_matrix_power(0.7 * covariance + 0.3 * target, -0.5)
-    np.testing.assert_allclose(
-        out[plate], (embeddings[plate] - known.mean(0)) @ whitening, rtol=1e-9, atol=1e-9
-    )
-    with pytest.raises(ValueError, match="shrinkage is 1.5"):
-        transforms.sphering(embeddings, sites, controls, shrinkage=1.5)
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [
+        ("plate", plates_of),
+        ("experiment", lambda sites: [of_experiment(sites, name) for name in EXPERIMENTS]),
+        ("cell_type", lambda sites: [sites["cell_type"] == name for name in ("RPE", "U2OS")]),
+    ],
+)
+def test_sphering_against_scikit_learn_and_scipy(embeddings, sites, controls, by, groups):
+    oracle = pytest.importorskip("sklearn.covariance").LedoitWolf()
+    out = transforms.sphering(embeddings, sites, controls, by=by)
+    for group in groups(sites):
+        group = np.arange(len(sites))[group]
+        known = embeddings[group[controls[group]]]
+        shrunk = oracle.fit(known).covariance_
+        whitening = scipy.linalg.fractional_matrix_power(shrunk, -0.5)
+        np.testing.assert_allclose(
+            out[group], (embeddings[group] - known.mean(0)) @ whitening, rtol=1e-8, atol=1e-8
+        )
 
 
-def test_tvn_against_the_steps_of_the_paper(embeddings, sites, controls):
-    x = embeddings - embeddings[controls].mean(0)
-    x = x / embeddings[controls].std(0)
+@pytest.mark.parametrize(("rows", "features"), [(2, 3), (6, 40), (300, 4)])
+def test_the_shrinkage_is_scikit_learn_s(rows, features):
+    covariance = pytest.importorskip("sklearn.covariance")
+    x = np.random.default_rng(0).normal(size=(rows, features)) * np.arange(1, features + 1)
+    x -= x.mean(0)
+    expected = covariance.ledoit_wolf_shrinkage(x, assume_centered=True)
+    assert transforms.shrinkage(x) == pytest.approx(expected)
+    assert transforms.shrinkage(np.zeros((3, 2))) == 0
+
+
+def on_axes(embeddings, controls):
+    """Centred and scaled on all controls, on their principal axes."""
+    x = (embeddings - embeddings[controls].mean(0)) / embeddings[controls].std(0)
     _, _, axes = np.linalg.svd(x[controls] - x[controls].mean(0), full_matrices=False)
-    x = x @ axes.T
+    return x @ axes.T
+
+
+def assert_equal_but_for_signs(found, expected):
+    """The sign of a principal axis is free."""
+    assert found.shape == expected.shape
+    signs = np.sign((found * expected).sum(0))
+    np.testing.assert_allclose(found, expected * signs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("by", ["plate", "experiment"])
+def test_tvn_against_the_steps_of_efaar(embeddings, sites, controls, by):
+    x = on_axes(embeddings, controls)
+    x = (x - x[controls].mean(0)) / x[controls].std(0)
+    groups = plates_of(sites)
+    if by == "experiment":
+        groups = [np.flatnonzero(of_experiment(sites, name)) for name in EXPERIMENTS]
+    for group in groups:
+        covariance = np.cov(x[group][controls[group]].T) + 0.5 * np.eye(D)
+        x[group] = x[group] @ scipy.linalg.fractional_matrix_power(covariance, -0.5)
+    assert_equal_but_for_signs(transforms.tvn(embeddings, sites, controls, by), x)
+
+
+def test_coral_align_gives_each_plate_the_covariance_of_all(embeddings, sites, controls):
+    x = on_axes(embeddings, controls)
     for plate in plates_of(sites):
         known = x[plate][controls[plate]]
         x[plate] = (x[plate] - known.mean(0)) / known.std(0)
@@ -125,17 +157,15 @@ def test_tvn_against_the_steps_of_the_paper(embeddings, sites, controls):
     for plate in plates_of(sites):
         own = np.cov(x[plate][controls[plate]].T) + np.eye(D)
         x[plate] = x[plate] @ scipy.linalg.inv(scipy.linalg.sqrtm(own)) @ reference
-    out = transforms.tvn(embeddings, sites, controls)
-    assert out.shape == x.shape
-    signs = np.sign((out * x).sum(0))  # that of a principal axis is free
-    np.testing.assert_allclose(out, x * signs, rtol=1e-8, atol=1e-8)
+    assert_equal_but_for_signs(transforms.coral_align(embeddings, sites, controls), x)
 
 
-def test_tvn_keeps_the_rank_of_the_fit_rows(embeddings, sites, controls):
+@pytest.mark.parametrize("transform", ON_AXES)
+def test_the_rank_of_the_fit_rows_is_kept(embeddings, sites, controls, transform):
     wide = np.hstack([embeddings, embeddings[:, :2], np.full((len(sites), 1), 7.0)])
-    assert transforms.tvn(wide, sites, controls).shape == (len(sites), D)
+    assert transform(wide, sites, controls).shape == (len(sites), D)
     with pytest.raises(ValueError, match="equal"):
-        transforms.tvn(np.ones((len(sites), D)), sites, controls)
+        transform(np.ones((len(sites), D)), sites, controls)
 
 
 @pytest.mark.parametrize("transform", ON_CONTROLS)
@@ -160,7 +190,7 @@ class TestOnControls:
         few[of_experiment(sites, "RPE-02")] = False
         out = transform(embeddings, sites, few, by="plate")
         rpe2 = of_experiment(sites, "RPE-02")
-        if transform is not transforms.tvn:
+        if transform not in ON_AXES:
             by_experiment = transform(embeddings, sites, few, by="experiment")
             by_cell_type = transform(embeddings, sites, few, by="cell_type")
             np.testing.assert_array_equal(out[plate], by_experiment[plate])
