@@ -144,7 +144,7 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
     role = np.array(table["role"].to_pylist()) if "role" in table.column_names else None
     try:
         return Embeddings(
-            _sites(table), _matrix(table, names), unit=unit, source=source, role=role, **found
+            sites_of(table), _matrix(table, names), unit=unit, source=source, role=role, **found
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -162,7 +162,8 @@ def log_probs_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}_log_probs.parquet")
 
 
-def _sites(table: pa.Table) -> np.ndarray:
+def sites_of(table: pa.Table) -> np.ndarray:
+    """The columns of metadata that a table has, as a structured array."""
     columns = {n: table[n].to_pylist() for n in METADATA if n in table.column_names}
     if not columns:
         raise ValueError("no columns of metadata; expected site_id or well_id")

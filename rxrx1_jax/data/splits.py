@@ -11,7 +11,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,6 +144,12 @@ def make_split(
             " protocol or cell type, or build the dataset from more experiments"
         )
     return split
+
+
+def configured(sites: np.ndarray, data: Mapping[str, Any]) -> Split:
+    """The split that the settings `data` name. Raises SplitError."""
+    names = ("protocol", "fold", "seed", "cell_type", "val_experiments")
+    return make_split(sites, **{name: data[name] for name in names})
 
 
 def classes_of(sites: np.ndarray, protocol: str) -> np.ndarray:

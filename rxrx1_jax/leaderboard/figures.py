@@ -6,9 +6,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Row
+from rxrx1_jax.leaderboard.scores import gains as gains_of
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, by_fold, compare, difference, ratio, summarise
+from rxrx1_jax.methods.statistics import Score, by_fold, difference, ratio, summarise
 from rxrx1_jax.report.figures import (
     OUTSIDE,
     ROW_COLOURS,
@@ -26,22 +28,21 @@ BUDGET_COLOURS = dict(
 DOT_COLOURS = ("#222222", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")
 
 
-def gains(rows: Sequence[Row], baseline: str) -> Figure:
+def gains(methods: Methods, rows: Sequence[Row]) -> Figure:
     """Gain by site over the baseline with its interval; a dot for each fold (mean over seeds)."""
-    base = next(row.by_site for row in rows if row.name == baseline)
-    others = [row for row in rows if row.name != baseline]
-    found = [compare(row.by_site, base, row.shared) for row in others]
+    found = gains_of(methods, rows)
+    others = [row for row in rows if row.name != methods.baseline]
     places = [k + BUDGETS.index(row.budget) * 0.8 for k, row in enumerate(others)]
     figure = Figure(figsize=(8, 1.3 + 0.23 * len(others)), layout="constrained")
     axis = figure.subplots()
-    for row, gain, y in zip(others, found, places, strict=True):
+    for row, y in zip(others, places, strict=True):
+        pairs, gain = found[row.name]
         if not gain.n:
             continue
         colour = BUDGET_COLOURS[row.budget]
         if not math.isnan(gain.low):
             axis.plot([100 * gain.low, 100 * gain.high], [y, y], color=colour, lw=2, alpha=0.7)
-        folds = by_fold(difference(row.by_site, base))
-        dots = [100 * value for value in folds.values()]
+        dots = [100 * value for value in by_fold(pairs).values()]
         axis.plot(dots, [y] * len(dots), "o", ms=3, mfc="white", mec=colour, mew=0.8)
         axis.plot(100 * gain.mean, y, "o", ms=6, color=colour)
     for budget, colour in BUDGET_COLOURS.items():
@@ -50,7 +51,7 @@ def gains(rows: Sequence[Row], baseline: str) -> Figure:
     axis.axvline(0, color="#222", lw=0.8)
     axis.set_yticks(places, [row.name for row in others])
     axis.set_ylim(max(places, default=0) + 0.7, -0.7)
-    axis.set_xlabel(f"gain over {baseline}, accuracy by site (points)", **TEXT)
+    axis.set_xlabel(f"gain over {methods.baseline}, accuracy by site (points)", **TEXT)
     tidy(axis, grid="x")
     figure.legend(**OUTSIDE | {"ncols": len(BUDGETS)})
     return figure

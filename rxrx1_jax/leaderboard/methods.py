@@ -13,6 +13,7 @@ from rxrx1_jax.methods.evidence import BUDGETS
 SET_BY_COMMAND = ("data.protocol", "data.fold", "train.seed")
 EXPECTED = ("no gap", "gap", "chance")
 CONTROLS_FOLDER = "controls"
+LDA12 = "LDA-12"  # a row that every leaderboard has; not trained
 
 
 class MethodsError(ValueError):
@@ -86,10 +87,10 @@ def load(path: str, config: ConfigDict) -> Methods:
 def _check_entry(where: str, name: str, overrides: Mapping[str, Any], config: ConfigDict) -> None:
     """Raises MethodsError: a name that cannot be a folder, or fields that cannot be set so."""
     plain = name.replace("_", "").replace("-", "").replace(".", "")
-    if not (plain.isalnum() and plain.isascii()) or name in (CONTROLS_FOLDER, "report"):
+    if not (plain.isalnum() and plain.isascii()) or name in (CONTROLS_FOLDER, "report", LDA12):
         raise MethodsError(
             f"{where}: expected letters, digits, '_', '-', '.', for it becomes a folder beside"
-            f" {CONTROLS_FOLDER} and report"
+            f" {CONTROLS_FOLDER} and report; and another name than {LDA12}"
         )
     for field in SET_BY_COMMAND:
         if field in overrides:

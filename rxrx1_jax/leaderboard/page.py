@@ -5,11 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
+from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.files import write_text
+from rxrx1_jax.data.images import DatasetError
+from rxrx1_jax.data.splits import SplitError
 from rxrx1_jax.leaderboard import embedding_map, figures, tables
-from rxrx1_jax.leaderboard.methods import Methods
-from rxrx1_jax.leaderboard.scores import Outcome, Row, gap_scores, make_rows, select
+from rxrx1_jax.leaderboard.methods import LDA12, Methods
+from rxrx1_jax.leaderboard.scores import (
+    Outcome,
+    Row,
+    gap_scores,
+    make_rows,
+    select,
+    with_lda12,
+)
 from rxrx1_jax.methods import transforms
 from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import DOTS, experiment_dots
@@ -27,9 +37,14 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
     Returns the Markdown, the page, and remarks on what was left out.
     """
     page = Page(TITLE, out)
-    rows = make_rows(methods, outcomes)
     runs = [o.run for o in outcomes if o.run and not o.job.control]
     texts, remarks = list[str](), list[str]()
+    asked = len({o.job.unit[1:] for o in outcomes})  # folds x seeds
+    try:
+        methods, outcomes = with_lda12(methods, outcomes)
+    except (ConfigError, DatasetError, SplitError, OSError) as error:
+        remarks.append(f"No row {LDA12}: {error}")
+    rows = make_rows(methods, outcomes)
     if runs:
         seeds = sorted({str(o.job.unit.seed) for o in outcomes if o.run})
         said = (
@@ -51,7 +66,10 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
 
     if rows:
         chance = 100 / runs[0].screen.classes
-        asked = len({o.job.unit[1:] for o in outcomes})  # folds x seeds
+        said_of_it = tables.claims(methods, rows)
+        page.paragraph("What the leaderboard can say, and what it cannot:")
+        page.items(said_of_it)
+        texts.append("".join(f"- {line}\n" for line in said_of_it))
         show(tables.accuracy_table(methods, rows, asked), "Leaderboard")
         _gain_picture(methods, rows, page)
         show(tables.gap_table(methods, outcomes), "Gap")
@@ -86,7 +104,7 @@ def _gain_picture(methods: Methods, rows: Sequence[Row], page: Page) -> None:
     if len(rows) > 1 and any(row.name == methods.baseline for row in rows):
         page.picture(
             "gains",
-            figures.gains(rows, methods.baseline),
+            figures.gains(methods, rows),
             "Gain by site over the baseline. Large dots: mean; lines: 95 % interval; small dots: "
             "folds (mean over seeds).",
         )

@@ -1,15 +1,26 @@
 """The runs of the leaderboard -> scores of its rows, and verdicts on its controls."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rxrx1_jax.data import records, splits
 from rxrx1_jax.leaderboard import assess
-from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, Methods
+from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, LDA12, Methods
 from rxrx1_jax.methods import diagnosis
-from rxrx1_jax.methods.catalogue import find
+from rxrx1_jax.methods.catalogue import find, reference
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import SIGNIFICANT, Score, Unit, compare, equivalence
+from rxrx1_jax.methods.lda import lda12
+from rxrx1_jax.methods.statistics import (
+    SIGNIFICANT,
+    Comparison,
+    Score,
+    Unit,
+    compare,
+    difference,
+    equivalence,
+)
 from rxrx1_jax.report.files import read_predictions
 from rxrx1_jax.report.runs import FinishedRun, shared_of
 from rxrx1_jax.report.tables import gain
@@ -87,7 +98,50 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
                 training = {u: t for u, run in runs.items() for t in training_accuracy(run)}
                 own = training if correction == NONE else {}
                 rows.append(Row(name, correction, wider, accuracy, own, shared_of(runs.values())))
-    return sorted(rows, key=lambda row: BUDGETS.index(row.budget))
+    return sorted(rows, key=lambda row: (BUDGETS.index(row.budget), row.trained != LDA12))
+
+
+def with_lda12(
+    methods: Methods, outcomes: Sequence[Outcome]
+) -> tuple[Methods, list[Outcome]]:
+    """The same with LDA-12 on the data of the baseline's runs, for all tables but the controls'.
+
+    Raises DatasetError, ConfigError, SplitError: a dataset that is not there, or another one.
+    """
+
+    opened = functools.cache(records.open_images)
+    found = []
+    for job, run, _ in outcomes:
+        if not run or job.control or job.trained != methods.baseline:
+            continue
+        data = run.config["data"]
+        images = opened(data["dir"], data["name"])
+        split = splits.configured(images.sites, data)
+        pixels = images.image_shape[1] * images.image_shape[2]
+        accuracy = accuracies(lda12(images.sites, pixels, split, data["protocol"]))
+        # Its path is of no run: what was assessed of the baseline's is not its own.
+        own = run._replace(path=Path("nowhere"), accuracy=accuracy, metrics=[])
+        found.append(Outcome(job._replace(trained=LDA12, assessed=()), own, ""))
+    return methods._replace(
+        trained=methods.trained | {LDA12: {}},
+        corrections=methods.corrections | {LDA12: ()},
+        gap=(LDA12, *methods.gap) if methods.gap else (),
+        budgets=methods.budgets | {LDA12: BUDGETS[0]},
+    ), [*found, *outcomes]
+
+
+def gains(methods: Methods, rows: Sequence[Row]) -> dict[str, tuple[Score, Comparison]]:
+    """{row: (differences, comparison)} with the row of the baseline that reads out as it does.
+
+    The baseline itself, and a row without such a one, has no difference.
+    """
+    by_name = {(row.trained, row.correction): row.by_site for row in rows}
+    found = {}
+    for row in rows:
+        base = by_name.get((methods.baseline, reference(row.correction)), {})
+        pairs = {} if row.name == methods.baseline else difference(row.by_site, base)
+        found[row.name] = pairs, compare(pairs, dict.fromkeys(pairs, 0.0), row.shared)
+    return found
 
 
 def select(

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from rxrx1_jax.leaderboard.methods import Methods
+from rxrx1_jax.leaderboard.methods import LDA12, Methods
 from rxrx1_jax.leaderboard.scores import (
     MARGIN,
+    NONE,
     Outcome,
     Row,
     by_site,
     diagnoses,
+    gains,
     gap_scores,
     select,
     verdict,
@@ -21,10 +23,8 @@ from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.evidence import BUDGETS, SEEN
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
-    Score,
     by_fold,
     compare,
-    difference,
     holm,
     ratio,
     summarise,
@@ -50,17 +50,15 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # of predictions.a
 
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = folds x seeds that were asked for."""
-    base: Score = next((row.by_site for row in rows if row.name == methods.baseline), {})
     folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
     one_world = len({world for world, _ in folds}) == 1
     head = ["method", "by site", "over seeds", "training", *FIGURES]
     head += ["gain by site (95 % interval)", ADJUSTED]
     if len(folds) > 1:
         head += [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
-    pairs = {row.name: row.by_site for row in rows if row.name != methods.baseline}
-    gains = {row.name: compare(pairs.get(row.name, {}), base, row.shared) for row in rows}
-    p = holm([found.p for found in gains.values()])
-    adjusted = dict(zip(gains, p, strict=True))
+    compared = gains(methods, rows)
+    p = holm([found.p for _, found in compared.values()])
+    adjusted = dict(zip(compared, p, strict=True))
     cells: list[list[Cell]] = []
     for budget in BUDGETS:
         members = [row for row in rows if row.budget == budget]
@@ -71,13 +69,12 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
             scores = map(row.score, FIGURES.values())
             cells.append([
                 name, percent(row.by_site), seeds, percent(row.training), *map(percent, scores),
-                gain(gains[row.name]), Value(adjusted[row.name], 3),
+                gain(compared[row.name][1]), Value(adjusted[row.name], 3),
             ])  # fmt: skip
             if len(folds) > 1:
-                found = by_fold(difference(pairs.get(row.name, {}), base))
+                found = by_fold(compared[row.name][0])
                 folds_of = (100 * found.get(fold, math.nan) for fold in folds)
                 cells[-1] += [Value(value, signed=True) for value in folds_of]
-    tested = [found for found in gains.values() if not math.isnan(found.p)]
     units = "worlds" if not one_world else "folds"
     notes = [
         f"± is the standard deviation over {units} (n - 1) of means over seeds; over seeds: that "
@@ -85,18 +82,47 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
         "batches. Cell-type mean: each cell type counts the same. Worst experiment: its accuracy "
         "by site.",
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
-        f"points, with its t interval over {units}. Folds of one world share training data; their "
-        "interval is that of Nadeau and Bengio (2003). With fewer than three there is none. "
+        "points; of transformed embeddings minus that of the same classifier of the embeddings as "
+        f"they are. Its t interval is over {units}: folds of one world share training data, so "
+        "theirs is that of Nadeau and Bengio (2003). Of fewer than three there is none. "
         f"{ADJUSTED}: adjusted for all rows of the table.",
     ]
-    if tested:
-        clear = sum(found.p < SIGNIFICANT for found in tested)
-        sure = sum(value < SIGNIFICANT for value in p)
-        notes.append(
-            f"{clear} of {len(tested)} intervals exclude 0, where {len(tested) / 20:.1f} would if "
-            f"no method did anything; {sure} after Holm's adjustment."
-        )
     return Table("Accuracy on unseen experiments (batch split), %", head, cells, notes)
+
+
+def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
+    """What the table can say and what it cannot, from its own figures."""
+    found = [comparison for _, comparison in gains(methods, rows).values()]
+    tested = [one for one in found if not math.isnan(one.p)]
+    worlds = {unit.world for row in rows for unit in row.accuracy}
+    units = "worlds" if len(worlds) > 1 else "folds of this screen"
+    if not tested:
+        lines = [f"It cannot say that any row differs from {methods.baseline}: that takes three"
+                 f" {units}."]  # fmt: skip
+    else:
+        pairs = zip(tested, holm([one.p for one in tested]), strict=True)
+        sure = [one.mean > 0 for one, p in pairs if p < SIGNIFICANT]
+        clear = sum(one.p < SIGNIFICANT for one in tested)
+        width = float(np.median([one.high - one.low for one in tested]))
+        lines = [
+            f"It can say which rows would differ from {methods.baseline} on other {units}: "
+            f"{sum(sure)} are better and {len(sure) - sum(sure)} worse with {ADJUSTED} below "
+            f"{SIGNIFICANT:.2f}. {clear} of {len(tested)} intervals exclude 0; if no method did "
+            f"anything, {len(tested) / 20:.1f} would.",
+            f"It cannot see a gain below about {50 * width:.0f} points, half of its median "
+            "interval.",
+        ]
+    lines.append("It cannot say how methods rank on real images.")
+    of = {row.name: summarise(row.by_site).mean for row in rows}
+    if LDA12 in of and methods.baseline in of:
+        ahead = 100 * (of[LDA12] - of[methods.baseline])
+        behind = [row for row in rows if row.correction == NONE and of[row.name] < of[LDA12]]
+        why = " Accuracy here is mostly about intensities, not about morphology." * (ahead > 0)
+        lines.append(
+            f"{LDA12}, which sees twelve intensities of a site and no image, is {ahead:+.1f} points"
+            f" from {methods.baseline} and above {len(behind)} of the other trained rows.{why}"
+        )
+    return lines
 
 
 def gap_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None:

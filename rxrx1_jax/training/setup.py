@@ -223,10 +223,7 @@ def find_images(config: ConfigDict) -> Images:
 
 
 def make_split(config: ConfigDict, images: Images) -> splits.Split:
-    data = config.data
-    return splits.make_split(
-        images.sites, data.protocol, data.fold, data.seed, data.cell_type, data.val_experiments
-    )
+    return splits.configured(images.sites, config.data)
 
 
 def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple[Order, int]:

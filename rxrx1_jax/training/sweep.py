@@ -79,10 +79,7 @@ def make_plan(
     config_lib.change(settings, overrides)
     size, obstacle = 0, ""
     try:
-        split = splits.make_split(
-            dataset.sites, settings.data.protocol, settings.data.fold, settings.data.seed,
-            settings.data.cell_type, settings.data.val_experiments,
-        )  # fmt: skip
+        split = splits.configured(dataset.sites, settings.data)
         size, batch = len(split.train), settings.optim.batch_size
         if size < batch:
             obstacle = f"{size} training sites, fewer than optim.batch_size={batch}"

@@ -85,6 +85,7 @@ def test_runs_corrections_and_the_page(worked):
         if name != "base":
             gain = np.subtract(values, found["base"])
             assert float(rows[name][7].split()[0]) == pytest.approx(gain.mean(), abs=0.051)
+    assert list(rows)[2] == "LDA-12" and "intensities" in text
     assert {"base + centre_scale_plate", "**inductive: the image, and the control statistics of "
             "its plate that normalise it**"} <= rows.keys()  # fmt: skip
     # The settings of each run are those of its method, fold and seed.

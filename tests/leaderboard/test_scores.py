@@ -1,6 +1,5 @@
 """The arithmetic and the tables of the leaderboard on made-up runs, against pandas and scipy."""
 
-import re
 from itertools import product
 from pathlib import Path
 
@@ -8,12 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from screens import tiny_images
 
+from rxrx1_jax import config
+from rxrx1_jax.data.splits import make_split
 from rxrx1_jax.leaderboard import figures, scores, tables
 from rxrx1_jax.leaderboard import methods as methods_lib
 from rxrx1_jax.leaderboard.scores import Job, Outcome, Row
+from rxrx1_jax.methods.lda import lda12
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report.runs import FinishedRun
+from rxrx1_jax.training.predictions import accuracies
 
 # Three folds and two seeds.
 TRAINING, SHARED = 0.75, 0.4  # accuracy of every run; test sites per training site
@@ -117,7 +121,72 @@ def test_accuracy_table_against_pandas(methods, outcomes):
         assert row[10:] == [f"{value:+.1f}" for value in folds]
     (low, one), (high, two) = sorted(p_values)
     assert [one, two] == [f"{min(1, 2 * low):.3f}", f"{min(1, max(2 * low, high)):.3f}"]
-    assert re.search(r"\d of 2 ", table.notes[-1])
+
+
+def test_a_read_out_is_paired_with_that_of_the_baseline(methods, outcomes, monkeypatch):
+    """Of all corrections; a row whose partner is missing has no gain."""
+    values = {"centroids": 0.3, "tvn_plate": 0.45, "adabn_plate": 0.5}
+    monkeypatch.setattr(
+        scores, "load_correction", lambda path, name: {"site": {"all": values[name]}}
+    )
+    methods = methods._replace(corrections={
+        "base": tuple(values), "other": ("tvn_plate",), "wide": (),
+    })  # fmt: skip
+    rows = scores.make_rows(methods, outcomes)
+    found = scores.gains(methods, rows)
+    base = next(row.by_site for row in rows if row.name == "base")
+    assert found["base + tvn_plate"][0] == found["other + tvn_plate"][0] | dict.fromkeys(
+        UNITS, pytest.approx(0.15)
+    )
+    assert found["base + adabn_plate"][0] == {unit: 0.5 - base[unit] for unit in UNITS}
+    assert found["base"][1].n == 0
+    alone = [row for row in rows if row.correction != "centroids"]
+    assert scores.gains(methods, alone)["base + tvn_plate"][1].n == 0
+
+
+def test_lda12_is_the_first_row_on_the_data_of_the_baseline(methods, outcomes, monkeypatch):
+    images, data = tiny_images(), config.default().data.to_dict()
+    monkeypatch.setattr(scores.records, "open_images", lambda *names: images)
+    data |= {"protocol": "official", "name": "rxrx1/tiny", "dir": "here"}
+    outcomes = [o._replace(run=o.run._replace(config={"data": data})) for o in outcomes]
+    more, found = scores.with_lda12(methods, outcomes)
+    rows = scores.make_rows(more, found)
+    split = make_split(images.sites, "official")
+    expected = accuracies(lda12(images.sites, 16 * 16, split, "official"))
+    assert rows[0].name == "LDA-12" and rows[0].accuracy == dict.fromkeys(UNITS, expected)
+    assert [row.name for row in rows[1:]] == [r.name for r in scores.make_rows(methods, outcomes)]
+    assert more.baseline == "base" and list(scores.gap_scores(more, found)) == ["LDA-12", "base"]
+    said = " ".join(tables.claims(more, rows))
+    mean = np.mean([o.run.accuracy["site"]["all"] for o in outcomes
+                    if (o.job.trained, o.job.protocol) == ("base", "batch")])  # fmt: skip
+    assert f"{100 * (expected['site']['all'] - mean):+.1f} points" in said
+    assert ("intensities, not" in said) == (expected["site"]["all"] > mean)
+
+
+@pytest.mark.parametrize(
+    ("folds", "values", "named"),
+    [
+        (2, [0.5, 0.6], ["cannot say that any", "three folds"]),
+        (3, [0.5, 0.503, 0.498], ["1 are better and 0 worse", "1 of 1 intervals"]),
+        (3, [0.1, 0.103, 0.098], ["0 are better and 1 worse", "1 of 1 intervals"]),
+        (3, [0.5, 0.1, 0.3], ["0 are better and 0 worse", "0 of 1 intervals", "gain below about"]),
+    ],
+)
+def test_what_a_leaderboard_can_say(methods, folds, values, named):
+    units = [Unit("w", fold, 0) for fold in range(folds)]
+    rows = [
+        Row(
+            name,
+            "none",
+            "inductive",
+            {u: {"site": {"all": x}} for u, x in zip(units, of, strict=True)},
+            {},
+            0.5,
+        )
+        for name, of in (("base", [0.3] * folds), ("other", values))
+    ]
+    said = " ".join(tables.claims(methods, rows))
+    assert all(part in said for part in [*named, "real images"])
 
 
 def test_two_worlds_can_stand_in_one_table(methods):
