@@ -1,8 +1,8 @@
 """What the paper's Table 1 costs on a machine, and what saturates first.
 
 `python -m benchmarks.cost_model`: arithmetic on measured figures, no measurement. docs/scaling.md
-explains the columns. The share of an H100's peak was measured; those of TPUs are assumptions until
-someone runs `python -m benchmarks.train_step` on one.
+explains the columns. The shares of an H100's peak were measured; those of TPUs are
+assumptions until someone runs `python -m benchmarks.accelerator` on one.
 """
 
 import argparse
@@ -31,11 +31,15 @@ class Machine(NamedTuple):
     flops: float = 0  # peak of one device, FLOP/s
     share: float = 0  # of the peak that a step reaches
     link: float = 0  # bytes/s of the slowest link that a gradient crosses; 0: one device
+    px: int = 512
 
 
 MACHINES = (
     Machine("2 CPU cores, float32", 1, 2),
     Machine("one H100, 16 cores, bfloat16", 1, 16, 1, 989e12, 0.145),
+    Machine("the same", 1, 16, 1, 989e12, 0.14, px=256),
+    Machine("the same", 1, 16, 1, 989e12, 0.13, px=128),
+    Machine("eight H100, 128 cores, bfloat16", 1, 128, 8, 989e12, 0.145, 450e9),
     Machine("TPU v5e-8, 112 cores, bfloat16", 1, 112, 8, 197e12, 0.35, 100e9),
     Machine("64 hosts of v5e-8, 100 Gbit/s between them", 64, 112, 8, 197e12, 0.35, 12.5e9),
 )
@@ -43,14 +47,14 @@ MACHINES = (
 
 def cost(machine: Machine, decode_ms: float, cpu_step: float) -> dict[str, str]:
     """One row of the table: seconds of a step by what takes them, then what follows."""
-    devices = machine.hosts * max(machine.devices, 1)
+    devices, area = machine.hosts * max(machine.devices, 1), (machine.px / 512) ** 2
     per_device = -(-BATCH // devices)  # a device works on whole images
     if machine.devices:
-        compute = per_device * TRAIN_FLOP / (machine.flops * machine.share)
+        compute = per_device * area * TRAIN_FLOP / (machine.flops * machine.share)
     else:
-        compute = BATCH / (machine.cores * cpu_step)
+        compute = BATCH * area / (machine.cores * cpu_step)
     links = 2 * PARAMETER_BYTES / machine.link if machine.link else 0.0  # a ring's all-reduce
-    decoding = BATCH / machine.hosts * decode_ms / 1000 / machine.cores
+    decoding = BATCH * area / machine.hosts * decode_ms / 1000 / machine.cores
     # The host half works while the device computes, except where the cores are the device.
     step = max(compute + links, decoding) if machine.devices else compute + decoding
     times = {"compute": compute, "the links": links, "decoding": decoding}
@@ -59,12 +63,13 @@ def cost(machine: Machine, decode_ms: float, cpu_step: float) -> dict[str, str]:
     hours = images / rate / 3600
     return {
         "machine": machine.name,
+        "px": f"{machine.px}",
         "images per device": f"{per_device}",
         "compute, ms per step": f"{compute * 1000:,.1f}",
         "links": f"{links * 1000:,.1f}",
         "decoding": f"{decoding * 1000:,.1f}",
         "images/s": f"{rate:,.1f}" if rate < 10 else f"{rate:,.0f}",
-        "read, MB/s per host": f"{rate * SITE_BYTES / 1e6 / machine.hosts:,.1f}",
+        "read, MB/s per host": f"{rate * area * SITE_BYTES / 1e6 / machine.hosts:,.1f}",
         "saturates first": max(times, key=times.__getitem__),
         "Table 1": f"{hours:,.1f} h" if hours < 1000 else f"{hours / 8766:.1f} years",
     }
@@ -77,8 +82,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = [cost(machine, options.decode_ms, options.cpu_step) for machine in MACHINES]
     print(
-        f"ResNet-50, 512 px, {RUNS} x (all + four cell types), {EPOCHS} epochs, batch {BATCH};"
-        f" a training image: {TRAIN_FLOP / 1e9:.0f} GFLOP, {options.decode_ms} CPU ms to decode\n"
+        f"ResNet-50, {RUNS} x (all + four cell types), {EPOCHS} epochs, batch {BATCH}; a training"
+        f" image of 512 px: {TRAIN_FLOP / 1e9:.0f} GFLOP, {options.decode_ms} CPU ms to decode\n"
     )
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
