@@ -22,6 +22,8 @@ def normalise(site):
     return {"image": image, "label": np.int32(site["sirna_id"]), "site_id": site["site_id"]}
 
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python examples/load_with_grain.py DATA_DIR/rxrx1/CONFIG/VERSION")
 builder = tfds.builder_from_directory(sys.argv[1])
 sites = builder.as_data_source(split="+".join(builder.info.metadata["partitions"]["train"]))
 dataset = grain.MapDataset.source(sites).shuffle(seed=0).map(normalise).batch(8)
@@ -30,4 +32,7 @@ for batch in dataset.to_iter_dataset(grain.ReadOptions(num_threads=4)):
     means.append(batch["image"].mean())
     seen += batch["site_id"].tolist()
 print(f"train: {len(sites)} sites, last batch {batch['image'].shape}", end=", ")
-print(f"mean {np.mean(means):.4f}, {len(set(seen))} seen, first {seen[0].decode()}")
+treatments = grain.MapDataset.source(sites).filter(lambda s: s["well_type"] == b"treatment")
+count = len(list(treatments.to_iter_dataset()))
+print(f"mean {np.mean(means):.4f}, {count} of treatments", end=", ")
+print(f"{len(set(seen))} seen, first {seen[0].decode()}")

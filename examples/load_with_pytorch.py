@@ -18,9 +18,9 @@ class Sites(torch.utils.data.Dataset):
     """(image float32 [6, H, W], sirna_id, site_id) of the sites of some experiments."""
 
     def __init__(self, folder, partition):
-        builder = tfds.builder_from_directory(folder)
-        experiments = builder.info.metadata["partitions"][partition]
-        self.source = builder.as_data_source(split="+".join(experiments))
+        self.builder = tfds.builder_from_directory(folder)
+        self.split = "+".join(self.builder.info.metadata["partitions"][partition])
+        self.source = self.builder.as_data_source(split=self.split)
 
     def __len__(self):
         return len(self.source)
@@ -31,7 +31,17 @@ class Sites(torch.utils.data.Dataset):
         return (site["image"] - mean) / std, site["sirna_id"], site["site_id"].decode()
 
 
+def treatments(sites):
+    """Without the controls: the records are read for it, the images are not decoded."""
+    as_stored = {"image": tfds.decode.SkipDecoding()}
+    kinds = sites.builder.as_data_source(split=sites.split, decoders=as_stored)
+    rows = [i for i in range(len(kinds)) if kinds[i]["well_type"] == b"treatment"]
+    return torch.utils.data.Subset(sites, rows)
+
+
 def main():
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/load_with_pytorch.py DATA_DIR/rxrx1/CONFIG/VERSION")
     sites = Sites(sys.argv[1], "train")
     loader = torch.utils.data.DataLoader(
         sites,
@@ -46,7 +56,8 @@ def main():
         means.append(images.mean().item())
         seen += site_ids
     print(f"train: {len(sites)} sites, last batch {tuple(images.shape)}", end=", ")
-    print(f"mean {sum(means) / len(means):.4f}, {len(set(seen))} seen, first {seen[0]}")
+    print(f"mean {sum(means) / len(means):.4f}, {len(treatments(sites))} of treatments", end=", ")
+    print(f"{len(set(seen))} seen, first {seen[0]}")
 
 
 if __name__ == "__main__":  # spawned workers import this file

@@ -1,8 +1,8 @@
 """tf.data through `tfds.load`, after one import: `train`, `test`, an experiment, a union.
 
-python examples/load_with_tfds.py DATA_DIR rxrx1/synthetic
+PYTHONPATH=. python examples/load_with_tfds.py DATA_DIR rxrx1/synthetic
 
-Needs this repository installed, or the root of its clone on PYTHONPATH.
+Started in the root of the clone; where the project is installed, PYTHONPATH is not needed.
 """
 
 # /// script
@@ -18,6 +18,8 @@ import tensorflow_datasets as tfds
 
 import tfds_builder.rxrx1  # noqa: F401  (makes the dataset known to TFDS)
 
+if len(sys.argv) != 3:
+    sys.exit("usage: PYTHONPATH=. python examples/load_with_tfds.py DATA_DIR rxrx1/CONFIG")
 data_dir, name = sys.argv[1:]
 
 
@@ -34,4 +36,6 @@ for split in ("train", "test", "HUVEC-01", "HUVEC-01+HUVEC-02"):
     for images, sirna_ids in sites.map(normalise).batch(8):  # float32 [N, H, W, 6], int32 [N]
         means.append(tf.reduce_mean(images))
         labels += sirna_ids.numpy().tolist()
-    print(f"{split}: {len(sites)} sites, {len(set(labels))} siRNAs, mean {np.mean(means):.4f}")
+    treatments = sites.filter(lambda site: site["well_type"] == "treatment")  # no controls
+    print(f"{split}: {len(sites)} sites, {len(set(labels))} siRNAs", end=", ")
+    print(f"mean {np.mean(means):.4f}, {len(list(treatments))} of treatments")

@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import tensorflow_datasets as tfds
 
+if len(sys.argv) != 2:
+    sys.exit("usage: python examples/load_without_our_code.py DATA_DIR/rxrx1/CONFIG/VERSION")
 builder = tfds.builder_from_directory(sys.argv[1])
 partitions = builder.info.metadata["partitions"]  # {"train": [experiments], "test": [...]}
 train, test = ("+".join(partitions[name]) for name in ("train", "test"))
@@ -24,4 +26,6 @@ for split in (train, test, "HUVEC-01", "HUVEC-01+HUVEC-02"):
         for field in ("control_mean", "control_std")
     )
     normalised = (images - mean) / std
-    print(f"{split}: {len(sites)} sites, all {images.shape}, mean {normalised.mean():.4f}")
+    treatments = [site for site in sites if site["well_type"] == b"treatment"]  # no controls
+    print(f"{split}: {len(sites)} sites, all {images.shape}, mean {normalised.mean():.4f}", end="")
+    print(f", {len(treatments)} of treatments")

@@ -1,9 +1,12 @@
 """`tfds build`, `python -m tfds_builder.rxrx1 build` and `tfds.load` as users give them."""
 
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -179,3 +182,24 @@ def test_noise_is_left_out_and_last_words_are_kept():
     folder = ROOT / "tfds_builder" / "rxrx1"
     done = run([sys.executable, "-c", program], PYTHONPATH=str(folder))
     assert done.returncode < 0 and done.stderr.splitlines() == real
+
+
+def test_requirements_without_jax():
+    """They are pyproject.toml's, all of the extra, and cover what the code imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["build"]
+    lines = (ROOT / "tfds_builder" / "requirements.txt").read_text().splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    assert set(extra) <= listed <= {*extra, *project["dependencies"]}
+    names = {re.split(r"[\[>=]", line)[0].lower().replace("_", "-") for line in listed}
+    imported = {
+        top
+        for path in (ROOT / "tfds_builder").rglob("*.py")
+        for top in re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+    } & importlib.metadata.packages_distributions().keys() - {"tfds_builder", "rxrx1_jax"}
+    assert {"cv2", "deflate", "pyarrow", "tqdm", "tensorflow"} <= imported
+    # What TensorFlow and TFDS bring along themselves.
+    theirs = {"absl-py", "array_record", "dm-tree", "tensorflow-metadata", "setuptools"}
+    for top in imported:
+        brought = importlib.metadata.packages_distributions()[top]
+        assert names & {b.lower().replace("_", "-") for b in brought} or theirs & set(brought), top

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import re
 import subprocess
+import sys
 import tomllib
 import venv
 from pathlib import Path
@@ -151,7 +152,7 @@ def expected(release: Path, split: str, experiments: list[str], shown: str) -> s
     count = SITES * len(experiments)
     shape = shown.replace("COUNT", str(count))
     mean = normalised_mean(release, experiments)
-    return f"{split}: {count} sites, {shape}, mean {mean:.4f}"
+    return f"{split}: {count} sites, {shape}, mean {mean:.4f}, {count // 2} of treatments"
 
 
 SPLITS = {**PARTITIONS, "HUVEC-01": ["HUVEC-01"], "HUVEC-01+HUVEC-02": ["HUVEC-01", "HUVEC-02"]}
@@ -185,9 +186,9 @@ def test_random_access(name, array_record, tmp_path):
     assert first != f"first {stored[0]['site_id'].decode()}"  # shuffled
 
 
-def test_data_source_knows_the_partitions(array_record):
-    """With our code imported, as in `load_with_tfds.py`, but at random."""
-    for split, experiments in SPLITS.items():
-        source = tfds.data_source("rxrx1/synthetic", split=split, data_dir=array_record.data_dir)
-        names = {source[i]["experiment"].decode() for i in range(len(source))}
-        assert len(source) == SITES * len(experiments) and names == set(experiments)
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("load_*.py")), ids=lambda s: s.name)
+def test_usage_is_one_line(script):
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and f"python examples/{script.name} " in last
