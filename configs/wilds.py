@@ -24,8 +24,8 @@ turns and mirror images. Different here:
 - The last state is evaluated, where WILDS takes the epoch with the best accuracy on `val`; that one
   is kept too (`rxrx1_jax.load_run(run).load("best")`, chosen every `train.eval_every` epochs).
 
-`rxrx1_jax.report` makes Table 1 of the paper and refuses this run. Needs the `wilds` dataset (25 GB
-before compression) and a GPU or TPU. Time, cost and accuracy on real data have not been measured
+`rxrx1_jax.report` compares such runs, without Table 1 of the paper. Needs the `wilds` dataset (25
+GB before compression) and a GPU or TPU. Time, cost and accuracy on real data have not been measured
 yet. Six channels: `--config.data.name=rxrx1/native`, the same sites of 512 px; with
 `--config.data.crop=256` training cuts at random, where WILDS always takes the centre.
 """

@@ -3,37 +3,37 @@
 Each run is a directory of `rxrx1_jax.main`. Its network embeds the sites once; each method then
 predicts the test sites, and RUN/corrections/METHOD.parquet keeps what it predicted. The table
 compares methods within the same budget of information, paired with the uncorrected network; methods
-that transform embeddings are paired with the same classifier of embeddings as they are.
+that transform embeddings are paired with the same classifier of embeddings as they are. Runs that
+differ in more than fold and seed have a table for each of their settings.
 """
 
-import argparse
 import csv
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from rxrx1_jax.config import FREE, flat
+from rxrx1_jax.config import flat, user_path
 from rxrx1_jax.data.files import write_text
-from rxrx1_jax.data.records import DatasetError
-from rxrx1_jax.data.splits import FOLDS
 from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS, find, reference
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
-from rxrx1_jax.report.runs import check_same_settings
+from rxrx1_jax.report import command
+from rxrx1_jax.report.runs import differing, label_of, unit_of
 from rxrx1_jax.report.tables import ADJUSTED, Cell, Table, Value, gain, percent
 from rxrx1_jax.training import predictions
-from rxrx1_jax.training.run_dir import RunError, read_settings
+from rxrx1_jax.training.run_dir import read_settings
 
 BASE = "none"
-DIFFERING = {"data.fold", "data.seed", "train.seed", *FREE}  # what runs of one table may differ in
+CAPTION = "Accuracy of the test sites, %"
 
 
-def summary(runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float) -> Table:
+def summary(
+    runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float, caption: str = CAPTION
+) -> Table:
     """The table of {run: {method: predictions}}, grouped by what the methods may see.
 
     shared: as in `compare`.
@@ -45,9 +45,8 @@ def summary(runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float) -> Table
     }
     gains = {
         name: compare(scores[name][0], scores[reference(name)][0], shared)
-        for name in names
-        if name != BASE and reference(name) in scores
-    }
+        for name in names if name != BASE and reference(name) in scores
+    }  # fmt: skip
     adjusted = dict(zip(gains, holm([found.p for found in gains.values()]), strict=True))
     rows: list[list[Cell]] = []
     for budget in BUDGETS:
@@ -58,7 +57,7 @@ def summary(runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float) -> Table
             if name in gains:
                 rows[-1][-2:] = gain(gains[name]), Value(adjusted[name], 3)
     head = ["method", "by site", "by well", "worst experiment", "gain by site, points", ADJUSTED]
-    return Table("Accuracy of the test sites, %", head, rows)
+    return Table(caption, head, rows)
 
 
 def _scores(tables: Mapping[Unit, pa.Table]) -> list[Score]:
@@ -71,61 +70,57 @@ def _scores(tables: Mapping[Unit, pa.Table]) -> list[Score]:
     ]
 
 
-def _unit(run: Path) -> Unit:
-    """Folds of several draws of the split (data.seed) are numbered one after the other."""
-    config = read_settings(run)
-    return Unit("", FOLDS * config.data.seed + config.data.fold, config.train.seed)
-
-
 def _shared(run: Path) -> float:
     """Test sites per training site."""
     with open(run / "split.csv", newline="", encoding="utf-8") as file:
-        roles = Counter(row["role"] for row in csv.DictReader(file))
+        roles = Counter(row.get("role") for row in csv.DictReader(file))
+    if not (roles["test"] and roles["train"]):
+        raise ValueError(f"{run}/split.csv: expected a column role with train and test; restore it")
     return roles["test"] / roles["train"]
 
 
-def _to_share(run: Path) -> dict[str, Any]:
-    settings = flat(read_settings(run))
-    return {field: value for field, value in settings.items() if field not in DIFFERING}
-
-
-def main() -> None:
+def main() -> int:
     width = max(map(len, METHODS))
     lines = [f"  {name:{width}}  {method.about}" for name, method in METHODS.items()]
-    parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.correct", description=__doc__, epilog="methods:\n"
-        + "\n".join(lines), formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
+    parser = command.Parser("correct", __doc__ or "", epilog="methods:\n" + "\n".join(lines))
     parser.add_argument(
         "--methods", nargs="+", default=list(METHODS), metavar="METHOD",
         help="names of the list below, or module.name of your own (default: all of the list)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="file for the table, Markdown")
+    parser.add_argument(
+        "--out", type=user_path, metavar="DIR",
+        help="folder for the tables (corrections.md) and all that the runs would be written",
+    )  # fmt: skip
     options = parser.parse_args()
-    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
-        parser.error(f"--out={options.out}: expected a file in a folder that exists")
-    names = [BASE]
-    tables: dict[Unit, dict[str, pa.Table]] = {}
-    try:
-        for name in options.methods:  # a wrong name is told before the work
-            names += [reference(name), name]
-        names = list(dict.fromkeys(names))
-        first = options.runs[0]
-        for run in options.runs:
-            check_same_settings(first, _to_share(first), run, _to_share(run))
-        for i, run in enumerate(options.runs, 1):
-            print(f"{run} ({i} of {len(options.runs)})", file=sys.stderr, flush=True)
-            if (unit := _unit(run)) in tables:
+
+    def work() -> None:
+        partners = [[reference(name), name] for name in options.methods]  # a wrong name is told now
+        names = list(dict.fromkeys([BASE, *(name for pair in partners for name in pair)]))
+        places = command.places(options.runs, options.out)
+        configs = [flat(read_settings(run)) for run in options.runs]
+        fields = differing(configs)
+        asked: dict[str, dict[Unit, tuple[Path, Path]]] = {}
+        for run, place, config in zip(options.runs, places, configs, strict=True):
+            mine = asked.setdefault(label_of(config, fields), {})
+            if mine.setdefault(unit_of(config), (run, place)) != (run, place):
                 raise ValueError(f"{run}: fold and seed of another run; expected one run of each")
-            tables[unit] = corrections.predictions_of(run, names)
-        text = summary(tables, max(map(_shared, options.runs))).markdown()
-    except (RunError, DatasetError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(text)
-    if options.out:
-        write_text(options.out, text)
+            _shared(run)
+        texts = []
+        for label, runs in asked.items():
+            tables = {}
+            for unit, (run, place) in runs.items():
+                print(run, file=sys.stderr, flush=True)
+                opened = command.open_run(run, options.data_dir)
+                tables[unit] = corrections.predictions_of(opened, names, place)
+            shared = max(_shared(run) for run, _ in runs.values())
+            caption = f"{CAPTION}; {label}" if label else CAPTION
+            texts.append(summary(tables, shared, caption).markdown())
+        print("\n".join(texts))
+        if options.out:
+            write_text(options.out / "corrections.md", "\n".join(texts))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

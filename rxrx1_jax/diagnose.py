@@ -7,16 +7,15 @@ two experiments or more:
 
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from rxrx1_jax.data.records import DatasetError
+from rxrx1_jax.config import user_path
+from rxrx1_jax.data.files import write_text
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.diagnosis import COLUMNS, digits
-from rxrx1_jax.report.tables import Cell, Table
-from rxrx1_jax.training.run import Run
-from rxrx1_jax.training.run_dir import RunError
+from rxrx1_jax.report import command
+from rxrx1_jax.report.tables import NOTHING, Cell, Table
 
 NOTES = f"""
 {diagnosis.CAUTION}
@@ -24,37 +23,47 @@ The methods are fitted on the wells that are looked at, which takes the first be
 the mean of every experiment is zero, leaving wells out shifts it the other way."""
 
 
-def run_table(workdir: Path) -> Table:
-    """The table of one run. Raises RunError, DatasetError, OSError, ValueError: one line."""
-    run = Run.open(workdir)
+def run_table(path: Path, data_dir: Path | None, place: Path) -> Table:
+    """The table of one run; what it needs is written to `place`."""
+    run = command.open_run(path, data_dir)
+    embeddings = run.embeddings(folder=place)
     rows: list[list[Cell]] = []
-    for name, figures in diagnosis.diagnose(run.embeddings(), run.planted_sirnas()):
+    for name, figures in diagnosis.diagnose(embeddings, run.planted_sirnas()):
         rows.append([name, *(_cell(figures.get(column)) for column in COLUMNS)])
-    caption = f"{workdir}, positive-control wells; chance in brackets"
+    caption = f"{path}, positive-control wells; chance in brackets"
     return Table(caption, ["embeddings", *COLUMNS], rows)
 
 
 def _cell(found: tuple[float, float] | None) -> str:
     if found is None:
-        return "-"
+        return NOTHING
     mean, chance = found
     return f"{mean:.{digits(chance)}f} ({chance:.{digits(chance)}f})"
 
 
-def main() -> None:
+def main() -> int:
     width = max(map(len, COLUMNS))
     explained = [f"  {name:{width}}  {about}" for name, about in COLUMNS.items()]
-    parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.diagnose", description=__doc__ + "\n".join(explained),
-        epilog=NOTES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    about = (__doc__ or "") + "\n".join(explained)
+    parser = command.Parser("diagnose", about, epilog=NOTES)
+    parser.add_argument(
+        "--out", type=user_path, metavar="DIR",
+        help="folder for the tables (diagnosis.md) and all that the runs would be written",
     )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of runs")
-    for run in parser.parse_args().runs:
-        try:
-            print(run_table(run).markdown())
-        except (RunError, DatasetError, OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
+    options = parser.parse_args()
+
+    def work() -> None:
+        texts = []
+        for run, place in zip(
+            options.runs, command.places(options.runs, options.out), strict=True
+        ):
+            texts.append(run_table(run, options.data_dir, place).markdown())
+            print(texts[-1])
+        if options.out:
+            write_text(options.out / "diagnosis.md", "\n".join(texts))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

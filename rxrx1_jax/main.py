@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}; --help says more")
+        self.exit(2, f"error: {message}; --help says more\n")
 
 
 def read_config(options: argparse.Namespace, to_train: bool = True) -> config_lib.ConfigDict:

@@ -21,14 +21,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax.config import ConfigError
-from rxrx1_jax.data import images, records, splits
+from rxrx1_jax.data import records, splits
 from rxrx1_jax.data.files import write_text
-from rxrx1_jax.report import table1
-from rxrx1_jax.report.files import ReportError
-from rxrx1_jax.report.page import write_page
+from rxrx1_jax.report import command, table1
 from rxrx1_jax.report.runs import load_runs
-from rxrx1_jax.training import processes, run_dir, sweep
+from rxrx1_jax.training import run_dir, sweep
 from rxrx1_jax.training.sweep import Plan, train_one
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
@@ -64,6 +61,8 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
             state = "not finished" if (plan.path / "config.json").exists() else "not started"
             reason = plan.obstacle or reasons.get(plan.path, state)
             missing.setdefault(reason, []).append(plan.path.name)
+    from rxrx1_jax.report.page import write_page  # here: --help needs no matplotlib
+
     screens = load_runs(complete)
     parts = []
     for screen, runs in screens.items():
@@ -88,9 +87,11 @@ def main(argv: list[str]) -> int:
     one.add_argument("--collect", action="store_true", help="only make table and page")
     options = parser.parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
-    try:
+
+    def work() -> int:
         config, workdir = main_lib.read_config(options), options.workdir
         arguments = main_lib.arguments_of_config(options)
+        command.check_writable("--workdir", workdir, folder=True)
         if options.task is not None:
             (plan,) = make_plans(config, workdir, [RUNS[options.task]])
             reason = plan.obstacle or train_one(plan, arguments)
@@ -103,13 +104,8 @@ def main(argv: list[str]) -> int:
                 plans, run_dir.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
             )
         return int(not collect(plans, workdir, reasons))
-    except (
-        ConfigError, run_dir.RunError, images.DatasetError, ReportError, OSError,
-    ) as error:  # fmt: skip
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return processes.EXIT_CODE
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

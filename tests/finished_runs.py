@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rxrx1_jax.config import change, default
 from rxrx1_jax.training.predictions import accuracies, write_predictions
 
 EXPERIMENTS = {"HUVEC": "HUVEC-05", "RPE": "RPE-03", "HEPG2": "HEPG2-02", "U2OS": "U2OS-01"}
@@ -35,61 +36,39 @@ def make_predictions(right: dict[str, tuple[int, int]], wells: int = 10) -> pa.T
 
 
 def make_run(
-    path: Path,
-    right: dict[str, tuple[int, int]],
-    protocol="batch",
-    fold=0,
-    normalisation="plate_control",
-    cell_type="all",
-    name="rxrx1/synthetic",
-    source="synthetic",
+    path: Path, right: dict[str, tuple[int, int]], source: str = "synthetic", **changes: Any
 ) -> Path:
+    """changes: section__name=value of its settings; protocol, fold ... are those of `data`."""
     path.mkdir(parents=True)
     table = make_predictions(right)
     write_predictions(path / "predictions.parquet", table)
+    config = default()
+    settings = {
+        "data.name": "rxrx1/synthetic", "model.name": "resnet_demo", "optim.batch_size": 32,
+        "optim.learning_rate": 0.004, "optim.epochs": 30,
+        "data.dir": str(path / "nowhere"),  # differs from run to run, as it may
+    }  # fmt: skip
+    for field, value in changes.items():
+        settings[field.replace("__", ".") if "__" in field else f"data.{field}"] = value
+    change(config, settings)
+    data = config.data
     results = {
         "data": {
-            "name": name,
-            "version": "1.0.0",
-            "source": source,
-            "classes": 32,
-            "image_size": 64,
-            "train_sites": 640,
-            "test_sites": len(table),
+            "name": data.name, "version": "1.0.0", "source": source, "classes": 32,
+            "image_size": 64, "train_sites": 640, "test_sites": len(table),
         },
-        "protocol": protocol,
-        "fold": fold,
-        "cell_type": cell_type,
-        "normalisation": normalisation,
-        "model": "resnet_demo",
-        "epochs": 30,
-        "seed": 0,
-        "step": 600,
-        "total_steps": 600,
-        "accuracy": accuracies(table),
-        "loss": 1.25,
+        "protocol": data.protocol, "fold": data.fold, "cell_type": data.cell_type,
+        "normalisation": data.normalisation, "model": config.model.name,
+        "epochs": config.optim.epochs, "seed": config.train.seed, "step": 600, "total_steps": 600,
+        "accuracy": accuracies(table), "loss": 1.25,
+    }  # fmt: skip
+    saved = config.to_dict() | {
+        "dataset": {"version": "1.0.0", "data_fingerprint": "5ca1ab1e"},
     }
-    config = {
-        "data": {
-            "name": name,
-            "dir": str(path / "nowhere"),  # differs from run to run, as it may
-            "protocol": protocol,
-            "fold": fold,
-            "normalisation": normalisation,
-            "cell_type": cell_type,
-        },
-        "optim": {"batch_size": 32, "learning_rate": 0.004, "epochs": 30, "nesterov": False},
-        "train": {"seed": 0, "keep": 2, "parallelism": "jit"},
-        "model": {"name": "resnet_demo"},
-        "eval": {},
-        "dataset": {
-            "version": "1.0.0",
-            "data_fingerprint": "5ca1ab1e",
-            "split_fingerprint": f"{protocol}{fold}{cell_type}",
-        },
-    }
-    (path / "results.json").write_text(json.dumps(results))
-    (path / "config.json").write_text(json.dumps(config))
+    environment = {"commit": "abc1234", "python": "3.11", "devices": ["cpu:cpu"],
+                   "packages": {"jax": "0.10.2"}}  # fmt: skip
+    for name, content in (("results", results), ("config", saved), ("environment", environment)):
+        (path / f"{name}.json").write_text(json.dumps(content))
     lines = []
     for epoch in range(1, 31):
         step = {"step": 20 * epoch, "epoch": float(epoch)}

@@ -1,23 +1,15 @@
 """The command line of training: help, what is missing, what is wrong; each fault is a line."""
 
 import pytest
+from commands import run_command
 
 from rxrx1_jax import main
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """(exit code, message) of the command, in this process."""
-    try:
-        return main.main(list(arguments)), ""
-    except SystemExit as end:
-        message = end.code if isinstance(end.code, str) else ""
-        return (1 if message else int(end.code or 0)), message
-
-
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_names_modes_fields_and_an_example(capsys, flag):
-    assert run(flag) == (0, "")
-    said = capsys.readouterr().out
+def test_help_names_modes_fields_and_an_example(flag):
+    code, _, said, _ = run_command("main", flag)
+    assert code == 0
     assert "--config=demo" in said and "--workdir=runs/mine" in said
     for name in (*main.MODES, "optim.learning_rate=0.1", "resnet18", "train.parent"):
         assert name in said
@@ -47,9 +39,9 @@ def test_help_names_modes_fields_and_an_example(capsys, flag):
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, said):
     if "--workdir=nowhere" not in arguments and len(arguments) > 0 and said != "--workdir":
         arguments = [*arguments, f"--workdir={tmp_path}/run"]
-    code, message = run(*arguments)
-    assert code == 1 and message.startswith("error: ") and "\n" not in message
-    assert said in message
+    code, message, _, err = run_command("main", *arguments)
+    assert message.startswith("error: ") and err.count("\n") == 1 and said in message
+    assert code == (2 if "--help" in message else 1)  # 2: the command line itself is wrong
     assert not (tmp_path / "run").exists()
 
 

@@ -5,17 +5,14 @@ rxrx1_jax.correct), RUN/embeddings.parquet and RUN/assessment.json: the figures 
 rxrx1_jax.diagnose on these embeddings, and why a method was refused.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rxrx1_jax.data.records import DatasetError
-from rxrx1_jax.data.splits import SplitError
 from rxrx1_jax.methods import corrections, diagnosis
 from rxrx1_jax.methods.catalogue import find
+from rxrx1_jax.report import command, files
 from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.run import Run
 
@@ -36,21 +33,25 @@ def is_assessed(workdir: Path, names: Sequence[str]) -> bool:
 
 def read(workdir: Path) -> dict[str, Any]:
     """{name: {"step", "weights", "version", "refused": why or ""}}; DIAGNOSIS has "figures" too."""
-    path = workdir / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    path, do = workdir / FILE, "remove it and start the leaderboard again"
+    found = files.read_json(path, do) if path.exists() else {}
+    entries = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(entry, dict) and "refused" in entry for entry in entries):
+        raise files.ReportError(f"{path}: not what was written; {do}")
+    return found
 
 
-def assess(workdir: Path, names: Sequence[str]) -> None:
+def assess(workdir: Path, names: Sequence[str], data_dir: Path | None = None) -> None:
     """Computes what `is_assessed` misses. A method that lacks its library is not refused.
 
     Raises RunError, DatasetError, OSError, ValueError: one line.
     """
-    done = read(workdir)
+    done, run = read(workdir), command.open_run(workdir, data_dir)
     missing = [name for name in names if not is_assessed(workdir, [name])]
     methods = [name for name in missing if name != DIAGNOSIS]
     if methods:
         refused: dict[str, Exception] = {}
-        corrections.predictions_of(workdir, methods, refused)
+        corrections.predictions_of(run, methods, refused=refused)
         for name in methods:
             error = refused.get(name)
             if not isinstance(error, ImportError):
@@ -59,7 +60,6 @@ def assess(workdir: Path, names: Sequence[str]) -> None:
     if DIAGNOSIS in missing:
         found: dict[str, Any] = {"refused": ""}
         try:
-            run = Run.open(workdir)
             controls = diagnosis.all_controls(run.embeddings())
             found["figures"] = diagnosis.measure(controls.x, controls.sites, run.planted_sirnas())
         except ValueError as error:  # data that have too few controls
@@ -78,18 +78,18 @@ def _made_by(workdir: Path, name: str) -> dict[str, str]:
     return {**source, "version": str(version)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.leaderboard.assess", description=__doc__
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a trained run")
-    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD")
+def main() -> int:
+    parser = command.Parser("leaderboard.assess", __doc__ or "")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD",
+                        help="names of rxrx1_jax.correct, or diagnosis")  # fmt: skip
     options = parser.parse_args()
-    try:
-        assess(options.run, options.methods)
-    except (run_dir.RunError, DatasetError, SplitError, OSError, ValueError) as error:
-        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+
+    def work() -> None:
+        for run in options.runs:
+            assess(run, options.methods, options.data_dir)
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -67,6 +67,7 @@ class Row(NamedTuple):
     accuracy: dict[Unit, dict[str, Any]]  # as predictions.accuracies gives them
     training: Score  # accuracy on training batches at the end; of rows without correction
     shared: float  # test sites per training site
+    paths: Mapping[Unit, Path] = {}  # folders of its runs
 
     @property
     def name(self) -> str:
@@ -97,7 +98,9 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
                 wider = max(budgets, key=BUDGETS.index)
                 training = {u: t for u, run in runs.items() for t in training_accuracy(run)}
                 own = training if correction == NONE else {}
-                rows.append(Row(name, correction, wider, accuracy, own, shared_of(runs.values())))
+                paths = {unit: runs[unit].path for unit in accuracy if name != LDA12}
+                shared = shared_of(runs.values())
+                rows.append(Row(name, correction, wider, accuracy, own, shared, paths))
     return sorted(rows, key=lambda row: (BUDGETS.index(row.budget), row.trained != LDA12))
 
 
@@ -114,7 +117,8 @@ def with_lda12(
     for job, run, _ in outcomes:
         if not run or job.control or job.trained != methods.baseline:
             continue
-        data = run.config["data"]
+        fields = {name.partition(".") for name in run.config}
+        data = {name: run.config[f"data.{name}"] for part, _, name in fields if part == "data"}
         images = opened(data["dir"], data["name"])
         split = splits.configured(images.sites, data)
         pixels = images.image_shape[1] * images.image_shape[2]

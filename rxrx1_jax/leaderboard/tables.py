@@ -1,8 +1,7 @@
 """The tables of the leaderboard."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -28,10 +27,10 @@ from rxrx1_jax.methods.statistics import (
     holm,
     ratio,
     summarise,
-    worst_experiment,
 )
+from rxrx1_jax.report.comparison import FIGURES, GAIN, NOTE
 from rxrx1_jax.report.runs import shared_of
-from rxrx1_jax.report.tables import ADJUSTED, Cell, Table, Value, gain, percent
+from rxrx1_jax.report.tables import ADJUSTED, Cell, Links, Table, Value, gain, percent
 
 UNDECIDED = "cannot say"
 MUST = {
@@ -40,54 +39,53 @@ MUST = {
     "chance": f"chance: both accuracies within {100 * MARGIN:.0f} points",
 }
 
-FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # of predictions.accuracies
-    "by well": lambda a: a["well"]["all"],
-    "top-5": lambda a: a["top5"],
-    "cell-type mean": lambda a: float(np.mean(list(a["site"]["cell_type"].values()))),
-    "worst experiment": lambda a: worst_experiment(a["site"]["experiment"])[1],
-}
-
 
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = folds x seeds that were asked for."""
-    folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
-    one_world = len({world for world, _ in folds}) == 1
-    head = ["method", "by site", "over seeds", "training", *FIGURES]
-    head += ["gain by site (95 % interval)", ADJUSTED]
-    if len(folds) > 1:
-        head += [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
+    one_world = len({unit.world for row in rows for unit in row.accuracy}) == 1
     compared = gains(methods, rows)
     p = holm([found.p for _, found in compared.values()])
     adjusted = dict(zip(compared, p, strict=True))
     cells: list[list[Cell]] = []
-    for budget in BUDGETS:
-        members = [row for row in rows if row.budget == budget]
-        cells += [[f"{budget}: {SEEN[budget]}"]] if members else []
-        for row in members:
-            name = row.name + (f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else "")
-            seeds = Value(100 * summarise(row.by_site).over_seeds)
-            scores = map(row.score, FIGURES.values())
-            cells.append([
-                name, percent(row.by_site), seeds, percent(row.training), *map(percent, scores),
-                gain(compared[row.name][1]), Value(adjusted[row.name], 3),
-            ])  # fmt: skip
-            if len(folds) > 1:
-                found = by_fold(compared[row.name][0])
-                folds_of = (100 * found.get(fold, math.nan) for fold in folds)
-                cells[-1] += [Value(value, signed=True) for value in folds_of]
+    for row, name in _by_budget(rows, cells):
+        few = f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else ""
+        paths = sorted(row.paths.items())
+        links = Links(tuple((f"{unit.fold}.{unit.seed}", path) for unit, path in paths))
+        cells.append([
+            name._replace(more=few), percent(row.by_site), gain(compared[row.name][1]),
+            Value(adjusted[row.name], 3), *map(percent, map(row.score, FIGURES.values())), links,
+        ])  # fmt: skip
     units = "worlds" if not one_world else "folds"
     notes = [
-        f"± is the standard deviation over {units} (n - 1) of means over seeds; over seeds: that "
-        "between trainings on the same fold, pooled. Training: accuracy on the last training "
-        "batches. Cell-type mean: each cell type counts the same. Worst experiment: its accuracy "
-        "by site.",
+        NOTE.replace("over folds", f"over {units}"),
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
         "points; of transformed embeddings minus that of the same classifier of the embeddings as "
         f"they are. Its t interval is over {units}: folds of one world share training data, so "
-        "theirs is that of Nadeau and Bengio (2003). Of fewer than three there is none. "
-        f"{ADJUSTED}: adjusted for all rows of the table.",
+        "theirs is that of Nadeau and Bengio (2003). Of fewer than three there is none (–). "
+        f"{ADJUSTED}: adjusted for all rows of the table. Runs: fold.seed.",
     ]
+    head = ["method", "by site", GAIN, ADJUSTED, *FIGURES, "runs"]
     return Table("Accuracy on unseen experiments (batch split), %", head, cells, notes)
+
+
+def spread_table(methods: Methods, rows: Sequence[Row]) -> Table:
+    """How far the parts of a row's accuracy lie apart."""
+    folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
+    one_world = len({world for world, _ in folds}) == 1
+    named = [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
+    compared = gains(methods, rows)
+    cells: list[list[Cell]] = []
+    for row, name in _by_budget(rows, cells):
+        found = by_fold(compared[row.name][0])
+        of_folds = (Value(100 * found.get(fold, math.nan), signed=True) for fold in folds)
+        seeds = Value(100 * summarise(row.by_site).over_seeds)
+        cells.append([name, percent(row.training), seeds, *of_folds])
+    notes = [
+        "Training: accuracy on the last training batches. Over seeds: standard deviation between "
+        f"trainings on the same fold, pooled. Folds: gain over {methods.baseline} in points."
+    ]
+    head = ["method", "training", "over seeds", *named]
+    return Table("Training, and the gain in each fold", head, cells, notes)
 
 
 def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
@@ -125,10 +123,34 @@ def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def headline(methods: Methods, rows: Sequence[Row]) -> str:
+    """The result in a sentence: the highest gain of the narrowest budget."""
+    found = gains(methods, rows)
+    compared = [row for row in rows if found[row.name][1].n and row.trained != LDA12]
+    if not compared:
+        return f"No method has a fold and seed in common with {methods.baseline}."
+    first = [row for row in compared if row.budget == compared[0].budget]
+    best = max(first, key=lambda row: found[row.name][1].mean)
+    return (
+        f"{best.name} is {gain(found[best.name][1]).apart()} {methods.baseline}, the highest of "
+        f"{len(first)} methods that see {SEEN[best.budget]}."
+    )
+
+
+def _by_budget(rows: Sequence[Row], cells: list[list[Cell]]) -> Iterator[tuple[Row, Links]]:
+    """Each row and its name, linked to what explains it; a heading first in `cells`."""
+    for budget in BUDGETS:
+        members = [row for row in rows if row.budget == budget]
+        cells += [[f"{budget}: {SEEN[budget]}"]] if members else []
+        for row in members:
+            parts = [row.trained, *(["+", row.correction] if row.correction != NONE else [])]
+            yield row, Links(tuple((x, f"#method-{x}" if x != "+" else "") for x in parts))
+
+
 def gap_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None:
     """Random against batch split, for the methods that were trained on both."""
     head = ["method", "batch", "random by site", "random by well"]
-    head += ["by site - batch", "ratio", "by well - batch", "ratio"]
+    head += ["by site - batch", "by site / batch", "by well - batch", "by well / batch"]
     rows: list[list[Cell]] = []
     shared = shared_of(o.run for o in outcomes if o.run)
     for name, found in gap_scores(methods, outcomes).items():
@@ -177,7 +199,7 @@ def diagnosis_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | No
 
 def control_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | None:
     """What each control must show, beside what it showed."""
-    head = ["control", "trained", "batch", "random by site", "must show", "showed", ""]
+    head = ["control", "trained", "batch", "random by site", "must show", "showed", "verdict"]
     rows: list[list[Cell]] = []
     for control, (_, expected) in methods.controls.items():
         for name, claim in expected.items():

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_softmax
 
 from rxrx1_jax.methods.evidence import Evidence
 from rxrx1_jax.methods.transforms import checked_embeddings
@@ -26,6 +25,8 @@ def centroids(evidence: Evidence) -> Callable[[Evidence], np.ndarray]:
     Raises:
       ValueError: embeddings of another dtype or not finite; no training row has one of the classes.
     """
+    from scipy.special import log_softmax  # here: the commands' --help needs none
+
     labels, classes = evidence.sites["sirna_id"], evidence.classes
     train = evidence.only((evidence.role == "train") & np.isin(labels, classes))
     unit = _unit(checked_embeddings(train.x))

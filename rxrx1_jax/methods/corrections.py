@@ -7,6 +7,7 @@ of the run and by the version of the method, which are written into them.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +18,16 @@ from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import Evidence, from_embeddings, scores
 from rxrx1_jax.training import predictions, run_dir
 
+if TYPE_CHECKING:
+    from rxrx1_jax.training.run import Run  # it imports JAX
 
-def stored(workdir: Path, name: str) -> pa.Table | None:
+
+def stored(run: "Run", name: str, folder: Path) -> pa.Table | None:
     """What is stored of a method, if it is of its version and the run's newest checkpoint, and a
     table as it was written."""
-    from rxrx1_jax.training.run import Run
-
-    made_by = _made_by(Run.open(workdir).source, name)
+    made_by = _made_by(run.source, name)
     try:
-        table = pq.read_table(_path(workdir, name))
+        table = pq.read_table(_path(folder, name))
         found = table.schema.metadata or {}
         sizes = pc.unique(pc.list_value_length(table["top5"]))
         whole = len(table) == pc.count_distinct(table["site_id"]).as_py() > 0 and len(sizes) == 1
@@ -36,37 +38,36 @@ def stored(workdir: Path, name: str) -> pa.Table | None:
 
 
 def predictions_of(
-    workdir: Path, names: Sequence[str], refused: dict[str, Exception] | None = None
-) -> dict[str, pa.Table]:
+    run: "Run", names: Sequence[str], folder: Path | None = None,
+    refused: dict[str, Exception] | None = None,
+) -> dict[str, pa.Table]:  # fmt: skip
     """Predictions of a run's test sites by each method, {name: table}; what is stored is read.
 
     A method that refuses these data, or lacks its library, is left out with a line on stderr, and
-    noted in `refused`.
+    noted in `refused`. What is computed is written into `folder`, or else into the run.
 
     Raises RunError: no trained run, or one whose controls are classes (protocol wilds).
     """
-    from rxrx1_jax.training.run import Run  # here, as `adabn` below: the rest needs no JAX
-
-    run = Run.open(workdir)
     if run.config.data.protocol == "wilds":
         raise run_dir.RunError(
-            f"{workdir}: under the wilds protocol controls are classes; not corrected"
+            f"{run.path}: under the wilds protocol controls are classes; not corrected"
         )
     source: dict[str, str] = {}  # of the evidence
     evidence: Evidence | None = None
     tables: dict[str, pa.Table] = {}
 
     def adapted(method, given):
-        from rxrx1_jax.methods import adabn
+        from rxrx1_jax.methods import adabn  # here: the rest needs no JAX
 
         return adabn.adapted(run, method, given)
 
     for name in names:
-        if (table := stored(workdir, name)) is not None:
+        kept = (stored(run, name, place) for place in (run.path, folder) if place)
+        if (table := next((table for table in kept if table is not None), None)) is not None:
             tables[name] = table
             continue
         if evidence is None:
-            embeddings = run.embeddings(log_probs=True)
+            embeddings = run.embeddings(True, folder)
             evidence, source = from_embeddings(embeddings), dict(embeddings.source)
         try:
             found = scores(find(name), evidence, adapted)
@@ -76,8 +77,8 @@ def predictions_of(
             if refused is not None:
                 refused[name] = error
             continue
-        path = _path(workdir, name)
-        path.parent.mkdir(exist_ok=True)
+        path = _path(folder or run.path, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         tables[name] = _table(evidence, found).replace_schema_metadata(_made_by(source, name))
         predictions.write_predictions(path, tables[name])
     return tables
@@ -95,5 +96,5 @@ def _made_by(source: Mapping[str, str], name: str) -> dict[str, str]:
     return {**source, "version": str(find(name).version)}
 
 
-def _path(workdir: Path, name: str) -> Path:
-    return workdir / "corrections" / f"{name}.parquet"
+def _path(folder: Path, name: str) -> Path:
+    return folder / "corrections" / f"{name}.parquet"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from rxrx1_jax.data.embeddings import Embeddings
-from rxrx1_jax.methods import embedding_metrics as metrics
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.evidence import ROLES, Evidence, transformed
 
@@ -71,6 +70,8 @@ def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> 
     computed: without such a cell type, "planted" without `sirnas` (metadata.json's planted effects,
     of synthetic screens only), the probe without scikit-learn (one line on stderr).
     """
+    from rxrx1_jax.methods import embedding_metrics as metrics  # here: --help needs no SciPy
+
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLUMNS}
     treated = sites["well_type"] == "positive_control"
     for cell_type in np.unique(sites["cell_type"]):

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95  # of all intervals
 SIGNIFICANT = 1 - LEVEL
@@ -93,6 +92,8 @@ def compare(a: Score, b: Score, shared: float) -> Comparison:
     Args:
       shared: test sites per training site, of a run.
     """
+    from scipy.special import stdtr, stdtrit  # here: the commands' --help needs none
+
     pairs = difference(a, b)
     if not pairs:
         return Comparison(math.nan, 0)
@@ -115,6 +116,8 @@ def equivalence(found: Comparison, margin: float) -> float:
     Two one-sided t tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657).
     NaN where the comparison has no interval.
     """
+    from scipy.special import stdtr
+
     room = margin - abs(found.mean)
     if found.error == 0:
         return float(room <= 0)

@@ -1,45 +1,46 @@
-"""Finished runs -> Table 1 of the paper, in its layout and beside its figures, and a page of plots.
+"""Finished runs -> which is better: tables, and a page of plots.
 
-    python -m rxrx1_jax.report RUNS... [--out report/]
+    python -m rxrx1_jax.report RUN... [--baseline RUN] [--out report/]
 
-RUNS are workdirs of rxrx1_jax.main: any mixture of protocols, folds, normalisations and cell types.
-Runs on the same data with the same model share a table; all their other settings must agree.
+RUN is a workdir of rxrx1_jax.main. Runs that differ in split, fold, normalisation and cell type
+make Table 1 of the paper, in its layout and beside its figures. Others are grouped by the settings
+in which they differ, with folds and seeds as repetitions, and compared with the first, or with that
+of --baseline.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from rxrx1_jax.report import table1
-from rxrx1_jax.report.files import ReportError
-from rxrx1_jax.report.page import write_page
-from rxrx1_jax.report.runs import load_runs
+from rxrx1_jax.config import user_path
+from rxrx1_jax.report import command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.report", description="Table 1 and a page of plots from runs."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="workdirs of runs")
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="folder of the page (default: %(default)s)"
-    )
+    parser = command.Parser("report", __doc__ or "")
+    parser.add_argument("--baseline", type=user_path, metavar="RUN",
+                        help="run of the method that the others are compared with")  # fmt: skip
+    parser.add_argument("--out", type=user_path, default=Path("report"), metavar="DIR",
+                        help="folder of the page (default: %(default)s)")  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        screens = load_runs(options.runs)
-    except ReportError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    for screen, runs in screens.items():
-        print(table1.describe(screen, runs), end="\n\n")
-        print(*(table.text() for table in table1.tables(screen, runs)), sep="\n")
-    try:
-        page, remarks = write_page(screens, options.out)
-    except OSError as error:
-        print(f"report: cannot write the page to {options.out}: {error}", file=sys.stderr)
-        return 2
-    print(*remarks, f"Page: {page}", sep="\n")
-    return 0
+
+    def work() -> None:
+        from rxrx1_jax.report import page, table1  # here: --help needs no matplotlib
+        from rxrx1_jax.report.runs import load_runs
+
+        command.check_writable("--out", options.out, folder=True)
+        more = [options.baseline] if options.baseline else []
+        screens = load_runs([*options.runs, *more])
+        results = page.results_of(screens, options.baseline)
+        written, remarks = page.write_page(
+            screens, options.out, options.baseline, options.data_dir
+        )
+        for screen, (result, groups, tables) in results.items():
+            runs = [run for of in groups for run in of.runs]
+            print(result, table1.describe(screen, runs), sep="\n", end="\n\n")
+            print(*(table.text() for table in tables.values()), sep="\n")
+        print(*remarks, f"Page: {written}", sep="\n")
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The files of a run that a person can touch: one reader, with a schema for each kind of file.
 
-A fault is one line: the file, the field, what was expected, and what to do.
+A fault is one line: the file, the place in it, what was expected, and what to do.
 """
 
 import json
@@ -29,9 +29,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(least: int) -> Kind:
+def _whole(least: float) -> Kind:
     return Kind(
-        f"a whole number, {least} or more",
+        "a whole number" + (f", {least} or more" if least > -2**31 else ""),
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
     )
 
@@ -46,8 +46,13 @@ RESULTS = {
     **{f"data.{name}": _whole(1) for name in ("classes", "image_size")},
     **{f"data.{name}": _whole(1) for name in ("train_sites", "test_sites")},
     **{name: TEXT for name in ("protocol", "cell_type", "normalisation", "model")},
-    **{name: _whole(0) for name in ("fold", "seed", "epochs", "step", "total_steps")},
-    **{"loss": NUMBER, "accuracy.site.all": FRACTION, "accuracy.well.all": FRACTION},
+    **{name: _whole(0) for name in ("fold", "epochs", "step", "total_steps")},
+    **{"seed": _whole(-(2**31)), "loss": NUMBER},
+    **{"accuracy.site.all": FRACTION, "accuracy.well.all": FRACTION},
+}
+SETTINGS = {  # field of results.json -> the setting that it repeats
+    **{name: f"data.{name}" for name in ("protocol", "fold", "cell_type", "normalisation")},
+    **{"model": "model.name", "epochs": "optim.epochs", "seed": "train.seed"},
 }
 METRICS = {"step": _whole(0), "epoch": NUMBER}  # of each line
 
@@ -58,79 +63,105 @@ _INTEGERS = Kind(
     lambda column: types.is_list(column) and types.is_integer(column.value_type),
 )
 PREDICTIONS = {
-    **{name: _STRING for name in ("well_id", "cell_type", "experiment")},
+    **{name: _STRING for name in ("site_id", "well_id", "cell_type", "experiment")},
     **{name: _INTEGER for name in ("label", "prediction", "well_prediction")},
     "top5": _INTEGERS,
 }
 
 EVALUATE = "evaluate the run again (--mode=evaluate)"
+RESTORE = "restore it as the run wrote it"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """{section: {name: value}} of a config.json of any version, and "dataset" as it was written."""
-    do = "restore it as the run wrote it"
-    content = _json(path, do)
+    """{"section.name": value} of a config.json of any version; "dataset" as it was written."""
+    content = read_json(path, RESTORE)
     dataset = content.get("dataset", {}) if isinstance(content, dict) else None
     if not isinstance(dataset, dict):
-        raise ReportError(f"{path}: not the settings of a run, expected sections of fields; {do}")
+        raise ReportError(f"{path}: not the settings of a run, expected sections; {RESTORE}")
     try:
-        return config.upgrade(content).to_dict() | {"dataset": dataset}
+        return config.flat(config.upgrade(content)) | config.flat({"dataset": dataset})
     except config.ConfigError as error:
-        raise ReportError(f"{path}: {error}; {do}") from error
+        raise ReportError(f"{path}: {error}; {RESTORE}") from error
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """The content of a results.json."""
-    content = _json(path, EVALUATE)
+def read_results(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a results.json, which must agree with the run's settings."""
+    content = read_json(path, EVALUATE)
     _check(path, content, RESULTS, EVALUATE)
+    said = {name: (content[name], settings[field]) for name, field in SETTINGS.items()}
+    said["data.name"] = content["data"]["name"], settings["data.name"].partition(":")[0]
+    for name, (value, of_config) in said.items():
+        if value != of_config:
+            raise ReportError(
+                f"{path}: field {name!r} is {value!r}, config.json has {of_config!r}; {EVALUATE}"
+            )
     return content
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Entries of a metrics.jsonl by step. A resumed run repeats steps: the later entry counts."""
+    """Entries of a metrics.jsonl by step. Version 0.2 could repeat a step: the later one counts."""
     entries: dict[tuple[int, bool], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        do, where = "remove the line", f"line {number}: "
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut short when the run was killed; the resumed run wrote the step again
+            entry = json.loads(line) if line else {}
+        except ValueError as error:
+            raise ReportError(f"{path}: {where}not JSON; {do}") from error
         schema = dict.fromkeys(entry if isinstance(entry, dict) else (), NUMBER) | METRICS
-        _check(path, entry, schema, "remove the line", f"line {number}: ")
-        entries[entry["step"], "test_accuracy" in entry] = entry
+        if line:
+            _check(path, entry, schema, do, where)
+            entries[entry["step"], "test_accuracy" in entry] = entry
     return [entries[key] for key in sorted(entries)]
 
 
-def read_predictions(path: Path) -> pa.Table:
-    """The columns of PREDICTIONS, of one site or more."""
+def read_environment(path: Path) -> dict[str, Any]:
+    """The content of an environment.json; empty where there is none."""
+    content = read_json(path, f"{RESTORE}, or remove it") if path.exists() else {}
+    if not isinstance(content, dict):
+        raise ReportError(f"{path}: expected an object; {RESTORE}, or remove it")
+    return content
+
+
+def read_predictions(path: Path, do: str = EVALUATE) -> pa.Table:
+    """The columns of PREDICTIONS, of one site or more, each once."""
     try:
         schema = pq.read_schema(path)
         for name, kind in PREDICTIONS.items():
             if name not in schema.names:
-                raise ReportError(f"{path}: no column {name!r}; {EVALUATE}")
+                raise ReportError(f"{path}: no column {name!r}; {do}")
             found = schema.field(name).type
             if not kind.fits(found):
                 raise ReportError(
-                    f"{path}: column {name!r} is {found}, expected {kind.expected}; {EVALUATE}"
+                    f"{path}: column {name!r} is {found}, expected {kind.expected}; {do}"
                 )
         table = pq.read_table(path, columns=list(PREDICTIONS))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ReportError(f"{path}: not a Parquet file ({reason}); {EVALUATE}") from error
+        raise ReportError(f"{path}: not a Parquet file ({reason}); {do}") from error
     for name in PREDICTIONS:
-        if not len(table) or table[name].null_count:
+        nulls = table[name].null_count
+        if name == "top5":
+            nulls += pc.list_flatten(table[name]).null_count
+        if not len(table) or nulls:
             raise ReportError(
-                f"{path}: column {name!r} has {table[name].null_count} missing values of "
-                f"{len(table)}, expected one or more and none missing; {EVALUATE}"
+                f"{path}: column {name!r} has {nulls} missing values in {len(table)} rows, "
+                f"expected one row or more and none missing; {do}"
             )
-    if len(pc.unique(pc.list_value_length(table["top5"]))) != 1:
-        raise ReportError(f"{path}: column 'top5' has lists of unequal length; {EVALUATE}")
+    sizes = pc.unique(pc.list_value_length(table["top5"])).to_pylist()
+    if len(sizes) != 1 or not sizes[0]:
+        raise ReportError(f"{path}: column 'top5' has lists of lengths {sizes}; {do}")
+    named = pc.value_counts(table["site_id"]).to_pylist()
+    twice = next((found["values"] for found in named if found["counts"] > 1), None)
+    if twice is not None:
+        raise ReportError(f"{path}: column 'site_id' has {twice} more than once; {do}")
     return table
 
 
-def _json(path: Path, do: str) -> Any:
+def read_json(path: Path, do: str) -> Any:
+    """do: what a user can do about a fault."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: not JSON ({error}); {do}") from error
 
 

@@ -1,16 +1,18 @@
-"""Finished runs -> what a report needs of each: settings, results, curves and accuracies.
+"""Finished runs -> what a report needs of each, and which of them are repetitions of one another.
 
 A run directory holds config.json, results.json, metrics.jsonl and predictions.parquet. Accuracies
 are computed again from the predictions and must agree with results.json.
 """
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rxrx1_jax.config import FREE, flat
-from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.config import FREE
+from rxrx1_jax.data.splits import FOLDS
+from rxrx1_jax.methods.statistics import Score, Unit
 from rxrx1_jax.report import files
 from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.training.predictions import accuracies
@@ -20,123 +22,187 @@ PROTOCOLS = {
     "random_site": "Random (by site)",
     "random_well": "Random, by well (strict)",
     "official": "Official split",
+    "wilds": "WILDS split (controls are classes too)",
 }
 # plate_control is the paper's normalisation, so its rows carry no remark.
 NORMALISATIONS = {
     "plate_control": "",
+    "plate_negative_control": "negative controls of the plate",
+    "plate_control_robust": "controls of the plate, robust",
     "experiment_control": "controls of the experiment",
     "global_control": "controls of all training experiments",
     "site": "each site by itself",
     "none": "no normalisation",
 }
-# Settings in which runs of one table may differ: what it compares, and where or how fast they ran.
-# data.name: a screen holds name and version, however the run wrote them.
-DIFFERING = {
-    *("data.name", "data.fold", "data.protocol", "data.normalisation", "data.cell_type"),
-    *FREE,
-}
+REPETITION = {"data.fold", "data.seed", "train.seed"}
+# data.name: a screen holds name and version, however the run wrote them. The others change how a
+# run is watched or begun.
+NO_EFFECT = {
+    *FREE, "data.name", "train.log_every", "train.eval_every", "train.checkpoint_every",
+    "train.parent",
+}  # fmt: skip
+TASK = ("data.protocol", "data.cell_type")  # with fold and seed they make the split
+TABLE1 = {*TASK, "data.normalisation"}  # what Table 1 compares
 DATA = ("dataset.data", "dataset.data_fingerprint")  # fingerprints: today's, that of version 0.2
 UNFINISHED = "start it again with the same command; it resumes at its last checkpoint"
 
 
 class Screen(NamedTuple):
-    """What must be equal for two runs to stand in one table."""
+    """Data that a section of the page is about."""
 
     name: str
     version: str
     source: str  # one of table1.SOURCES
     classes: int
     image_size: int
-    model: str
 
 
 class FinishedRun(NamedTuple):
     """A run as reports see it: what it wrote, read and checked."""
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, Any]  # {"section.name": value}
     results: dict[str, Any]
     metrics: list[dict[str, Any]]  # by step, of train and test entries
     accuracy: dict[str, Any]  # fractions, as `predictions.accuracies` gives them
+    environment: dict[str, Any]
+    test: str  # fingerprint of the test sites and their labels
 
     @property
     def screen(self) -> Screen:
         data = self.results["data"]
-        names = (data["name"], data["version"], data["source"])
-        return Screen(*names, data["classes"], data["image_size"], self.results["model"])
+        return Screen(*(data[name] for name in Screen._fields))
 
     @property
     def row(self) -> tuple[str, str]:
         """(protocol, normalisation): the row of Table 1."""
-        return self.results["protocol"], self.results["normalisation"]
+        return self.config["data.protocol"], self.config["data.normalisation"]
 
     @property
     def unit(self) -> Unit:
-        """World, fold and seed: what its figures are keyed by."""
-        return Unit(self.results["data"]["name"], self.results["fold"], self.results["seed"])
+        return unit_of(self.config)
 
     @property
     def cell_type(self) -> str:
         """The cell type trained on, or "all"."""
-        return self.results["cell_type"]
+        return self.config["data.cell_type"]
 
 
-def load_runs(paths: list[Path]) -> dict[Screen, list[FinishedRun]]:
-    """Reads the runs and groups them by what they measure.
+class Group(NamedTuple):
+    """Runs that differ in fold and seeds alone: a row of a table."""
 
-    Raises ReportError naming the run, or the two runs of a screen whose settings disagree.
+    label: str
+    settings: dict[str, Any]  # in which groups differ
+    of_table1: bool  # whether the groups are rows of Table 1
+    runs: list[FinishedRun]
+
+    def score(self, of: Callable[[Mapping[str, Any]], float]) -> Score:
+        return {run.unit: of(run.accuracy) for run in self.runs}
+
+    @property
+    def by_site(self) -> Score:
+        return self.score(lambda accuracy: accuracy["site"]["all"])
+
+    @property
+    def task(self) -> list[Any]:
+        return [self.runs[0].config[field] for field in TASK]
+
+    @property
+    def method(self) -> dict[str, Any]:
+        return {name: value for name, value in self.settings.items() if name not in TASK}
+
+
+def load_runs(paths: Sequence[Path]) -> dict[Screen, list[FinishedRun]]:
+    """Reads the runs, each once, by what they measure.
+
+    Raises ReportError: a run that cannot be read, or two that must not be compared.
     """
     screens: dict[Screen, list[FinishedRun]] = {}
-    seen: dict[tuple[Any, ...], Path] = {}
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():
         run = load_run(path)
-        if run.screen in screens:
-            first = screens[run.screen][0]
-            check_same_settings(
-                first.path, _settings_to_share(first), path, _settings_to_share(run)
-            )
-        key = (run.screen, run.row, run.cell_type, run.unit.fold)
-        if key in seen:
-            raise ReportError(
-                f"{path} and {seen[key]} are both fold {run.unit.fold} of {row_label(run.row)}, "
-                f"cell type {run.cell_type}, {run.screen.model}: expected one run per fold; name "
-                "one of them"
-            )
-        seen[key] = path
         screens.setdefault(run.screen, []).append(run)
+    for runs in screens.values():
+        _check_comparable(runs)
     return screens
 
 
 def load_run(path: Path) -> FinishedRun:
     if not path.is_dir():
-        raise ReportError(f"{path}: no such directory; expected the workdir of a finished run")
+        raise ReportError(f"{path}: no such folder; expected the workdir of a finished run")
     if not (path / "config.json").exists():
-        raise ReportError(
-            f"{path}: not a run directory (no config.json); expected a --workdir of rxrx1_jax.main"
-        )
+        raise ReportError(f"{path}: no run (no config.json); expected a workdir of rxrx1_jax.main")
     for name in ("results.json", "predictions.parquet", "metrics.jsonl"):
         if not (path / name).exists():
             raise ReportError(f"{path}: unfinished run (no {name}); {UNFINISHED}")
     config = files.read_config(path / "config.json")
-    results = files.read_results(path / "results.json")
-    if results["protocol"] == "wilds":
-        raise ReportError(
-            f"{path}: protocol wilds has no row in Table 1, it classifies controls too and has "
-            f"other test sites; expected runs of {', '.join(PROTOCOLS)}: leave it out, its "
-            "accuracies are in its results.json, the leaderboard's in configs/wilds.py"
-        )
+    results = files.read_results(path / "results.json", config)
     step, total = results["step"], results["total_steps"]
     if step < total:  # evaluated at a checkpoint on the way
         raise ReportError(f"{path}: unfinished run (step {step} of {total}); {UNFINISHED}")
-    accuracy = accuracies(files.read_predictions(path / "predictions.parquet"))
-    for unit in ("site", "well"):
-        stated = results["accuracy"][unit]["all"]
-        if not math.isclose(stated, accuracy[unit]["all"], abs_tol=1e-6):
+    table = files.read_predictions(path / "predictions.parquet")
+    accuracy = accuracies(table)
+    said = {"test sites": (results["data"]["test_sites"], len(table))}
+    said |= {
+        f"accuracy by {unit}": (results["accuracy"][unit]["all"], accuracy[unit]["all"])
+        for unit in ("site", "well")
+    }
+    for what, (stated, found) in said.items():
+        if not math.isclose(stated, found, abs_tol=1e-6):
             raise ReportError(
-                f"{path}: results.json says accuracy {stated:.4f} by {unit}, predictions.parquet "
-                f"gives {accuracy[unit]['all']:.4f}; {files.EVALUATE}"
+                f"{path}: results.json has {what} {stated:.6g}, predictions.parquet gives "
+                f"{found:.6g}; {files.EVALUATE}"
             )
-    return FinishedRun(path, config, results, files.read_metrics(path / "metrics.jsonl"), accuracy)
+    pairs = sorted(zip(*(table[c].to_pylist() for c in ("site_id", "label")), strict=True))
+    test = hashlib.blake2b(repr(pairs).encode(), digest_size=8).hexdigest()
+    metrics = files.read_metrics(path / "metrics.jsonl")
+    environment = files.read_environment(path / "environment.json")
+    return FinishedRun(path, config, results, metrics, accuracy, environment, test)
+
+
+def group(runs: Sequence[FinishedRun], as_table1: bool = True) -> list[Group]:
+    """Runs of a screen by the settings in which they differ; as rows of Table 1 where they can be.
+
+    Raises ReportError: two runs of a group are of the same fold and seeds.
+    """
+    fields = differing([run.config for run in runs])
+    of_table1 = as_table1 and set(fields) <= TABLE1 and all(r.row[0] != "wilds" for r in runs)
+    if of_table1:
+        runs = sorted(runs, key=lambda run: row_order(run.row))
+        fields = [field for field in fields if field != "data.cell_type"]  # columns of Table 1
+    named: dict[str, Group] = {}
+    for run in runs:
+        label = "" if of_table1 else label_of(run.config, fields)
+        label = label or row_label(run.row)
+        settings = {field: run.config[field] for field in fields}
+        mine = named.setdefault(label, Group(label, settings, of_table1, [])).runs
+        for other in mine:
+            if (other.unit, other.cell_type) == (run.unit, run.cell_type):
+                raise ReportError(
+                    f"{run.path} and {other.path} have the same settings, fold and seed: expected "
+                    "one of them; leave the other out"
+                )
+        mine.append(run)
+    return list(named.values())
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which methods or tasks differ; not those that only tell repetitions apart."""
+    return [
+        field for field in configs[0]
+        if not field.startswith("dataset.") and field not in REPETITION | NO_EFFECT
+        and len({config[field] for config in configs}) > 1
+    ]  # fmt: skip
+
+
+def label_of(config: Mapping[str, Any], fields: Sequence[str]) -> str:
+    return ", ".join(f"{field}={config[field]}" for field in fields)
+
+
+def unit_of(config: Mapping[str, Any]) -> Unit:
+    """World, fold and seed. Folds of further draws of the split (data.seed) are counted on."""
+    world, _, _ = config["data.name"].partition(":")
+    fold = FOLDS * config["data.seed"] + config["data.fold"]
+    return Unit(world, fold, config["train.seed"])
 
 
 def shared_of(runs: Iterable[FinishedRun]) -> float:
@@ -151,23 +217,22 @@ def row_label(row: tuple[str, str]) -> str:
     return PROTOCOLS.get(protocol, protocol) + (f", {remark}" if remark else "")
 
 
-def check_same_settings(
-    first: Path, one: Mapping[str, Any], second: Path, two: Mapping[str, Any]
-) -> None:
-    """Raises ReportError for the first of these settings, {"section.name": value}, that differs."""
-    for field in sorted(one.keys() & two.keys()):  # versions describe the data by other fields
-        if one[field] != two[field]:
-            raise ReportError(
-                f"{second} has {field}={two[field]!r}, {first} has {one[field]!r}: the runs of one"
-                " table must agree in it; name the others separately"
-            )
+def row_order(row: tuple[str, str]) -> list[tuple[int, str]]:
+    """By normalisation, then protocol, in the order of their tables; unknown ones last."""
+    pairs = zip(reversed(row), (NORMALISATIONS, PROTOCOLS), strict=True)
+    return [([*known, name].index(name), name) for name, known in pairs]
 
 
-def _settings_to_share(run: FinishedRun) -> dict[str, Any]:
-    """{"section.name": value}. Of "dataset", which describes the data, only their fingerprint."""
-    return {
-        field: value
-        for field, value in flat(run.config).items()
-        if field not in DIFFERING
-        and (not field.startswith("dataset.") or field in DATA)
-    }
+def _check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Raises ReportError for the first two runs with other data, or other test sites of a fold."""
+    first: dict[tuple[Any, ...], tuple[Path, str]] = {}
+    for run in runs:
+        task = [run.config[field] for field in TASK]
+        held = {(field,): run.config[field] for field in DATA if field in run.config}
+        for what, value in {**held, ("test sites", *task, *run.unit[:2]): run.test}.items():
+            path, known = first.setdefault(what, (run.path, value))
+            if value != known:
+                raise ReportError(
+                    f"{run.path} and {path} differ in {what[0]} ({value} and {known}): expected the"
+                    " same; report them separately"
+                )

@@ -1,10 +1,12 @@
 """Runs -> Table 1, accuracy by split and cell type beside the paper's, and other tables."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from rxrx1_jax.methods.statistics import Score, difference, ratio, worst_experiment
-from rxrx1_jax.report.runs import NORMALISATIONS, PROTOCOLS, FinishedRun, Screen, row_label
-from rxrx1_jax.report.tables import Cell, Table, Value, percent
+from rxrx1_jax.methods.statistics import Score, difference, ratio
+from rxrx1_jax.report.runs import PROTOCOLS, FinishedRun, Group, Screen, group, row_label
+from rxrx1_jax.report.tables import NOTHING, Cell, Links, Table, Value, percent
 
 # Column key -> heading. Cell types in the paper's order and spelling.
 COLUMNS = {"all": "All", "HUVEC": "HUVEC", "RPE": "RPE", "HEPG2": "HepG2", "U2OS": "U2OS"}
@@ -23,7 +25,7 @@ PAPER_DATA = (
     f"real RxRx1, {PAPER_CLASSES:,} classes, {PAPER_IMAGE_SIZE} px, ResNet-50; cell types are "
     "separate models"
 )
-HEAD = ["", "folds", *COLUMNS.values()]
+HEAD = ["runs", "folds", *COLUMNS.values()]
 SPREAD_NOTE = (
     "Mean ± sd over folds (n - 1; a single fold has no ±). Differences (points) and ratios are "
     "over the folds that both rows have."
@@ -33,39 +35,36 @@ SPREAD_NOTE = (
 class Line(NamedTuple):
     """A line of the table: for each of COLUMNS the accuracy of each run."""
 
+    label: str
     row: tuple[str, str]
     scores: list[Score]
-
-    @property
-    def folds(self) -> list[int]:
-        return sorted({unit.fold for score in self.scores for unit in score})
+    links: Links  # to the runs, by fold
 
     def cells(self) -> list[Cell]:
         """The label, the folds, and each cell as mean ± sd, with its n where a fold lacks it."""
-        folds = self.folds
+        n = len({unit for score in self.scores for unit in score})
         values = (
-            percent(score)._replace(n=len(score) if len(score) < len(folds) else 0)
-            for score in self.scores
+            percent(score)._replace(n=len(score) if len(score) < n else 0) for score in self.scores
         )
-        return [row_label(self.row), " ".join(map(str, folds)), *values]
+        return [self.label, self.links, *values]
 
 
-def lines_of(runs: list[FinishedRun], unit: str, separate: bool = False) -> list[Line]:
-    """The lines of Table 1 for the runs of one screen.
+def lines_of(groups: Sequence[Group], unit: str, separate: bool = False) -> list[Line]:
+    """A line for each group.
 
     Args:
-      runs: of one screen.
       unit: "site" or "well".
       separate: False: every column from the runs on all cell types (a break-down of one model).
         True: "All" from these, and each cell type from the runs trained on it alone (the paper's);
-        rows without such runs are left out.
+        groups without such runs are left out.
     """
     lines = []
-    for row in sorted({run.row for run in runs}, key=_row_order):
-        scores: list[Score] = []
+    for label, _, of_table1, runs in groups:
+        scores, used = list[Score](), list[FinishedRun]()
         for column in COLUMNS:
             source = column if separate else "all"
-            mine = [run for run in runs if run.row == row and run.cell_type == source]
+            mine = [run for run in runs if run.cell_type == source or not of_table1]
+            used += [run for run in mine if run not in used]
             if column == "all" or separate:
                 scores.append({run.unit: run.accuracy[unit]["all"] for run in mine})
             else:
@@ -73,8 +72,17 @@ def lines_of(runs: list[FinishedRun], unit: str, separate: bool = False) -> list
                 kinds = {run.unit: run.accuracy[unit]["cell_type"] for run in mine}
                 scores.append({k: of[column] for k, of in kinds.items() if column in of})
         if any(scores[1:] if separate else scores):
-            lines.append(Line(row, scores))
+            lines.append(Line(label, runs[0].row, scores, links(used)))
     return lines
+
+
+def links(runs: Sequence[FinishedRun]) -> Links:
+    """To the folders of runs, each by its fold."""
+    return Links(tuple((str(run.unit.fold), run.path) for run in sorted(runs, key=_by_unit)))
+
+
+def _by_unit(run: FinishedRun) -> tuple[object, ...]:
+    return *run.unit, run.cell_type
 
 
 def gaps(lines: list[Line]) -> list[list[Cell]]:
@@ -90,16 +98,15 @@ def gaps(lines: list[Line]) -> list[list[Cell]]:
         if batch is None or not protocol.startswith("random"):
             continue
         pairs = list(zip(line.scores, batch.scores, strict=True))
-        label = row_label(line.row)
         points = (percent(difference(*pair), signed=True) for pair in pairs)
-        rows.append([f"{label} - batch", "", *points])
-        rows.append([f"{label} / batch", "", *(Value(ratio(*pair), 2) for pair in pairs)])
+        rows.append([f"{line.label} - batch", "", *points])
+        rows.append([f"{line.label} / batch", "", *(Value(ratio(*pair), 2) for pair in pairs)])
     return rows
 
 
-def accuracy_table(runs: list[FinishedRun], unit: str, separate: bool) -> Table:
+def accuracy_table(groups: Sequence[Group], unit: str, separate: bool) -> Table:
     """Accuracy by split and cell type; by site the paper's figures stand below."""
-    lines = lines_of(runs, unit, separate)
+    lines = lines_of(groups, unit, separate)
     compared, notes = gaps(lines), [SPREAD_NOTE]
     if unit == "well":
         fair = gaps([line for line in lines if line.row[0] != "random_site"])
@@ -120,20 +127,21 @@ def accuracy_table(runs: list[FinishedRun], unit: str, separate: bool) -> Table:
     return Table(caption, HEAD, rows, notes)
 
 
-def paper_table(runs: list[FinishedRun]) -> Table:
+def paper_table(runs: Sequence[FinishedRun]) -> Table:
     """The paper's Table 1: its two splits by site, each row above the paper's own.
 
     A cell without runs is a dash. The runs are of one normalisation.
     """
-    parts_of = {line.row: line for line in lines_of(runs, "site")}
-    separate = {line.row: line for line in lines_of(runs, "site", separate=True)}
+    groups = group(runs)
+    parts_of = {line.row: line for line in lines_of(groups, "site")}
+    separate = {line.row: line for line in lines_of(groups, "site", separate=True)}
     nothing: list[Score] = [{} for _ in COLUMNS]
     ours, parts = [], []
     for protocol in ("batch", "random_site"):
         row = (protocol, runs[0].row[1])
-        parts.append(parts_of.get(row, Line(row, nothing)))
+        parts.append(parts_of.get(row, Line(row_label(row), row, nothing, Links(()))))
         # `lines_of` leaves out a row that has runs on all cell types alone.
-        only_all = Line(row, parts[-1].scores[:1] + nothing[1:])
+        only_all = parts[-1]._replace(scores=parts[-1].scores[:1] + nothing[1:])
         ours.append(separate.get(row, only_all))
     here = [line.cells() for line in ours] + gaps(ours)
     rows: list[list[Cell]] = []
@@ -148,34 +156,10 @@ def paper_table(runs: list[FinishedRun]) -> Table:
     return Table("Table 1. Test accuracy by site, %", HEAD, rows, notes)
 
 
-def settings_table(runs: list[FinishedRun]) -> Table:
-    """Data, settings and results of each run."""
-    head = [
-        *("run", "split", "cell type", "fold", "seed", "train sites", "test sites", "epochs"),
-        *("batch size", "learning rate", "site %", "well %", "top-5 %", "lowest experiment"),
-        *("its %", "loss"),
-    ]
-    rows: list[list[Cell]] = []
-    for run in sorted(runs, key=lambda run: (row_label(run.row), run.cell_type, run.unit)):
-        data, optim, accuracy = run.results["data"], run.config["optim"], run.accuracy
-        lowest, value = worst_experiment(accuracy["site"]["experiment"])
-        whole = (run.unit.fold, run.unit.seed, data["train_sites"], data["test_sites"],
-                 run.results["epochs"])  # fmt: skip
-        rows.append([
-            run.path.resolve().name, row_label(run.row), run.cell_type,
-            *(Value(number, 0) for number in whole),
-            *(Value(optim[name], None) for name in ("batch_size", "learning_rate")),
-            *(Value(100 * accuracy[unit]["all"]) for unit in ("site", "well")),
-            Value(100 * accuracy["top5"]), lowest, Value(100 * value),
-            Value(run.results["loss"], 3),
-        ])  # fmt: skip
-    return Table("Data and settings of each run", head, rows)
-
-
-def beside_paper(screen: Screen, runs: list[FinishedRun]) -> Table:
+def beside_paper(screen: Screen, runs: Sequence[FinishedRun]) -> Table:
     """What keeps the figures of the two from being one."""
     source = SOURCES.get(screen.source, screen.source)
-    crop = runs[0].config["data"]["crop"]
+    crop = runs[0].config["data.crop"]
     cropped = f", cropped to {crop} px" if crop else ""
     chance, chance_of_paper = (f"{100 / n:.1f} %" for n in (screen.classes, PAPER_CLASSES))
     rows: list[list[Cell]] = [
@@ -186,21 +170,36 @@ def beside_paper(screen: Screen, runs: list[FinishedRun]) -> Table:
             f"{PAPER_CLASSES:,} (chance {chance_of_paper})",
         ],
         ["image size", f"{screen.image_size} px{cropped}", f"{PAPER_IMAGE_SIZE} px"],
-        ["network", screen.model, "ResNet-50"],
-        ["epochs", f"{runs[0].results['epochs']:,}", "not known"],
+        ["network", runs[0].config["model.name"], "ResNet-50"],
+        ["epochs", f"{runs[0].config['optim.epochs']:,}", "not known"],
         ["±", "sample standard deviation over folds", "not said"],
     ]
-    return Table("Here and in the paper", ["", "here", "the paper"], rows)
+    return Table("Here and in the paper", ["of", "here", "the paper"], rows)
 
 
-def tables(screen: Screen, runs: list[FinishedRun]) -> list[Table]:
-    """Accuracy by site and by well, and what was measured here and in the paper."""
-    kinds = sorted({run.cell_type != "all" for run in runs})  # a break-down, separate models
-    found = [accuracy_table(runs, unit, kind) for kind in kinds for unit in ("site", "well")]
-    return [*found, beside_paper(screen, runs)]
+def tables(screen: Screen, groups: Sequence[Group]) -> dict[str, Table]:
+    """Accuracy by site and by well, and what was measured here and in the paper; by file name."""
+    runs = [run for of in groups for run in of.runs]
+    found = {}
+    for separate in sorted({run.cell_type != "all" for run in runs}):
+        for unit in ("site", "well"):
+            name = f"by-{unit}{'-separate-models' if separate else ''}"
+            found[name] = accuracy_table(groups, unit, separate)
+    return found | {"beside-the-paper": beside_paper(screen, runs)}
 
 
-def describe(screen: Screen, runs: list[FinishedRun]) -> str:
+def headline(groups: Sequence[Group]) -> str:
+    """The result in a sentence: the gap if there are both splits, else the first row."""
+    lines = [line for k in (False, True) for line in lines_of(groups, "site", k) if line.scores[0]]
+    for label, _, gap, *_ in gaps(lines)[:1]:
+        if isinstance(gap, Value) and not math.isnan(gap.value):
+            return f"{str(label).removesuffix(' - batch')} is {gap.apart()} batch."
+    label, _, *values = (lines or lines_of(groups, "site", True))[0].cells()
+    best = next(str(value) for value in values if str(value) != NOTHING)
+    return f"{label}: {best} % of the test sites are named right."
+
+
+def describe(screen: Screen, runs: Sequence[FinishedRun]) -> str:
     """Sentences that say what the figures were measured on."""
 
     def span(values: list[int]) -> str:
@@ -208,13 +207,14 @@ def describe(screen: Screen, runs: list[FinishedRun]) -> str:
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
     folds = ", ".join(str(fold) for fold in sorted({run.unit.fold for run in runs}))
+    models = ", ".join(sorted({run.config["model.name"] for run in runs}))
     data = [run.results["data"] for run in runs]
     return (
         f"Measured on {screen.name} {screen.version}: {SOURCES.get(screen.source, screen.source)}. "
         f"{screen.classes:,} classes (chance {100 / screen.classes:.1f} %), "
         f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
-        f"training and {span([d['test_sites'] for d in data])} test sites per run. "
-        f"Model {screen.model}, {runs[0].results['epochs']:,} epochs; folds {folds}."
+        f"training and {span([d['test_sites'] for d in data])} test sites per run. Network "
+        f"{models}, {span([run.config['optim.epochs'] for run in runs])} epochs; folds {folds}."
     )
 
 
@@ -227,9 +227,3 @@ def _paper_rows() -> list[list[Cell]]:
     rows.append(["Random - batch", "", *(Value(r - b, signed=True) for r, b in pairs)])
     rows.append(["Random / batch", "", *(Value(r / b, 2) for r, b in pairs)])
     return rows
-
-
-def _row_order(row: tuple[str, str]) -> list[tuple[int, str]]:
-    """By normalisation, then protocol, in the order of their tables; unknown ones last."""
-    pairs = zip(reversed(row), (NORMALISATIONS, PROTOCOLS), strict=True)
-    return [([*known, name].index(name), name) for name, known in pairs]

@@ -3,39 +3,61 @@
 Text cells are prose: they stand left and wrap. Values stand right and never wrap.
 """
 
+import csv
+import io
+import json
 import math
+import os
 import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
+from rxrx1_jax.data.files import write_text
 from rxrx1_jax.methods.statistics import Comparison, Score, summarise
 
 NOTHING = "–"
 ADJUSTED = "p (Holm)"  # head of a column: adjusted for the rows of the table
 WIDEST = 48  # characters of a line of prose in a text table
 
-# Of the page that shows such tables. The first column stays where a wide table is scrolled; print
-# has no scrolling, so there the table shrinks.
+# Of the page that shows such tables. On a narrow screen a row is a block, each cell under its
+# heading. The first column, or the heading of a block, stays where the rest is scrolled.
 STYLE = """
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums;
-  margin: 1rem 0; }
+  margin: 1rem 0 .3rem; max-width: 100%; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
-th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; font-weight: 400;
-  border-top: 1px solid #ddd; }
+th, td { padding: .25rem .5rem; text-align: left; vertical-align: top; font-weight: 400;
+  border-top: 1px solid #ddd; overflow-wrap: anywhere; min-width: 2.5rem; }
 th.value, td.value { text-align: right; }
-td.value { white-space: nowrap; }
-thead th { border-top: 0; border-bottom: 1px solid #222; vertical-align: bottom; font-weight: 600; }
+td.value { overflow-wrap: normal; }
+thead th { border-top: 0; border-bottom: 1px solid #222; vertical-align: bottom; font-weight: 600;
+  overflow-wrap: normal; }
 tr > th:first-child { padding-left: 0; position: sticky; left: 0; background: #fff; }
+tbody th:first-child { min-width: 7rem; }
 tr.heading th { font-weight: 600; padding-top: .8rem; }
 .wide { overflow-x: auto; }
+@media screen and (max-width: 640px) {
+  .cards thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden;
+    width: 1px; }
+  .cards table, .cards tbody, .cards tr, .cards th, .cards td, .cards caption { display: block; }
+  .cards td, .cards td.value { display: flex; justify-content: space-between; gap: 1rem;
+    padding: .1rem 0; border: 0; text-align: right; }
+  .cards td:empty { display: none; }
+  .cards td::before { content: attr(data-label); color: #555; text-align: left; }
+  .cards tr > th:first-child { font-weight: 600; top: 0; padding-top: .5rem; }
+  .wide { overflow: visible; }
+}
 @media print {
-  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
-  table, tr { break-inside: avoid; } thead { display: table-header-group; }
-  tr > th:first-child { position: static; }
+  .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .12rem .3rem; }
+  tr { break-inside: avoid; } thead { display: table-header-group; }
+  tr > th:first-child { position: static; } tbody th:first-child { min-width: 4rem; }
 }
 """
+CARDS = 4  # columns from which a table is shown as blocks on a narrow screen
+PARTS = ("", " sd", " low", " high")  # of a value, in CSV and JSON
 
 
 class Value(NamedTuple):
@@ -48,6 +70,7 @@ class Value(NamedTuple):
     high: float = math.nan
     signed: bool = False
     n: int = 0  # number of folds or runs, where it must be said
+    interval: bool = False  # whether one is expected: NOTHING is said where there is none
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -57,7 +80,16 @@ class Value(NamedTuple):
             text += f" ± {format(self.sd, self._places)}"
         if not math.isnan(self.low):
             text += f" ({self._number(self.low)} to {self._number(self.high)})"
+        elif self.interval:
+            text += f" ({NOTHING})"
         return text + (f" (n = {self.n})" if self.n else "")
+
+    def apart(self) -> str:
+        """A difference in words: 3.0 ± 1.0 points above, 3.0 points below (...)."""
+        size = Value(abs(self.value), self.digits, self.sd)
+        interval = f" (95 % interval {self._number(self.low)} to {self._number(self.high)})"
+        where = "above" if self.value >= 0 else "below"
+        return f"{size} points {where}{'' if math.isnan(self.low) else interval}"
 
     def _number(self, value: float) -> str:
         return format(value, ("+" if self.signed else "") + self._places)
@@ -67,7 +99,17 @@ class Value(NamedTuple):
         return "" if self.digits is None else f",.{self.digits}f"
 
 
-Cell = str | Value
+class Links(NamedTuple):
+    """Names, each with the folder or the place in the page (#NAME) that it leads to."""
+
+    items: tuple[tuple[str, Path | str], ...]  # "": to nowhere
+    more: str = ""  # what is said after them
+
+    def __str__(self) -> str:
+        return " ".join(name for name, _ in self.items) + self.more
+
+
+Cell = str | Value | Links
 
 
 @dataclass(frozen=True)
@@ -107,25 +149,69 @@ class Table:
         out += [line(row if len(row) > 1 else [f"**{row[0]}**", *blank]) for row in self.rows]
         return "\n".join([*out, "", *self.notes]).rstrip("\n") + "\n"
 
-    def html(self) -> str:
+    def records(self) -> list[dict[str, str | float | None]]:
+        """A row each, all with the same keys: the columns, and what their values have of PARTS."""
+        group, found = "", list[dict[str, str | float | None]]()
+        for row in self.rows:
+            if len(row) == 1:
+                group = str(row[0])
+                continue
+            record: dict[str, str | float | None] = {"group": group}
+            for name, cell in zip(self.head, row, strict=True):
+                if not isinstance(cell, Value):
+                    record[name] = str(cell)
+                    continue
+                parts = zip(PARTS, (cell.value, cell.sd, cell.low, cell.high), strict=True)
+                record |= {name + part: x for part, x in parts if not math.isnan(x)}
+            found.append(record)
+        possible = ["group"] * bool(group) + [name + part for name in self.head for part in PARTS]
+        keys = [key for key in possible if any(key in record for record in found)]
+        return [{key: record.get(key) for key in keys} for record in found]
+
+    def write(self, folder: Path, name: str) -> None:
+        """Writes FOLDER/NAME.csv and FOLDER/NAME.json, with all digits."""
+        records, text = self.records(), io.StringIO()
+        writer = csv.DictWriter(text, list(records[0]) if records else self.head)
+        writer.writeheader()
+        writer.writerows(records)
+        write_text(folder / f"{name}.csv", text.getvalue())
+        content = {"caption": self.caption, "rows": records, "notes": self.notes}
+        write_text(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+
+    def html(self, folder: Path = Path()) -> str:
+        """folder: of the page, which links are relative to."""
         columns = self._of_values()
+
+        def text(cell: Cell) -> str:
+            if isinstance(cell, Links):
+                linked = (
+                    f'<a href="{escape(_address(to, folder), quote=True)}">{escape(name)}</a>'
+                    if to else escape(name) for name, to in cell.items
+                )  # fmt: skip
+                return f"<span>{' '.join(linked)}{escape(cell.more)}</span>" if cell.items else ""
+            if isinstance(cell, Value):  # breaks before its bracket alone
+                return escape(str(cell).replace(" ", "\xa0").replace("\xa0(", " ("))
+            return escape(cell)
 
         def row(cells: list[Cell]) -> str:
             if len(cells) == 1:
-                text = f'<th scope="rowgroup" colspan="{len(self.head)}">{escape(str(cells[0]))}'
-                return f'</tbody>\n<tbody><tr class="heading">{text}</th></tr>'
-            first, *rest = (escape(str(cell)) for cell in cells)
-            kinds = (_kind(isinstance(cell, Value)) for cell in cells[1:])
-            found = (f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, rest, strict=True))
-            return f'<tr><th scope="row">{first}</th>{"".join(found)}</tr>'
+                named = f'<th scope="rowgroup" colspan="{len(self.head)}">{text(cells[0])}'
+                return f'</tbody>\n<tbody><tr class="heading">{named}</th></tr>'
+            found = (
+                f'<td{_kind(isinstance(cell, Value))} data-label="{escape(name, quote=True)}">'
+                f"{text(cell)}</td>"
+                for name, cell in zip(self.head[1:], cells[1:], strict=True)
+            )
+            return f'<tr><th scope="row">{text(cells[0])}</th>{"".join(found)}</tr>'
 
         head = "".join(
             f'<th scope="col"{_kind(value)}>{escape(cell)}</th>'
             for value, cell in zip(columns, self.head, strict=True)
         )
         body = "\n".join(row(cells) for cells in self.rows)
+        cards = " cards" if len(self.head) >= CARDS else ""
         return (
-            f'<div class="wide"><table><caption>{escape(self.caption)}</caption>\n'
+            f'<div class="wide{cards}"><table><caption>{escape(self.caption)}</caption>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
             + "".join(f'<p class="note">{escape(note)}</p>\n' for note in self.notes)
         )
@@ -144,7 +230,13 @@ def percent(score: Score, signed: bool = False) -> Value:
 
 def gain(found: Comparison) -> Value:
     """A difference of fractions in points, with its interval."""
-    return Value(100 * found.mean, low=100 * found.low, high=100 * found.high, signed=True)
+    return Value(
+        100 * found.mean, low=100 * found.low, high=100 * found.high, signed=True, interval=True
+    )
+
+
+def _address(to: Path | str, folder: Path) -> str:
+    return to if isinstance(to, str) else quote(os.path.relpath(to, folder)) + "/"
 
 
 def _kind(value: bool) -> str:

@@ -153,15 +153,16 @@ class Run:
         ready = self._set_up(images, split)
         return evaluate.embed(ready, self._restored(ready), rows, self.source)
 
-    def embeddings(self, log_probs: bool = False) -> Embeddings:
+    def embeddings(self, log_probs: bool = False, folder: Path | None = None) -> Embeddings:
         """Embeddings, and on request log-probabilities, of every site of the dataset.
 
-        Read where they belong to the last checkpoint, else computed and written first.
+        Read where they belong to the last checkpoint, else computed and written first: into the run
+        or into `folder`.
         """
-        path = self.path / EMBEDDINGS
-        files = [path, *([embeddings_lib.log_probs_path(path)] if log_probs else [])]
-        if all(embeddings_lib.source_of(file) == self.source for file in files):
-            return embeddings_lib.read(path, log_probs)
+        for path in (self.path / EMBEDDINGS, (folder or self.path) / EMBEDDINGS):
+            files = [path, *([embeddings_lib.log_probs_path(path)] if log_probs else [])]
+            if all(embeddings_lib.source_of(file) == self.source for file in files):
+                return embeddings_lib.read(path, log_probs)
         return self.embed(path, log_probs)
 
     def embed(self, path: Path, log_probs: bool = False) -> Embeddings:

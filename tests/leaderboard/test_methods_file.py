@@ -6,7 +6,7 @@ import pytest
 
 from configs import demo
 from rxrx1_jax import config as config_lib
-from rxrx1_jax.leaderboard import __main__ as leaderboard
+from rxrx1_jax.leaderboard import jobs as jobs_lib
 from rxrx1_jax.leaderboard import methods as methods_lib
 from rxrx1_jax.methods.catalogue import METHODS
 
@@ -53,7 +53,7 @@ def test_the_file_of_the_project():
         for field, text in overrides.items():
             if field in config_lib.POINTS and field != "data.normalisation":
                 config_lib.load_all(field, text)  # refuses what is no plug-in of the project
-    jobs = leaderboard.make_jobs(methods, "rxrx1/synthetic", [0, 1, 2], [0, 1])
+    jobs = jobs_lib.make_jobs(methods, "rxrx1/synthetic", [0, 1, 2], [0, 1])
     assert len(jobs) == len({job.path(Path()) for job in jobs})
     batch = [job for job in jobs if job.protocol == "batch" and not job.control]
     assert len(batch) == 6 * len(methods.trained)

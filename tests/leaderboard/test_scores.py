@@ -43,7 +43,7 @@ def outcome(accuracy, unit, trained="base", protocol="batch", control=""):
         "model": "m",
     }  # fmt: skip
     logged = [{"train_accuracy": 0.1}, {"train_accuracy": TRAINING}, {"test_accuracy": 0.2}]
-    run = FinishedRun(Path("nowhere"), {}, results, logged, accuracy)
+    run = FinishedRun(Path("nowhere"), {}, results, logged, accuracy, {}, "")
     return Outcome(Job(control, trained, protocol, unit), run, "")
 
 
@@ -93,34 +93,46 @@ def p_value(folds):
     return 2 * stats.t.sf(abs(folds.mean()) / (folds.std() * np.sqrt(1 / 3 + SHARED)), 2)
 
 
+def of_rows(table):
+    """{name: its cells as text} of the rows that are no headings."""
+    return {str(row[0]): list(map(str, row[1:])) for row in table.rows if len(row) > 1}
+
+
 def test_accuracy_table_against_pandas(methods, outcomes):
-    table = tables.accuracy_table(methods, scores.make_rows(methods, outcomes), runs=6)
+    rows = scores.make_rows(methods, outcomes)
+    table, spread = tables.accuracy_table(methods, rows, runs=6), tables.spread_table(methods, rows)
     data = frame(outcomes).query("protocol == 'batch'")
-    rows = [[str(cell) for cell in row] for row in table.rows]
-    assert [row[0].partition(":")[0] for row in rows] == [  # by budget
+    assert [str(row[0]).partition(":")[0] for row in table.rows] == [  # by budget
         *("inductive", "base", "other (n = 5)", "design", "wide")
     ]
-    assert table.head[10:] == ["fold 0", "fold 1", "fold 2"]
+    assert spread.head[1:] == ["training", "over seeds", "fold 0", "fold 1", "fold 2"]
     base = data.query("trained == 'base'").set_index(["fold", "seed"])["site"]
-    p_values = []
-    for row in (row for row in rows if len(row) > 1):
-        mine = data[data.trained == row[0].split()[0]]
+    p_values, gains, parts = [], {}, of_rows(spread)
+    for name, row in of_rows(table).items():
+        mine = data[data.trained == name.split()[0]]
         folds = 100 * mine.groupby("fold")[["site", "well", "top5", "macro", "worst"]].mean()
         expected = [f"{m:.1f} ± {sd:.1f}" for m, sd in zip(folds.mean(), folds.std(), strict=True)]
-        assert [row[1], *row[4:8]] == expected and row[3] == "75.0 ± 0.0"
+        training, over_seeds, *of_folds = parts[name.split()[0]]
+        assert [row[0], *row[3:7]] == expected and training == "75.0 ± 0.0"
+        units = [f"{fold}.{seed}" for fold, seed in zip(mine.fold, mine.seed, strict=True)]
+        assert row[7].split() == units
         centred = mine.site - mine.groupby("fold")["site"].transform("mean")
         pooled = np.sqrt((centred**2).sum() / (len(mine) - 3))
-        assert row[2] == f"{100 * pooled:.1f}"
-        if row[0] == "base":
-            assert row[8:] == ["–"] * 5
+        assert over_seeds == f"{100 * pooled:.1f}"
+        if name == "base":
+            assert row[1:3] == ["–"] * 2 and of_folds == ["–"] * 3
             continue
         pairs = 100 * (mine.set_index(["fold", "seed"])["site"] - base).dropna()
         folds = pairs.groupby("fold").mean()
-        assert row[8] == interval(folds)
-        p_values.append((p_value(folds), row[9]))
-        assert row[10:] == [f"{value:+.1f}" for value in folds]
+        assert row[1] == interval(folds)
+        p_values.append((p_value(folds), row[2]))
+        gains[name] = folds.mean()
+        assert of_folds == [f"{value:+.1f}" for value in folds]
     (low, one), (high, two) = sorted(p_values)
     assert [one, two] == [f"{min(1, 2 * low):.3f}", f"{min(1, max(2 * low, high)):.3f}"]
+    # The sentence names the best of the narrowest budget, not of all.
+    said = tables.headline(methods, rows)
+    assert said.startswith("other is") and f"{abs(gains['other (n = 5)']):.1f} points" in said
 
 
 def test_a_read_out_is_paired_with_that_of_the_baseline(methods, outcomes, monkeypatch):
@@ -148,7 +160,8 @@ def test_lda12_is_the_first_row_on_the_data_of_the_baseline(methods, outcomes, m
     images, data = tiny_images(), config.default().data.to_dict()
     monkeypatch.setattr(scores.records, "open_images", lambda *names: images)
     data |= {"protocol": "official", "name": "rxrx1/tiny", "dir": "here"}
-    outcomes = [o._replace(run=o.run._replace(config={"data": data})) for o in outcomes]
+    settings = {f"data.{name}": value for name, value in data.items()}
+    outcomes = [o._replace(run=o.run._replace(config=settings)) for o in outcomes]
     more, found = scores.with_lda12(methods, outcomes)
     rows = scores.make_rows(more, found)
     split = make_split(images.sites, "official")
@@ -193,13 +206,15 @@ def test_two_worlds_can_stand_in_one_table(methods):
     rng = np.random.default_rng(0)
     units = [Unit(world, 0, 0) for world in ("a", "b")]
     found = [outcome(made_up(rng), unit, name) for name in ("base", "wide") for unit in units]
-    table = tables.accuracy_table(methods, scores.make_rows(methods, found), runs=2)
+    rows = scores.make_rows(methods, found)
     values = {o.job: 100 * o.run.accuracy["site"]["all"] for o in found}
     gains = [values[Job("", "wide", "batch", u)] - values[Job("", "base", "batch", u)]
              for u in units]  # fmt: skip
-    assert table.head[10:] == ["a, 0", "b, 0"]
-    assert str(table.rows[-1][8]) == f"{np.mean(gains):+.1f}"  # of two worlds no interval
-    assert [str(cell) for cell in table.rows[-1][10:]] == [f"{gain:+.1f}" for gain in gains]
+    spread = tables.spread_table(methods, rows)
+    assert spread.head[3:] == ["a, 0", "b, 0"]
+    assert of_rows(spread)["wide"][2:] == [f"{gain:+.1f}" for gain in gains]
+    of_wide = of_rows(tables.accuracy_table(methods, rows, runs=2))["wide"]
+    assert of_wide[1] == f"{np.mean(gains):+.1f} (–)"  # of two worlds no interval
 
 
 def test_gap_table_against_pandas(methods, outcomes):
@@ -214,14 +229,17 @@ def test_gap_table_against_pandas(methods, outcomes):
         assert part == [interval(pairs.groupby("fold").mean()), f"{ratio:.2f}"]
 
 
-def test_gap_bars_are_the_means_over_folds(methods, outcomes):
-    axis = figures.gap_bars(scores.gap_scores(methods, outcomes), 25.0).axes[0]
+def test_figures_draw_the_means_over_folds(methods, outcomes):
     data = frame(outcomes).query("trained == 'base'")
     means = 100 * data.groupby(["protocol", "fold"])["site"].mean().groupby("protocol").mean()
-    heights = sorted(bar.get_height() for bar in axis.patches if bar.get_height())
-    assert heights == pytest.approx(sorted(means))
-    assert len(axis.texts) == 2  # above each random split
-    assert "chance" in axis.figure.legends[0].get_texts()[-1].get_text()
+    series = figures.gap_series(scores.gap_scores(methods, outcomes))
+    assert [one.of["base"].mean for one in series] == pytest.approx(list(means))
+    rows = scores.make_rows(methods, outcomes)
+    gains = scores.gains(methods, rows)
+    axis = figures.gains(methods, rows).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["other", "wide"]
+    drawn = {round(float(x), 6) for line in axis.lines for x in np.ravel(line.get_xdata())}
+    assert {round(100 * gains[name][1].mean, 6) for name in ("other", "wide")} <= drawn
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,14 @@ SHARED = 0.5
 NAMES = ["none", "centroids", "centre_scale_plate", "assign_once"]
 
 
+def predictions_of(path, *arguments, **options):
+    return corrections.predictions_of(Run.open(path), *arguments, **options)
+
+
+def stored(path, name):
+    return corrections.stored(Run.open(path), name, path)
+
+
 def save(workdir, step, weights):
     """What a checkpoint says of itself."""
     about = workdir / "checkpoints" / str(step) / "about"
@@ -58,7 +66,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_predictions_are_those_of_the_methods(run):
-    tables, evidence = corrections.predictions_of(run, NAMES), small_evidence()
+    tables, evidence = predictions_of(run, NAMES), small_evidence()
     test = evidence.role == "test"
     for name in NAMES:
         expected = evidence.classes[scores(METHODS[name], evidence).argmax(axis=1)]
@@ -76,28 +84,28 @@ def stamps(run):
 def test_what_is_stored_is_computed_again_only_for_another_version_step_or_weights(
     run, monkeypatch
 ):
-    first = corrections.predictions_of(run, NAMES)
+    first = predictions_of(run, NAMES)
     before = stamps(run)
     assert set(before) == set(NAMES)
-    again = corrections.predictions_of(run, NAMES)
+    again = predictions_of(run, NAMES)
     assert all(again[name].equals(first[name]) for name in NAMES) and stamps(run) == before
     newer = dataclasses.replace(METHODS["centroids"], version=2)
     monkeypatch.setitem(METHODS, "centroids", newer)
-    assert corrections.stored(run, "centroids") is None
-    corrections.predictions_of(run, NAMES)
+    assert stored(run, "centroids") is None
+    predictions_of(run, NAMES)
     changed = {name for name, stamp in stamps(run).items() if stamp != before[name]}
     assert changed == {"centroids"}
     save(run, 7, 124)
-    assert all(corrections.stored(run, name) is None for name in NAMES)
+    assert all(stored(run, name) is None for name in NAMES)
     save(run, 7, 123)
-    assert corrections.stored(run, "none") is not None
+    assert stored(run, "none") is not None
     save(run, 10, 123)
-    assert corrections.stored(run, "none") is None
+    assert stored(run, "none") is None
 
 
 @pytest.mark.parametrize("change", ["no rows", "null", "ragged", "twice", "no top5", "cut", "text"])
 def test_a_table_that_was_edited_is_computed_again(run, change):
-    first = corrections.predictions_of(run, ["centroids"])["centroids"]
+    first = predictions_of(run, ["centroids"])["centroids"]
     path, k = run / "corrections" / "centroids.parquet", first.column_names.index("top5")
     changed = {
         "no rows": lambda: first.slice(0, 0),
@@ -111,8 +119,8 @@ def test_a_table_that_was_edited_is_computed_again(run, change):
         path.write_bytes(path.read_bytes()[:100])
     else:
         pq.write_table(changed[change]().replace_schema_metadata(first.schema.metadata), path)
-    assert corrections.stored(run, "centroids") is None
-    assert corrections.predictions_of(run, ["centroids"])["centroids"].equals(first)
+    assert stored(run, "centroids") is None
+    assert predictions_of(run, ["centroids"])["centroids"].equals(first)
 
 
 def test_embeddings_are_computed_once_and_again_for_another_step(run, monkeypatch):
@@ -132,7 +140,7 @@ def test_a_table_names_the_step_of_its_evidence(run, monkeypatch):
     made = Run.open(run).embeddings(log_probs=True)
     newer = dataclasses.replace(made, source={**made.source, "step": "4711"})
     monkeypatch.setattr(Run, "embeddings", lambda *_, **__: newer)
-    assert corrections.predictions_of(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
+    assert predictions_of(run, ["none"])["none"].schema.metadata[b"step"] == b"4711"
 
 
 def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
@@ -141,14 +149,14 @@ def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
 
     monkeypatch.setitem(METHODS, "refusing", Method(decide=refuse))
     refused = {}
-    tables = corrections.predictions_of(run, ["none", "refusing"], refused)
+    tables = predictions_of(run, ["none", "refusing"], refused=refused)
     assert set(tables) == {"none"} and set(refused) == {"refusing"}
     assert "refusing" in capsys.readouterr().err
     assert "refusing" not in correct.summary({Unit("", 0, 0): tables}, SHARED).markdown()
 
 
 def test_several_runs_are_averaged_and_paired(run):
-    tables = corrections.predictions_of(run, ["none", "centroids"])
+    tables = predictions_of(run, ["none", "centroids"])
     swapped = {"none": tables["centroids"], "centroids": tables["none"]}
     units = [Unit("", fold, 0) for fold in range(3)]
     two = dict(zip(units, (tables, swapped), strict=False))
@@ -174,18 +182,18 @@ def test_two_runs_of_one_fold_and_seed_are_refused(run, tmp_path):
 
 def test_runs_that_cannot_be_corrected(tmp_path):
     with pytest.raises(run_dir.RunError, match="config.json"):
-        corrections.predictions_of(tmp_path, ["none"])
+        predictions_of(tmp_path, ["none"])
     with pytest.raises(run_dir.RunError, match="wilds"):
-        corrections.predictions_of(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
+        predictions_of(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
     (tmp_path / "new").mkdir()
     run_dir.write_json(tmp_path / "new" / "config.json", demo.get_config().to_dict())
     with pytest.raises(run_dir.RunError, match="checkpoint"):
-        corrections.predictions_of(tmp_path / "new", ["none"])
+        predictions_of(tmp_path / "new", ["none"])
 
 
 def test_the_table_groups_methods_by_budget(run, tmp_path):
-    done = run_command("correct", run, "--methods", *NAMES, f"--out={tmp_path}/table.md")
-    text = (tmp_path / "table.md").read_text()
+    done = run_command("correct", run, "--methods", *NAMES, f"--out={tmp_path}")
+    text = (tmp_path / "corrections.md").read_text()
     assert text.strip() == done.out.strip()
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == [
@@ -199,20 +207,58 @@ def test_help_explains_each_method():
     assert all(f"  {name} " in said and method.about in said for name, method in METHODS.items())
 
 
-def test_a_table_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(corrections, "predictions_of", lambda *_: pytest.fail("work began"))
-    done = run_command("correct", "run", f"--out={tmp_path}/nowhere/table.md")
-    assert done.code and "--out" in done.last
+@pytest.fixture
+def begun(monkeypatch):
+    """The runs whose correction was begun; each gives no predictions."""
+    runs = []
+    monkeypatch.setattr(corrections, "predictions_of", lambda run, *_: runs.append(run.path) or {})
+    return runs
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"fold": 1, "seed": 2}, "work began"), ({"protocol": "random_well"}, "data.protocol")],
-)
-def test_one_table_averages_runs_of_one_kind_only(tmp_path, monkeypatch, changes, message):
-    def work(*_):
-        raise run_dir.RunError("work began")
+def test_a_place_that_cannot_be_written_is_refused_before_work(run, tmp_path, begun):
+    (tmp_path / "file").touch()
+    done = run_command("correct", run, f"--out={tmp_path}/file/out")
+    assert done.code == 1 and "--out" in done.last and not begun
 
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", **changes)]
-    monkeypatch.setattr(corrections, "predictions_of", work)
-    assert message in run_command("correct", *runs).last
+
+def test_a_read_only_run_is_corrected_elsewhere(run, tmp_path, monkeypatch):
+    """All that is computed lies in --out, and is read from there."""
+    lib.log_probs_path(run / EMBEDDINGS).unlink()
+    sites, role, x, log_probs, classes = small_evidence()
+    made = Embeddings(sites, x, log_probs, classes, source=Run.open(run).source, role=role)
+
+    def embed(_, path, with_log_probs):
+        lib.write(made, path, with_log_probs)
+        return made
+
+    monkeypatch.setattr(Run, "embed", embed)
+    before = sorted(run.rglob("*"))
+    out = tmp_path / "out"
+    first = run_command("correct", run, "--methods", "centroids", f"--out={out}")
+    assert first.code == 0 and sorted(run.rglob("*")) == before
+    assert {path.name for path in (out / "run" / "corrections").iterdir()} == {
+        "none.parquet", "centroids.parquet"
+    }  # fmt: skip
+    monkeypatch.setattr(Run, "embed", lambda *_: pytest.fail("computed again"))
+    assert run_command("correct", run, "--methods", "centroids", f"--out={out}").out == first.out
+
+
+def test_runs_of_one_kind_share_a_table(tmp_path, begun):
+    changes = {"a": {}, "b": {"fold": 1, "seed": 2}, "c": {"protocol": "random_well"}}
+    runs = [make_run(tmp_path / name, **change) for name, change in changes.items()]
+    done = run_command("correct", *runs)
+    assert done.code == 0 and begun == runs
+    captions = [line for line in done.out.splitlines() if line.endswith(":")]
+    assert ["data.protocol=batch" in captions[0], "random_well" in captions[1]] == [True, True]
+    again = shutil.copytree(runs[0], tmp_path / "again")
+    done = run_command("correct", *runs, again)
+    assert done.code == 1 and str(again) in done.last and len(begun) == len(runs)
+
+
+def test_data_that_have_moved(run, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        corrections, "predictions_of", lambda run, *_: opened.append(run.config.data.dir) or {}
+    )
+    assert run_command("correct", run, f"--data_dir={tmp_path}/moved").code == 0
+    assert opened == [f"{tmp_path}/moved"]

@@ -103,15 +103,15 @@ def test_a_missing_library_leaves_its_line_out(screen, monkeypatch, capsys):
 
 def test_the_command_prints_what_was_measured(screen, monkeypatch, tmp_path):
     table, _ = with_treatments(screen)
-    made = SimpleNamespace(embeddings=lambda: table, planted_sirnas=lambda: None)
-    monkeypatch.setattr(Run, "open", lambda _: made)
+    made = SimpleNamespace(embeddings=lambda folder: table, planted_sirnas=lambda: None)
+    monkeypatch.setattr(Run, "open", lambda *_: made)
     said = run_command("diagnose", tmp_path).out.splitlines()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said if line[:1] == "|"]
     assert lines[0] == ["embeddings", *diagnosis.COLUMNS]
     figures = diagnosis.measure(table.x, table.sites, None)
     mean, chance = figures[AGAIN]
     assert lines[2][0] == "none" and lines[2][2] == f"{mean:.3f} ({chance:.3f})"
-    assert lines[2][4] == "-"
+    assert lines[2][4] == "–"
     assert [line[0] for line in lines[3:]] == [n for n in diagnosis.TRANSFORMS if n in METHODS]
 
 

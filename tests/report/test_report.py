@@ -1,21 +1,22 @@
 """Reports of made-up runs whose every accuracy is chosen, against figures worked out by hand."""
 
+import csv
 import json
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
+from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pytest
+from commands import run_command
 from finished_runs import EXPERIMENTS, all_right, edited, make_run
 
 from rxrx1_jax.config import VERSION, upgrade
-from rxrx1_jax.methods.statistics import Unit
-from rxrx1_jax.report import __main__ as report
-from rxrx1_jax.report import figures, page, table1
+from rxrx1_jax.report import comparison, figures, page, table1
 from rxrx1_jax.report.files import ReportError
-from rxrx1_jax.report.runs import load_runs
+from rxrx1_jax.report.runs import group, load_runs
 from tfds_builder import faux_colours
 
 
@@ -34,10 +35,16 @@ def demo(tmp_path_factory) -> list[Path]:
     ]
     runs = [make_run(folder / f"batch{i}", right, fold=i) for i, right in enumerate(folds)]
     for fold, sites in ((0, 14), (1, 15)):
-        runs.append(make_run(folder / f"site{fold}", all_right(sites, 8), "random_site", fold))
-    runs.append(make_run(folder / "well0", all_right(10, 6), "random_well"))
+        right = all_right(sites, 8)
+        runs.append(make_run(folder / f"site{fold}", right, protocol="random_site", fold=fold))
+    runs.append(make_run(folder / "well0", all_right(10, 6), protocol="random_well"))
     runs.append(make_run(folder / "none0", all_right(1, 1), normalisation="none"))
     return runs
+
+
+@pytest.fixture(scope="module")
+def groups(demo):
+    return group(one_screen(demo)[1])
 
 
 def one_screen(paths):
@@ -57,9 +64,9 @@ def cells(table) -> dict[str, list[str]]:
     return {str(first): [str(cell) for cell in rest] for first, *rest in table.rows}
 
 
-def test_tables_equal_hand_computed_figures(demo):
+def test_tables_equal_hand_computed_figures(demo, groups):
     screen, runs = one_screen(demo)
-    by_site, by_well, compared = table1.tables(screen, runs)
+    by_site, by_well, compared = table1.tables(screen, groups).values()
     site, well = cells(by_site), cells(by_well)
     # All: (12+8+6+2)/80 = 35 %, 28/80, 28/80. HUVEC 60, 50, 40; HepG2 30, 40, 50.
     assert list(map(str, by_site.rows[0])) == [
@@ -76,12 +83,16 @@ def test_tables_equal_hand_computed_figures(demo):
     assert site["Random (by site) / batch"] == ["", "2.07", "1.32", "1.81", "2.07", "7.25"]
     # Fold 0 alone: 50 - 35; HUVEC is worse than batch.
     assert site["Random, by well (strict) - batch"][:3] == ["", "+15.0", "-10.0"]
-    # By well: 16/40, 16/40, 16/40; HUVEC 70, 60, 50.
+    # By well: 16/40, 16/40, 16/40; HUVEC 70, 60, 50. Fold 0: 60 - 40; 60 / 40.
     assert well["Batch"][:3] == ["0 1 2", "40.0 ± 0.0", "60.0 ± 10.0"]
+    assert well["Random (by site)"][1] == "80.0 ± 0.0"
+    assert well["Random, by well (strict) - batch"][1] == "+20.0"
+    assert well["Random, by well (strict) / batch"][1] == "1.50"
+    # By well the split by site is not compared with batch, and a note says why.
+    assert not {"Random (by site) - batch", "Random (by site) / batch"} & well.keys()
+    assert len(by_well.notes) == len(by_site.notes) + 1
     # The rows in the paper's order, then the paper's own.
-    assert [str(row[0]) for row in by_site.rows[:4]] == [
-        *("Batch", "Random (by site)", "Random, by well (strict)", "Batch, no normalisation")
-    ]
+    assert [str(row[0]) for row in by_site.rows[:4]] == [of.label for of in groups]
     heading, *of_paper = by_site.rows[-5:]
     assert len(heading) == 1 and [str(row[0]) for row in of_paper] == [
         *("Batch", "Random", "Random - batch", "Random / batch")
@@ -92,47 +103,36 @@ def test_tables_equal_hand_computed_figures(demo):
     ]
     here = cells(compared)
     assert here["classes"] == ["32 (chance 3.1 %)", "1,108 (chance 0.1 %)"]
-    assert here["image size"] == ["64 px", "512 px"]
+    assert here["image size"] == ["64 px", "512 px"] and here["epochs"] == ["30", "not known"]
     assert here["network"] == ["resnet_demo", "ResNet-50"]
-    assert here["epochs"] == ["30", "not known"]
     for word in ("synthetic", "3.1 %", "64 x 64", "640", "resnet_demo", "30 epochs", "0, 1, 2"):
         assert word in table1.describe(screen, runs)
+    assert "37.5 ± 3.5 points above" in table1.headline(groups)
 
 
-def test_by_well_the_split_by_site_is_not_compared_with_batch(demo):
-    _, runs = one_screen(demo)
-    by_site, by_well = (table1.accuracy_table(runs, unit, False) for unit in ("site", "well"))
-    well = cells(by_well)
-    assert well["Random (by site)"][1] == "80.0 ± 0.0"  # the row itself stays
-    assert not {"Random (by site) - batch", "Random (by site) / batch"} & well.keys()
-    # Fold 0: 60 - 40; 60 / 40.
-    assert well["Random, by well (strict) - batch"][1] == "+20.0"
-    assert well["Random, by well (strict) / batch"][1] == "1.50"
-    assert len(by_well.notes) == len(by_site.notes) + 1
-    without = [run for run in runs if run.row[0] != "random_site"]
-    assert len(table1.accuracy_table(without, "well", False).notes) == len(by_site.notes)
+def test_the_result_of_one_split_is_its_accuracy(demo):
+    assert "35.0 ± 0.0 %" in table1.headline(group(one_screen(demo[:3])[1]))
 
 
 def test_separate_models_fill_their_own_block(demo, tmp_path):
     screen, runs = one_screen([*demo, *u2os_models(tmp_path, "batch")])
-    first, _, separate, *_ = table1.tables(screen, runs)
+    first, _, separate, *_ = table1.tables(screen, group(runs)).values()
     assert str(first.rows[0][-1]) == "10.0 ± 0.0"
     assert list(map(str, separate.rows[0])) == [  # 90 and 80 %
-        *("Batch", "0 1 2", "35.0 ± 0.0", "–", "–", "–", "85.0 ± 7.1 (n = 2)")
+        *("Batch", "0 0 1 1 2", "35.0 ± 0.0", "–", "–", "–", "85.0 ± 7.1 (n = 2)")
     ]
 
 
 def test_runs_of_single_cell_types_alone(tmp_path):
     runs = [
-        make_run(tmp_path / c, {c: (10, 5)}, protocol, cell_type=c)
+        make_run(tmp_path / c, {c: (10, 5)}, protocol=protocol, cell_type=c)
         for c, protocol in (("RPE", "batch"), ("HUVEC", "random_well"))
     ]
     screen, runs = one_screen(runs)
-    tables = table1.tables(screen, runs)
-    assert len(tables) == 3
-    assert list(map(str, tables[0].rows[0])) == ["Batch", "0", "–", "–", "50.0", "–", "–"]
-    figures.cell_type_bars(runs, 3.1)
-    figures.learning_curves(runs)
+    tables = table1.tables(screen, group(runs))
+    assert len(tables) == 3 and "50.0 %" in table1.headline(group(runs))
+    first = tables["by-site-separate-models"].rows[0]
+    assert list(map(str, first)) == ["Batch", "0", "–", "–", "50.0", "–", "–"]
 
 
 def test_the_papers_table_sets_each_row_above_the_papers(demo, tmp_path):
@@ -145,7 +145,7 @@ def test_the_papers_table_sets_each_row_above_the_papers(demo, tmp_path):
     ]
     # Other models than those on all cell types: 90 and 80 % for U2OS, nothing for the others.
     assert rows["Batch"] == ["0 1 2", "35.0 ± 0.0", *"––––"]
-    assert rows["Random (by site)"] == ["0 1", "72.5 ± 3.5", *"–––", "85.0 ± 7.1"]
+    assert rows["Random (by site)"][1:] == ["72.5 ± 3.5", *"–––", "85.0 ± 7.1"]
     assert rows["Random (by site) - batch"][-5:] == ["+37.5 ± 3.5", *"––––"]
     assert rows["The paper: Random"][-1] == "22.0 ± 0.4"
     assert rows["Batch, model on all cell types"][2:4] == ["50.0 ± 10.0", "40.0 ± 0.0"]
@@ -154,97 +154,129 @@ def test_the_papers_table_sets_each_row_above_the_papers(demo, tmp_path):
     assert alone["Random (by site)"][-5:] == [*"–––––"]
 
 
-def test_settings_of_each_run(demo):
-    table = table1.settings_table(one_screen(demo)[1])
-    of = {row[0]: dict(zip(table.head, map(str, row), strict=True)) for row in table.rows}
+def test_each_run_is_a_row_that_leads_to_its_folder(demo, groups):
+    table = page.runs_table(groups)
+    of = {str(row[0]): dict(zip(table.head, map(str, row), strict=True)) for row in table.rows}
     assert len(of) == len(demo)
     assert of["batch1"] | {
-        "fold": "1", "learning rate": "0.004", "batch size": "32", "train sites": "640",
-        "lowest experiment": "U2OS-01", "its %": "10.0", "site %": "35.0", "loss": "1.250",
+        "fold": "1", "seed": "0", "lowest experiment, %": "U2OS-01 10.0", "site %": "35.0",
+        "well %": "40.0", "loss": "1.250",
     } == of["batch1"]  # fmt: skip
+    assert f'href="{demo[0].name}/"' in table.html(demo[0].parent)
 
 
 def test_crop_and_source_are_named(tmp_path):
-    run = make_run(tmp_path / "run", all_right(4, 2), name="rxrx1/native", source="release")
-    with edited(run / "config.json") as config:
-        config["data"]["crop"] = 48
-    screen, runs = one_screen([run])
+    changes = {"name": "rxrx1/native", "crop": 48}
+    screen, runs = one_screen([make_run(tmp_path / "run", all_right(4, 2), "release", **changes)])
     assert "48 px" in cells(table1.beside_paper(screen, runs))["image size"][0]
     assert "real" in cells(table1.beside_paper(screen, runs))["data"][0]
     assert "synthetic" not in table1.describe(screen, runs)
 
 
-def test_different_data_or_model_never_share_a_table(demo, tmp_path):
-    native = make_run(tmp_path / "native", all_right(4, 2), name="rxrx1/native", source="release")
-    screens = load_runs([*demo, native])
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory) -> list[Path]:
+    """Three folds of a baseline, of coral and of cutmix, which has a second seed of fold 0."""
+    folder = tmp_path_factory.mktemp("methods")
+    right = {"base": (8, 10, 9), "coral": (10, 13, 12), "cutmix": (9, 9, 11)}
+    changes = {"base": {}, "coral": {"optim__loss": "coral"}, "cutmix": {"augmentation": "cutmix"}}
+    runs = [
+        make_run(folder / f"{name}{fold}", all_right(sites, 5), fold=fold, **changes[name])
+        for name, of in right.items() for fold, sites in enumerate(of)
+    ]  # fmt: skip
+    more = {"train__seed": 1, "train__log_every": 7, "fold": 0, **changes["cutmix"]}
+    return [*runs, make_run(folder / "cutmix-seed", all_right(11, 5), **more)]
+
+
+def test_methods_are_grouped_by_what_differs_and_paired(methods):
+    groups = group(one_screen(methods)[1])
+    labels = [of.label for of in groups]
+    assert [sorted(of.settings) for of in groups] == [["data.augmentation", "optim.loss"]] * 3
+    assert [len(of.runs) for of in groups] == [3, 3, 4] and "optim.loss=coral" in labels[1]
+    table = comparison.tables(groups, groups[0])["comparison"]
+    rows = {str(row[0]): row for row in table.rows}
+    base, coral, cutmix = (rows[label] for label in labels)
+    assert (base[2], str(base[1])) == ("baseline", "45.0 ± 5.0")
+    # Gains 10, 15, 15: Nadeau and Bengio's interval of three folds, 80 test of 640 training sites.
+    mean, half = 40 / 3, 4.302653 * np.std([10, 15, 15], ddof=1) * np.sqrt(1 / 3 + 80 / 640)
+    assert coral[2][:1] + coral[2][3:5] == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
+    # Fold 0 is the mean of its seeds, and the second seed has no partner: gains 5, -5, 10.
+    assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[2].value == pytest.approx(10 / 3)
+    assert str(cutmix[-1]) == "0.0 0.1 1.0 2.0"
+    assert "13.3 points above" in comparison.headline(groups, groups[0])
+    # The other way round.
+    swapped = cells(comparison.tables(groups, groups[1])["comparison"])
+    assert swapped[labels[0]][1].startswith("-13.3 (")
+
+
+def test_below_three_pairs_there_is_no_interval(methods):
+    groups = group(one_screen([*methods[:2], *methods[3:5]])[1])
+    rows = comparison.tables(groups, groups[0])["comparison"].rows
+    assert str(rows[1][2]) == "+12.5 (–)"
+
+
+def test_only_the_same_split_is_paired(methods, tmp_path):
+    other = {"protocol": "random_site", "optim__loss": "coral"}
+    run = make_run(tmp_path / "other", all_right(19, 9), **other)
+    groups = group(one_screen([*methods[:6], run])[1])
+    rows = comparison.tables(groups, groups[0])["comparison"].rows
+    assert [str(row[2])[:5] for row in rows] == ["basel", "+13.3", "–"]
+
+
+def test_a_baseline_that_is_named_makes_the_comparison(demo, methods, tmp_path):
+    done = run_command("report", *demo[:3], "--baseline", demo[-1], f"--out={tmp_path}")
+    assert done.code == 0, done.err
+    rows = list(csv.DictReader(open(tmp_path / "comparison.csv")))
+    assert [row["settings"] for row in rows] == [
+        "data.normalisation=plate_control", "data.normalisation=none"
+    ]  # fmt: skip
+    assert rows[1][comparison.GAIN] == "baseline"
+    assert float(rows[0][comparison.GAIN]) == pytest.approx(30)
+    native = make_run(tmp_path / "native", all_right(4, 2), "release", name="rxrx1/native")
+    done = run_command("report", *demo[:3], "--baseline", native, f"--out={tmp_path}")
+    assert done.code == 1 and str(native) in done.last
+
+
+def test_other_data_are_another_section(demo, tmp_path):
+    native = make_run(tmp_path / "native", all_right(4, 2), "release", name="rxrx1/native")
+    screens = load_runs([*demo, native, native.parent / "." / native.name])  # each run once
     assert [(s.name, len(runs)) for s, runs in screens.items()] == [
-        ("rxrx1/synthetic", 7),
-        ("rxrx1/native", 1),
+        *(("rxrx1/synthetic", 7), ("rxrx1/native", 1))
     ]
-    (run,) = list(screens.values())[1]
-    assert run.unit == Unit("rxrx1/native", 0, 0)
 
 
-def test_wrong_paths_and_repeated_folds(demo, tmp_path):
-    with pytest.raises(ReportError, match="nothing-here"):
-        load_runs([tmp_path / "nothing-here"])
+def test_runs_that_must_not_be_compared(demo, tmp_path):
     again = make_run(tmp_path / "again", all_right(3, 3), fold=1)
-    with pytest.raises(ReportError, match="again and .*batch1 are both fold 1"):
+    with pytest.raises(ReportError, match="again and .*batch1 "):
+        group(one_screen([*demo, again])[1])
+    with edited(again / "config.json") as config:
+        config["dataset"]["data_fingerprint"] = "0ff"
+    with pytest.raises(ReportError, match="batch0 .*data_fingerprint .*0ff"):
         load_runs([*demo, again])
+    other = make_run(tmp_path / "other", {"RPE": (3, 3)}, fold=1, train__seed=1)
+    with pytest.raises(ReportError, match="other .*batch1 .*test sites"):
+        load_runs([*demo, other])
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "other"),
-    [
-        ("optim.epochs", 90, 30),
-        ("train.seed", 1, 0),
-        ("optim.nesterov", True, False),
-        ("dataset.data_fingerprint", "0ff", "5ca1ab1e"),
-    ],
-)
-def test_runs_of_a_table_have_the_same_settings(demo, tmp_path, field, value, other):
-    odd = make_run(tmp_path / "odd", all_right(3, 3), "random_well", fold=2)
-    section, name = field.split(".")
-    with edited(odd / "config.json") as config:
-        config[section][name] = value
-    with pytest.raises(ReportError) as error:
-        load_runs([*demo, odd])
-    said = str(error.value)
-    assert f"{odd} has {field}={value!r}" in said and f"{demo[0]} has {other!r}" in said
-    assert load_runs([odd])  # by itself it can be reported
-
-
-def test_settings_that_a_table_compares_or_that_change_no_result_may_differ(demo, tmp_path):
-    other = make_run(tmp_path / "rpe", {"RPE": (9, 5)}, "random_well", 1, "site", "RPE")
-    with edited(other / "config.json") as config:
-        config["data"]["threads"] = 3
-        config["eval"] = {"batch_size": 7}
-        config["train"] |= {"keep": 9, "parallelism": "pmap"}
-        config["dataset"]["version"] = "1.0.1"
-    assert len(one_screen([*demo, other])[1]) == len(demo) + 1
-
-
-def test_a_run_of_version_0_2_shares_a_table_with_one_of_today(tmp_path):
+def test_a_run_of_version_0_2_is_a_repetition_of_one_of_today(tmp_path):
     """Today's says more of the settings, and describes the data by another fingerprint."""
     old = Path(__file__).parents[1] / "data_0_2" / "run"
     new = shutil.copytree(old, tmp_path / "new")
     with edited(new / "config.json") as config:
         settings = upgrade(config).to_dict()
+        settings["train"]["seed"] = 1
         config |= settings | {"dataset": {"data": "0ff"}, "made_with": {"settings": VERSION}}
     with edited(new / "results.json") as results:
-        results["fold"] = 1
-    _, runs = one_screen([old, new])
-    assert [run.unit.fold for run in runs] == [0, 1]
+        results["seed"] = 1
+    (of,) = group(one_screen([old, new])[1])
+    assert [run.unit.seed for run in of.runs] == [0, 1]
     stated = json.loads((old / "results.json").read_text())["accuracy"]
-    assert all(run.accuracy == stated for run in runs)
-    with edited(new / "config.json") as config:
-        config["optim"]["schedule"] = "constant"
-    with pytest.raises(ReportError, match="optim.schedule='constant'"):
-        load_runs([old, new])
+    assert all(run.accuracy == stated for run in of.runs)
 
 
 class FakeRecords:
     """Screen of two siRNAs; siRNA 7 is in every experiment. Pixel = experiment gain x gradient."""
+
+    path = "nowhere"
 
     def __init__(self):
         rows = []
@@ -266,73 +298,91 @@ class FakeRecords:
         return (gain * rng.integers(0, 40, (6, 32, 32))).astype(np.uint8)
 
 
-def test_page_is_complete_and_self_contained(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "open_images", lambda directory, name: FakeRecords())
-    out = tmp_path / "page"
-    path, remarks = page.write_page(load_runs(demo), out)
-    assert path == out / "index.html" and remarks == []
-    html = path.read_text()
-    images = re.findall(r'<img src="([^"]+)" alt="[^"]+">', html)
-    assert sorted(images) == sorted(p.name for p in out.glob("*.png"))
-    assert len(images) == html.count("<img") == 5
-    assert {p.suffix for p in out.iterdir()} == {".html", ".png"}  # nothing half-written
-    for name in images:
-        picture = cv2.imread(str(out / name))
-        assert min(picture.shape[:2]) > 200 and picture.std() > 5
-    screen, runs = one_screen(demo)
-    for table in [*table1.tables(screen, runs), table1.settings_table(runs)]:
-        assert table.html() in html
+def texts(svg: Path) -> list[ElementTree.Element]:
+    return list(ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
+
+
+@pytest.fixture(scope="module")
+def written(demo, tmp_path_factory) -> Path:
+    """The folder of a page."""
+    out = tmp_path_factory.mktemp("page") / "page"
+    with (
+        mock.patch.object(page, "find_dataset") as find,
+        mock.patch.object(page, "Records", lambda path: FakeRecords()),
+    ):
+        _, remarks = page.write_page(load_runs(demo), out, data_dir=out / "moved")
+    assert find.call_args.args == (out / "moved", "rxrx1/synthetic:1.0.0") and remarks == []
+    return out
+
+
+def test_page_is_complete_and_self_contained(demo, groups, written):
+    out, html = written, (written / "index.html").read_text()
+    found = re.findall(r'<img src="([^"]+)" alt="([^"]+)">', html)
+    images = [name for name, _ in found]
+    assert sorted(images) == sorted(p.name for p in out.glob("*.svg")) and len(images) == 5
+    assert {p.suffix for p in out.iterdir()} == {".html", ".svg", ".csv", ".json"}
+    for name, alt in found:
+        assert len(texts(out / name)) > 4 and f"<figcaption>{alt}" not in html
+    tables = table1.tables(one_screen(demo)[0], groups) | {"runs": page.runs_table(groups)}
+    for name, table in tables.items():
+        assert table.html(out) in html
+        rows = json.loads((out / f"{name}.json").read_text())["rows"]
+        assert list(csv.DictReader(open(out / f"{name}.csv")))[0].keys() == rows[0].keys()
     assert "http" not in html
+    for word in ("abc1234", "cpu:cpu", "jax 0.10.2", "rxrx1_jax."):
+        assert word in html
+    assert 0 < html.index(table1.headline(groups)) < html.index("<table")
 
 
-def test_the_command_prints_tables_and_writes_a_page_without_the_dataset(tmp_path, capsys):
-    strange = make_run(tmp_path / "a<b>&", all_right(3, 3), protocol="<script>")
-    assert report.main([str(strange), "--out", str(tmp_path / "page")]) == 0
-    printed = capsys.readouterr().out
-    for table in table1.tables(*one_screen([strange])):
-        assert table.text() in printed
+def test_text_of_figures_can_be_read_on_a_telephone(written):
+    """A figure is shown in 358 px of the 390: its smallest text is then 9 px or more."""
+    for svg in written.glob("*.svg"):
+        width = float(ElementTree.parse(svg).getroot().attrib["viewBox"].split()[2])
+        sizes = [re.search(r"([\d.]+)px", text.attrib["style"]) for text in texts(svg)]
+        assert min(float(size[1]) for size in sizes if size) * 358 / width >= 9, svg
+
+
+def test_the_command_prints_tables_and_writes_a_page_without_the_dataset(tmp_path):
+    strange = make_run(tmp_path / "a<b>&[1]", all_right(3, 3), protocol="<script>")
+    done = run_command("report", strange, "--out", tmp_path / "page")
+    screen, runs = one_screen([strange])
+    for table in table1.tables(screen, group(runs)).values():
+        assert table.text() in done.out
     index = tmp_path / "page" / "index.html"
-    assert printed.rstrip().endswith(f"Page: {index}") and "rxrx1/synthetic: " in printed
-    assert len(list((tmp_path / "page").glob("*.png"))) == 3
+    assert done.code == 0 and done.last == f"Page: {index}" and "rxrx1/synthetic: " in done.out
+    assert len(list((tmp_path / "page").glob("*.svg"))) == 3
     html = index.read_text()
     assert "<script>" not in html and "a&lt;b&gt;&amp;" in html
 
 
-def test_a_bad_run_ends_the_command_before_a_page(tmp_path, capsys):
+def test_a_bad_run_ends_the_command_before_a_page(tmp_path):
     run = make_run(tmp_path / "run", all_right(3, 3))
     (run / "metrics.jsonl").unlink()
-    assert report.main([str(run), "--out", str(tmp_path / "page")]) == 2
-    error = capsys.readouterr().err
-    assert str(run) in error and error.count("\n") == 1 and not (tmp_path / "page").exists()
+    done = run_command("report", run, "--out", tmp_path / "page")
+    assert done.code == 1 and str(run) in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "page").exists()
 
 
-def test_figures_draw_the_runs_figures(demo):
-    _, runs = one_screen(demo)
-    bars, paper = figures.cell_type_bars(runs, 3.1).axes
-    heights = {round(float(bar.get_height()), 6) for bar in bars.patches}
-    assert {50.0, 72.5, 40.0, 5.0} <= heights
-    assert {44.1, 52.8, 2.4, 22.0} <= {round(float(b.get_height()), 6) for b in paper.patches}
-    curves = figures.learning_curves(runs).axes[0]
+def test_figures_draw_the_runs_figures(groups):
+    series = figures.by_cell_type(groups, paper=True)
+    assert [one.label for one in series[:4]] == [of.label for of in groups]
+    assert [series[k].of["All"].mean for k in range(4)] == pytest.approx([35, 72.5, 50, 5])
+    assert series[0].of["HUVEC"][:2] == pytest.approx((50, 10))
+    assert [one.of["U2OS"].mean for one in series[4:]] == [2.4, 22.0]
+    axis = figures.dots(["All", "HUVEC"], series, 3.1).axes[0]
+    drawn = {round(float(x), 6) for line in axis.lines for x in np.ravel(line.get_xdata())}
+    assert {35, 72.5, 50, 40, 60, 44.1, 3.1} <= drawn
+    shapes = [line.get_marker() for line in axis.lines if line.get_label().startswith("Random")]
+    assert len(set(shapes)) == len(shapes) == 2
+    curves = figures.learning_curves(groups).axes[0]
     ends = sorted(float(line.get_ydata()[-1]) for line in curves.lines if len(line.get_ydata()))
     fit = 100 * (1 - 0.9**30)
     assert ends == pytest.approx([0.6 * fit] * 3 + [0.95 * fit] * 3)
-    series = figures.series_of(runs)
-    assert [one.label for one in series][:2] == ["Batch", "Random (by site)"]
-    assert series[0].of["HUVEC-05"] == [0.6, 0.5, 0.4]
-    dots = figures.experiment_dots(series, 3.1).axes[0]
-    assert [tick.get_text() for tick in dots.get_yticklabels()] == list(EXPERIMENTS.values())
-    drawn = {round(float(x), 6) for line in dots.lines for x in np.ravel(line.get_xdata())}
-    assert {60.0, 50.0, 40.0, 72.5, 5.0} <= drawn
-
-
-def test_torn_and_repeated_lines_of_a_resumed_run(tmp_path):
-    run = make_run(tmp_path / "run", all_right(3, 3))
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write('{"step": 600, "epo\n')
-        file.write(json.dumps({"step": 600, "epoch": 30.0, "test_accuracy": 0.25}) + "\n")
-    ((loaded,),) = load_runs([run]).values()
-    last = [e["test_accuracy"] for e in loaded.metrics if "test_accuracy" in e][-1]
-    assert last == 0.25 and len(loaded.metrics) == 36
+    assert f"{0.95 * fit:.0f} %" in figures.last_accuracies(groups)
+    of = figures.by_experiment({"x": [run.accuracy for run in groups[0].runs]})
+    assert of[0].of["HUVEC-05"].mean == pytest.approx(50)
+    assert of[0].of["HUVEC-05"].runs == pytest.approx((60, 50, 40))
+    assert figures.experiments_of(of) == list(EXPERIMENTS.values())
 
 
 def test_sites_of_the_montages():

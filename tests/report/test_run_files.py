@@ -58,12 +58,18 @@ def column(name, values=None):
     return change
 
 
+def twice(path):
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
         (CONFIG, remove, ["config.json"]),
         (CONFIG, holds('{"data": '), ["not JSON"]),
         (CONFIG, holds("[]"), ["section"]),
+        (CONFIG, without("model"), ["model"]),
         (CONFIG, with_value("dataset", 3), ["section"]),
         (CONFIG, with_value("optim", 3), ["optim", "3", "section"]),
         (CONFIG, with_value("data.dir", 7), ["data.dir", "7", "text"]),
@@ -76,15 +82,22 @@ def column(name, values=None):
         (RESULTS, without("data.source"), ["data.source"]),
         (RESULTS, without("accuracy.well"), ["accuracy.well.all"]),
         (RESULTS, with_value("data.classes", 0), ["data.classes", "1 or more"]),
+        (RESULTS, holds("[]"), ["data.name"]),
+        (RESULTS, holds("{}"), ["data.name"]),
         (RESULTS, with_value("seed", True), ["'seed'", "True"]),
+        (RESULTS, with_value("seed", 3), ["'seed'", "3", "0"]),
+        (RESULTS, with_value("protocol", "random_site"), ["'protocol'", "random_site", "batch"]),
+        (RESULTS, with_value("data.name", "rxrx1/native"), ["'data.name'", "rxrx1/synthetic"]),
+        (RESULTS, with_value("data.test_sites", 79), ["test sites", "79", "80"]),
         (RESULTS, with_value("epochs", "30"), ["'epochs'", "'30'", "whole number"]),
         (RESULTS, with_value("model", ["x" * 99]), ["'model'", "...", "text"]),
         (RESULTS, with_value("accuracy.site.all", 35.0), ["accuracy.site.all", "0 to 1"]),
-        (RESULTS, with_value("accuracy.site.all", 0.75), ["0.7500", "0.1500"]),
+        (RESULTS, with_value("accuracy.site.all", 0.75), ["0.75", "0.15"]),
         (RESULTS, with_value("step", 599), ["unfinished", "599 of 600"]),
-        (RESULTS, with_value("protocol", "wilds"), ["wilds"]),
         (METRICS, remove, ["unfinished", "metrics.jsonl"]),
         (METRICS, more("7"), ["line 37", "step"]),
+        (METRICS, more('{"step": 600, "epo'), ["line 37", "JSON"]),
+        (METRICS, lambda path: path.write_bytes(b"\xff\x00\x01"), ["line 1", "JSON"]),
         (METRICS, more('{"step": 3}'), ["line 37", "epoch"]),
         (METRICS, more('{"step": -3, "epoch": 1}'), ["line 37", "step", "-3"]),
         (METRICS, more('{"step": 3, "epoch": 1, "test_loss": "x"}'), ["line 37", "test_loss"]),
@@ -94,8 +107,13 @@ def column(name, values=None):
         (PREDICTIONS, column("prediction", lambda v: list(map(str, v))), ["prediction", "string"]),
         (PREDICTIONS, column("top5", lambda v: [1.0] * len(v)), ["top5", "double", "lists"]),
         (PREDICTIONS, column("top5", lambda v: [[1], *v[1:]]), ["top5", "length"]),
+        (PREDICTIONS, column("top5", lambda v: [[None, 3], *v[1:]]), ["top5", "1 missing"]),
+        (PREDICTIONS, column("top5", lambda v: [[] for _ in v]), ["top5", "null"]),
         (PREDICTIONS, column("label", lambda v: [None, *v[1:]]), ["label", "1 missing"]),
-        (PREDICTIONS, lambda path: pq.write_table(pq.read_table(path)[:0], path), ["0"]),
+        (PREDICTIONS, twice, ["site_id", "HUVEC-05_1_W"]),
+        (PREDICTIONS, column("site_id", lambda v: [v[1], *v[1:]]), ["site_id", "HUVEC-05_1_W0_2"]),
+        ("environment.json", holds("[]"), ["object"]),
+        (PREDICTIONS, lambda path: pq.write_table(pq.read_table(path)[:0], path), ["0 rows"]),
     ],
 )
 def test_a_bad_file_is_a_line_that_names_it_and_the_field(tmp_path, name, change, words):
@@ -119,5 +137,9 @@ def test_files_that_others_wrote_are_read(tmp_path):
     pq.write_table(table.append_column("mine", table["label"]), run / PREDICTIONS)
     with open(run / METRICS, "a") as file:
         file.write(json.dumps({"step": 900, "epoch": 45, "mine": 1.5}) + "\n\n")
+        again = {"step": 600, "epoch": 30.0, "test_accuracy": 0.25}
+        file.write(json.dumps(again) + "\n")  # of version 0.2: the later one counts
     found = load_run(run)
     assert found.accuracy == expected.accuracy and found.metrics[-1]["mine"] == 1.5
+    tested = [entry["test_accuracy"] for entry in found.metrics if "test_accuracy" in entry]
+    assert tested[-1] == 0.25 and len(tested) == 6

@@ -1,12 +1,15 @@
 """The one table: each cell in each of its three forms."""
 
+import csv
+import dataclasses
+import json
 import math
 from xml.etree import ElementTree
 
 import pytest
 
 from rxrx1_jax.methods.statistics import Comparison, Unit
-from rxrx1_jax.report.tables import Table, Value, gain, percent
+from rxrx1_jax.report.tables import Links, Table, Value, gain, percent
 
 TABLE = Table(
     "Accuracy, <%>",
@@ -38,7 +41,7 @@ TABLE = Table(
         (percent({Unit("w", 0, 0): 0.5, Unit("w", 0, 1): 0.7, Unit("w", 1, 0): 0.2}),
          "40.0 ± 28.3"),
         (percent({Unit("w", 0, 0): 0.5}), "50.0"),
-        (gain(Comparison(-0.03, 1)), "-3.0"),
+        (gain(Comparison(-0.03, 1)), "-3.0 (–)"),
         (percent({}), "–"),
     ],
 )
@@ -74,27 +77,58 @@ def test_markdown():
     ]
 
 
-def test_html_has_scopes_classes_and_escapes():
-    parsed = ElementTree.fromstring(f"<div>{TABLE.html()}</div>")  # nested as it should be
+def test_html_has_scopes_classes_links_and_escapes(tmp_path):
+    linked = Links((("a<b", tmp_path / "r&[1]"), ("there", "#m"), ("+", "")), more=" (n = 2)")
+    rows = [*TABLE.rows, [linked, Value(1.0), linked]]
+    html = dataclasses.replace(TABLE, rows=rows).html(tmp_path / "page")
+    parsed = ElementTree.fromstring(f"<div>{html}</div>")  # nested as it should be
     cells = [part for part in parsed.iter() if part.tag in ("th", "td", "caption", "p")]
-    value = {"class": "value"}
-    assert [[cell.tag, cell.attrib, cell.text or ""] for cell in cells] == [
-        ["caption", {}, "Accuracy, <%>"],
-        ["th", {"scope": "col"}, "method"],
-        ["th", {"scope": "col"} | value, "by site"],
-        ["th", {"scope": "col"}, "why"],
-        ["th", {"scope": "row"}, "base"],
-        ["td", value, "50.0 ± 2.0"],
-        ["td", {}, "a & b"],
-        ["th", {"scope": "rowgroup", "colspan": "3"}, "others"],
-        ["th", {"scope": "row"}, "a|b"],
-        ["td", value, "+5.0 (-1.2 to +11.2)"],
-        ["td", {}, "word " * 20],
-        ["th", {"scope": "row"}, "none"],
-        ["td", value, "–"],
-        ["td", {}, ""],
-        ["p", {"class": "note"}, "Read <me>."],
-    ]
+    row, value = {"scope": "row"}, {"class": "value", "data-label": "by site"}
+    text = {"data-label": "why"}
+    assert [(cell.tag, cell.attrib, cell.text or "") for cell in cells[:-3]] == [
+        ("caption", {}, "Accuracy, <%>"),
+        ("th", {"scope": "col"}, "method"),
+        ("th", {"scope": "col", "class": "value"}, "by site"),
+        ("th", {"scope": "col"}, "why"),
+        ("th", row, "base"), ("td", value, "50.0\xa0±\xa02.0"), ("td", text, "a & b"),
+        ("th", {"scope": "rowgroup", "colspan": "3"}, "others"),
+        ("th", row, "a|b"),
+        ("td", value, "+5.0 (-1.2\xa0to\xa0+11.2)"),  # breaks before the bracket alone
+        ("td", text, "word " * 20),
+        ("th", row, "none"), ("td", value, "–"), ("td", text, ""),
+        ("th", row, ""),
+    ]  # fmt: skip
+    links = [(link.text, link.attrib["href"]) for link in cells[-4].iter("a")]
+    assert links == [("a<b", "../r%26%5B1%5D/"), ("there", "#m")]
+    assert "".join(cells[-4].itertext()) == "a<b there + (n = 2)"
+
+
+def test_csv_and_json_have_every_digit_in_a_column_each(tmp_path):
+    TABLE.write(tmp_path, "t")
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert (content["caption"], content["notes"]) == (TABLE.caption, TABLE.notes)
+    base, other, nothing = content["rows"]
+    assert base["group"] == "" and other["group"] == "others" and nothing["by site"] is None
+    assert (base["by site"], base["by site sd"], base["by site low"]) == (50.04, 2.0, None)
+    assert (other["by site low"], other["by site high"]) == (-1.25, 11.25)
+    read = list(csv.DictReader(open(tmp_path / "t.csv", newline="")))
+    as_text = [{k: "" if v is None else str(v) for k, v in row.items()} for row in content["rows"]]
+    assert read == as_text
+    assert list(read[0]) == [
+        "group", "method", *(f"by site{part}" for part in ("", " sd", " low", " high")), "why"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (Value(7.34, sd=2.7), "7.3 ± 2.7 points above"),
+        (gain(Comparison(-0.03, 1)), "3.0 points below"),
+        (gain(Comparison(0.03, 3, 0.02, 0.01, 0.05)), "interval +1.0 to +5.0"),
+    ],
+)
+def test_a_difference_in_words(value, said):
+    assert said in value.apart()
 
 
 def test_a_table_of_no_rows_is_shown():

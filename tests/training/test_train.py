@@ -332,7 +332,7 @@ def test_corrections_of_a_run(own_run):
     """What the network itself says is what the run predicted; adapted it says something else."""
     _, workdir, _ = own_run
     names = ["none", "orientations", "adabn_experiment_controls", "adabn_plate"]
-    tables = corrections.predictions_of(workdir, names)
+    tables = corrections.predictions_of(Run.open(workdir), names)
     own = pq.read_table(workdir / "predictions.parquet")
     for column in ("site_id", "label", "prediction", "well_prediction"):
         assert tables["none"][column].to_pylist() == own[column].to_pylist()

@@ -1,0 +1,136 @@
+"""The runs that a leaderboard asks for, and what becomes of each."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rxrx1_jax.data import records
+from rxrx1_jax.leaderboard import assess
+from rxrx1_jax.leaderboard.methods import Methods
+from rxrx1_jax.leaderboard.scores import Job, Outcome
+from rxrx1_jax.methods.statistics import Unit
+from rxrx1_jax.report.runs import load_run
+from rxrx1_jax.training import run_dir, sweep
+from rxrx1_jax.training.sweep import Plan, Worker
+
+GAP_PROTOCOLS = ("random_site", "random_well")
+CONTROL_PROTOCOLS = ("batch", "random_site")
+
+
+def make_jobs(methods: Methods, world: str, folds: list[int], seeds: list[int]) -> list[Job]:
+    """All runs. Fold by fold and seed by seed, so that early tables have every method.
+
+    The random splits, the controls and the diagnosis are made with the first seed alone.
+
+    Args:
+      world: name of the dataset, where neither a method nor a control sets another.
+    """
+
+    def job(name: str, protocol: str, fold: int, seed: int, control: str = "") -> Job:
+        chosen = overrides_of(methods, name, control).get("data.name", world)
+        return Job(control, name, protocol, Unit(chosen, fold, seed))
+
+    jobs = []
+    for seed in seeds:
+        for fold in folds:
+            for name in methods.trained:
+                diagnosis = (assess.DIAGNOSIS,) if seed == seeds[0] else ()
+                asked = (*diagnosis, *methods.corrections[name])
+                jobs.append(job(name, "batch", fold, seed)._replace(assessed=asked))
+            if seed != seeds[0]:
+                continue
+            jobs += [job(name, p, fold, seed) for name in methods.gap for p in GAP_PROTOCOLS]
+            jobs += [
+                job(name, protocol, fold, seed, control)
+                for control, (_, expected) in methods.controls.items()
+                for name in expected
+                for protocol in CONTROL_PROTOCOLS
+            ]
+    return jobs
+
+
+def overrides_of(methods: Methods, trained: str, control: str) -> dict[str, Any]:
+    """{field of the config: value} of a method, under a control if there is one."""
+    return methods.trained[trained] | (methods.controls[control].overrides if control else {})
+
+
+def make_plans(
+    config: ConfigDict, methods: Methods, jobs: list[Job], workdir: Path
+) -> dict[Job, Plan]:
+    """The plan of each job; one whose dataset is missing has that for an obstacle.
+
+    Raises RunError where a run has other settings or data than today's.
+    """
+
+    @functools.cache
+    def dataset(name: str) -> records.Records:
+        return records.Records(records.find_dataset(config.data.dir, name))
+
+    plans = {}
+    for job in jobs:
+        overrides = overrides_of(methods, job.trained, job.control) | {
+            "data.protocol": job.protocol, "data.fold": job.unit.fold, "train.seed": job.unit.seed,
+        }  # fmt: skip
+        path = job.path(workdir)
+        try:
+            plans[job] = sweep.make_plan(config, dataset(job.unit.world), path, overrides)
+        except records.DatasetError as error:
+            plans[job] = Plan(path, overrides, 0, str(error))
+    return plans
+
+
+def is_done(job: Job, path: Path) -> bool:
+    return run_dir.is_complete(path) and assess.is_assessed(path, job.assessed)
+
+
+def do(
+    job: Job, plan: Plan, arguments: list[str], worker: Worker, refused: dict[Any, str],
+    data_dir: str,
+) -> str:  # fmt: skip
+    """Trains and assesses one run; returns why it could not, empty if it could.
+
+    refused: {(control, trained): why} of methods whose settings were; added to. Their other runs
+    are not started.
+    """
+    method = (job.control, job.trained)
+    log = plan.path.with_name(f"{plan.path.name}.log")
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    if not run_dir.is_complete(plan.path):
+        if method in refused:
+            return refused[method]
+        try:
+            reason = sweep.train_one(plan, arguments, worker, log)
+        except sweep.Refused as error:
+            refused[method] = reason = error.reason
+        if reason:
+            return reason
+    if assess.is_assessed(plan.path, job.assessed):
+        return ""
+    command = ["-m", "rxrx1_jax.leaderboard.assess", str(plan.path), f"--data_dir={data_dir}"]
+    command += ["--methods", *job.assessed]
+    status, last = sweep.child(command, plan.path, worker, log)
+    return last if status is None else sweep.ending(status, last) if status else ""
+
+
+def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
+    """What became of each job, for the page."""
+    found = []
+    for job, plan in plans.items():
+        complete = not plan.obstacle and run_dir.is_complete(plan.path)
+        why = plan.obstacle
+        if not why and not is_done(job, plan.path):
+            state = "not finished" if (plan.path / "config.json").exists() else "not started"
+            why = reasons.get(plan.path, "" if complete else _last_error(plan) or state)
+        found.append(Outcome(job, load_run(plan.path) if complete else None, why))
+    return found
+
+
+def _last_error(plan: Plan) -> str:
+    """What the last attempt at a run ended with, if that was an error that it named."""
+    log = plan.path.with_name(f"{plan.path.name}.log")
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    if not lines or not lines[-1].startswith("error: "):
+        return ""
+    return f"at its last start: {lines[-1].removeprefix('error: ')}"
