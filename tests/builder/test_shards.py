@@ -126,17 +126,13 @@ def test_plan_is_even_bounded_and_independent_of_the_order_given():
     plan = plan_shards(sites, SITE_BYTES)
     assert plan == plan_shards(sites[::-1], SITE_BYTES)
     assert sorted(site for shard in plan for site in shard.sites) == sorted(sites)
-    lengths = {name: [len(s.sites) for s in plan if s.split == name] for name in SIZES}
-    assert {name: len(sizes) for name, sizes in lengths.items()} == {
-        "HUVEC-01": 13,
-        "RPE-02": 3,
-        "U2OS-05": 1,
-    }
-    for shard in plan:
-        assert {site.experiment for site in shard.sites} == {shard.split}
-        assert shard.count == len(lengths[shard.split])
-        assert shard.index == [s for s in plan if s.split == shard.split].index(shard)
-    assert all(max(sizes) <= 8 and max(sizes) - min(sizes) <= 1 for sizes in lengths.values())
+    for split, count in {"HUVEC-01": 13, "RPE-02": 3, "U2OS-05": 1}.items():
+        shards = [shard for shard in plan if shard.split == split]
+        assert [shard.index for shard in shards] == list(range(count))
+        assert {shard.count for shard in shards} == {count}
+        assert {site.experiment for shard in shards for site in shard.sites} == {split}
+        sizes = [len(shard.sites) for shard in shards]
+        assert max(sizes) <= 8 and max(sizes) - min(sizes) <= 1
     assert len(plan_shards(sites, 6 * 512 * 512)) == 3  # small experiments: one shard each
     assert len(plan_shards(sites, 2 * SHARD_BYTES)) == 125  # no image is too large
 
@@ -196,17 +192,15 @@ def test_files_are_read_by_tf_data_and_array_record(tmp_path, reference):
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_format):
-    """A failing site, then a damaged file, then foreign and half-written files beside."""
+    """A failing site, then a damaged file, then half-written files beside."""
     encode, plan = Encode(str(tmp_path / "log")), plan_shards(make_sites(), SITE_BYTES)
     staging = make_staging(tmp_path / "rxrx1", file_format)
     victim = plan[3].sites[2].site_id
-    failing = Encode(encode.log, fail_at=victim)
-    with pytest.raises(ValueError, match=rf"^images/{victim}.png cannot be decoded$"):
-        write_shards(plan, failing, staging)
+    with pytest.raises(ValueError, match=f"^images/{victim}.png"):
+        write_shards(plan, Encode(encode.log, fail_at=victim), staging)
     first = staged(tmp_path / "rxrx1")
     assert sorted(first) == sorted(shard.name for shard in plan[:3])
-    # Each has its sidecar; the file that it was writing is gone.
-    assert len(list(staging.folder.iterdir())) == 6
+    assert len(list(staging.folder.iterdir())) == 6  # each has its sidecar
     before = {name: path.stat() for name, path in first.items()}
 
     short = first[plan[1].name]
@@ -214,24 +208,19 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
     (staging.folder / f"{plan[5].name}.0123.tmp").write_bytes(b"half")
     written = write_shards(plan, Encode(encode.log, "second"), staging)
     message = capsys.readouterr().err
-    assert "Resuming: 0 of 3 experiments, 2 of 8 shards are there" in message
-    assert "54/54" in message
+    assert "0 of 3 experiments, 2 of 8 shards" in message and "54/54" in message
     kept = {site.site_id for shard in (plan[0], plan[2]) for site in shard.sites}
     second = [site_id for run, _, site_id in encode.calls() if run == "second"]
     assert sorted(second) == sorted({site.site_id for site in make_sites()} - kept)
     for shard in (plan[0], plan[2]):
-        now = staged(tmp_path / "rxrx1")[shard.name].stat()
-        then = before[shard.name]
+        now, then = staged(tmp_path / "rxrx1")[shard.name].stat(), before[shard.name]
         assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
-    assert {split: [w.examples for w in parts] for split, parts in written.items()} == {
-        split: [len(s.sites) for s in plan if s.split == split] for split in SIZES
-    }
     for split, parts in written.items():
+        assert [w.examples for w in parts] == [len(s.sites) for s in plan if s.split == split]
         size = sum(len(record(site)) for site in make_sites() if site.experiment == split)
         assert sum(part.bytes for part in parts) == size
     assert not list(staging.folder.glob("*.tmp"))
     assert write_shards(plan, None, staging) == written  # nothing to encode
-
     (tmp_path / "into").mkdir()
     staging.place(plan, tmp_path / "into")
     expected = {n: data for n, data in reference[file_format].items() if n != "dataset_info.json"}
@@ -240,21 +229,18 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
 
 def test_other_data_and_formats_are_kept_apart(tmp_path):
     plan = plan_shards(make_sites(), SITE_BYTES)
-    stagings = [
-        make_staging(tmp_path),
-        make_staging(tmp_path, "array_record"),
-        make_staging(tmp_path, fingerprint="abcdef0123456789"),
-    ]
-    for staging in stagings:
-        encode = Encode(str(tmp_path / f"log{stagings.index(staging)}"))
+    others = {"file_format": "array_record"}, {"fingerprint": "abcdef0123456789"}
+    stagings = [make_staging(tmp_path, **other) for other in ({}, *others)]
+    for i, staging in enumerate(stagings):
+        encode = Encode(str(tmp_path / f"log{i}"))
         write_shards(plan, encode, staging)
         assert len(encode.calls()) == sum(SIZES.values())
     assert len({staging.folder for staging in stagings}) == 3
     fewer = dataclasses.replace(plan[0], sites=plan[0].sites[:-1])  # cut by other code
     assert list(stagings[0].finished([fewer, plan[1]])) == [plan[1].name]
-    with pytest.raises(OSError, match="8 examples for 7 sites"):
+    with pytest.raises(OSError, match="8 examples for 7"):
         stagings[0].write(fewer, map(encoded, plan[0].sites))
-    with pytest.raises(ValueError, match="file_format='riegeli'.*tfrecord"):
+    with pytest.raises(ValueError, match="'riegeli'.*tfrecord"):
         make_staging(tmp_path, "riegeli")
 
 
@@ -274,7 +260,7 @@ def test_second_build_stops_at_once(tmp_path, processes):
         child = processes.Process(target=hold_lock, args=(folder, other))
         child.start()
         assert pipe.recv() == "held"
-        with pytest.raises(RuntimeError, match=rf"being built already \(process {child.pid} on "):
+        with pytest.raises(RuntimeError, match=rf"process {child.pid} on "):
             with build_lock(folder, VERSION):
                 pass
         with build_lock(folder, "2.0.0"):
@@ -296,8 +282,7 @@ def test_needed_space_is_compared_with_the_free(tmp_path, monkeypatch):
     plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path)
     usage = shutil._ntuple_diskusage
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**8))
-    expected = r"54 sites of about 3800000 bytes need 0.2 GB, 0.1 GB are free, 0.1 GB are missing"
-    with pytest.raises(OSError, match=expected):
+    with pytest.raises(OSError, match="54 sites .*3800000 .*0.2 GB, 0.1 GB .*0.1 GB"):
         staging.check_space(plan, 10**7)
     write_shards(plan[:3], encoded, staging)  # what these take counts now, not the estimate
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 10**5))
@@ -322,7 +307,7 @@ def test_full_disk_keeps_finished_shards(tmp_path, reference, file_format):
     disk = tmp_path / "disk"
     room = "44k" if file_format == "tfrecord" else "800k"
     with small_disk(disk, room):
-        with pytest.raises(OSError, match=r"shard .* could not be written to .*No space left"):
+        with pytest.raises(OSError, match=r"shard .*No space left"):
             build(disk / "rxrx1", encoded, file_format=file_format)
         first = {name: path.stat().st_ino for name, path in staged(disk / "rxrx1").items()}
         assert 0 < len(first) < 8
@@ -369,7 +354,7 @@ def test_beam_names_the_file_at_fault(tmp_path, monkeypatch):
     pytest.importorskip("apache_beam")
     plan, staging = plan_shards(make_sites(), SITE_BYTES), make_staging(tmp_path / "rxrx1")
     encode = Encode(str(tmp_path / "log"), fail_at=plan[3].sites[2].site_id)
-    with pytest.raises(Exception, match=f"images/{encode.fail_at}.png cannot be decoded"):
+    with pytest.raises(Exception, match=f"images/{encode.fail_at}.png"):
         write_shards(plan, encode, staging, beam_runner="FnApiRunner")
     assert plan[3].name not in staged(tmp_path / "rxrx1")
     assert not list(staging.folder.glob("*.tmp"))

@@ -66,16 +66,17 @@ class Statistics:
         untreated: dict[str, dict] = defaultdict(dict)
         for (experiment, plate, well_type), group in sorted(self.sums.items()):
             count, first, second = group.tolist()
-            pixels[experiment][str(plate)][well_type] = {
-                "count": count[0],
-                "sum": first,
-                "sum_of_squares": second,
-            }
+            entry = {"count": count[0], "sum": first, "sum_of_squares": second}
+            pixels[experiment][str(plate)][well_type] = entry
             if well_type == "negative_control":
                 untreated[experiment][str(plate)] = group
         for (experiment, plate), statistics in sorted(self.plate.items()):
             plates[experiment][str(plate)] = _entry(*statistics, self.source[experiment, plate])
         whole = _choose(self.sums, self.plate, "experiment")
+
+        def moments(group: Sums) -> dict[str, Any]:
+            return _entry(*mean_and_std(group))
+
         return {
             "control_pixels": pixels,
             "control_statistics": {
@@ -83,13 +84,10 @@ class Statistics:
                 "experiment": {name: _entry(*chosen) for (name, _), chosen in whole.items()},
                 "negative_control": {
                     "plate": {
-                        name: {plate: _entry(*mean_and_std(group)) for plate, group in of.items()}
+                        name: {plate: moments(group) for plate, group in of.items()}
                         for name, of in untreated.items()
                     },
-                    "experiment": {
-                        name: _entry(*mean_and_std(sum(of.values())))
-                        for name, of in untreated.items()
-                    },
+                    "experiment": {e: moments(sum(of.values())) for e, of in untreated.items()},
                 },
             },
         }
@@ -98,11 +96,8 @@ class Statistics:
 def read_statistics(sites: Sequence[Site], read: Callable[[Site], np.ndarray]) -> Statistics:
     """Reads the control sites, and all sites of experiments without usable controls.
 
-    One warning tells which plates are not standardised by controls of their own.
-
-    Args:
-      sites: all sites of the dataset.
-      read: site -> uint8 [C, H, W]; called from several threads.
+    `read` (site -> uint8 [C, H, W]) is called from several threads. One warning tells which plates
+    are not standardised by controls of their own.
     """
     controls = [site for site in sites if site.well_type in CONTROL_TYPES]
     sums = _read_sums(controls, read, "Reading controls")

@@ -40,7 +40,7 @@ class View:
       channels: the first so many of `CHANNELS` are kept, 3 or 6.
 
     Raises:
-      ValueError: names the field.
+      ReleaseError: names the field.
     """
 
     size: int
@@ -49,18 +49,16 @@ class View:
     channels: int = len(CHANNELS)
 
     def __post_init__(self) -> None:
+        size, source = self.size, self.source_size
         if self.channels not in (RGB_CHANNELS, len(CHANNELS)):
-            raise ValueError(
-                f"View.channels: found {self.channels}, expected {RGB_CHANNELS} or {len(CHANNELS)}"
-            )
-        if not 1 <= self.size <= self.source_size:
-            raise ValueError(
-                f"View.size: found {self.size}, expected 1 to source_size ({self.source_size})"
-            )
-        if not self.crop and self.source_size % self.size:
-            raise ValueError(
-                f"View.size: found {self.size}, expected a divisor of source_size"
-                f" ({self.source_size}) for an area average, or crop=True"
+            expected = f"{RGB_CHANNELS} or {len(CHANNELS)}"
+            raise ReleaseError(f"View.channels: found {self.channels}, expected {expected}")
+        if not 1 <= size <= source:
+            raise ReleaseError(f"View.size: found {size}, expected 1 to source_size ({source})")
+        if not self.crop and source % size:
+            raise ReleaseError(
+                f"View.size: found {size}, expected a divisor of source_size ({source}) for an area"
+                " average, or crop=True"
             )
 
 

@@ -71,11 +71,8 @@ def write_shards(
 
     Args:
       shards: of the whole dataset, from `plan_shards`.
-      encode: makes the record of a site.
-      staging: where finished shards lie.
       beam_runner: a Beam runner or its name; this or `beam_options` makes Beam do the work.
         Workers need this package installed, `encode`'s files and the folder of `staging`.
-      beam_options: `PipelineOptions` of Beam.
 
     Returns:
       {split: what its shards hold, in order}.
@@ -91,18 +88,10 @@ def write_shards(
     if finished:
         splits = {shard.split for shard in shards}
         whole = len(splits - {shard.split for shard in missing})
-        tqdm.write(
-            f"Resuming: {whole} of {len(splits)} experiments, {len(finished)} of {len(shards)}"
-            " shards are there",
-            file=sys.stderr,
-        )
-    bar = tqdm(
-        total=sum(len(shard.sites) for shard in shards),
-        initial=done,
-        desc="Writing records",
-        unit=" sites",
-    )
-    with bar:
+        there = f"{whole} of {len(splits)} experiments, {len(finished)} of {len(shards)} shards"
+        tqdm.write(f"Resuming: {there} are there", file=sys.stderr)
+    total = sum(len(shard.sites) for shard in shards)
+    with tqdm(total=total, initial=done, desc="Writing records", unit=" sites") as bar:
         if missing and (beam_runner is not None or beam_options is not None):
             _write_with_beam(missing, encode, staging, bar, beam_runner, beam_options)
         elif missing:
@@ -123,8 +112,7 @@ def _write_with_threads(
     shards: Sequence[Shard], encode: Encoder, staging: Staging, bar: tqdm
 ) -> None:
     """One stream of records through all shards: no core waits for the end of a file."""
-    sites = (site for shard in shards for site in shard.sites)
-    stream = map_in_order(encode, sites)
+    stream = map_in_order(encode, (site for shard in shards for site in shard.sites))
     with contextlib.closing(stream):  # stops the threads as well if a file cannot be written
         for shard in shards:
             records = itertools.islice(stream, len(shard.sites))

@@ -64,16 +64,12 @@ class Shard:
 
 
 class Written(NamedTuple):
-    """What a finished shard holds."""
+    """A finished shard, as the name of its file tells."""
 
     examples: int
     bytes: int  # of all serialized examples, as TFDS counts them
-
-
-class _Staged(NamedTuple):
-    path: epath.Path
-    written: Written
     size: int  # of the file, bytes
+    path: epath.Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,29 +108,20 @@ class Staging:
         for staged in self._staged().values():
             size = staged.path.stat().length
             if size != staged.size:
-                logging.warning(
-                    "%s has %d bytes, its name says %d: it is written again",
-                    staged.path,
-                    size,
-                    staged.size,
-                )
+                logging.warning("%s has %d bytes: it is written again", staged.path, size)
                 staged.path.unlink()
 
     def finished(self, shards: Iterable[Shard]) -> dict[str, Written]:
         """{name: what it holds} of those of the shards that are finished."""
         staged = self._staged()
         return {
-            shard.name: staged[shard.name].written
+            shard.name: staged[shard.name]
             for shard in shards
-            if shard.name in staged and staged[shard.name].written.examples == len(shard.sites)
+            if shard.name in staged and staged[shard.name].examples == len(shard.sites)
         }
 
     def check_space(self, shards: Sequence[Shard], site_bytes: int) -> None:
-        """Compares the free space with what the unfinished shards will take.
-
-        Args:
-          shards: of the whole dataset.
-          site_bytes: of one raw image.
+        """Compares the free space with what the unfinished of all shards will take.
 
         Raises:
           OSError: the space will not do; says how much is missing.
@@ -158,11 +145,7 @@ class Staging:
             )
 
     def write(self, shard: Shard, examples: Iterable[Encoded]) -> None:
-        """Writes and finishes one shard, its sidecar before it.
-
-        Args:
-          shard: which one.
-          examples: its sites, in order; read one at a time.
+        """Writes and finishes one shard, its sidecar before it; examples are read one at a time.
 
         Raises:
           OSError: the file could not be written, by a full disk for example; its remains are
@@ -214,11 +197,7 @@ class Staging:
         return self.folder / f"{shard.name}{_SIDECAR}"
 
     def place(self, shards: Iterable[Shard], into: epath.PathLike) -> dict[str, int]:
-        """Puts all shards into a folder, under TFDS's names.
-
-        Args:
-          shards: of the whole dataset, all finished.
-          into: TFDS's `incomplete.*` folder beside this one.
+        """Puts all shards, finished, into TFDS's `incomplete.*` folder, under TFDS's names.
 
         Returns:
           {name of the file: bytes}, in the order of the shards.
@@ -229,11 +208,9 @@ class Staging:
         sizes: dict[str, int] = {}
         for shard in shards:
             template = naming.ShardedFileTemplate(
-                data_dir=into,
-                dataset_name=DATASET,
-                split=shard.split,
+                data_dir=into, dataset_name=DATASET, split=shard.split,
                 filetype_suffix=self.file_format,
-            )
+            )  # fmt: skip
             target = template.sharded_filepath(shard_index=shard.index, num_shards=shard.count)
             targets[staged[shard.name].path] = target
             sizes[target.name] = staged[shard.name].size
@@ -251,13 +228,13 @@ class Staging:
                 source.replace(target)
         return sizes
 
-    def _staged(self) -> dict[str, _Staged]:
+    def _staged(self) -> dict[str, Written]:
         """{name of the shard: its file} where its sidecar is, by one listing of the folder."""
         paths = sorted(self.folder.iterdir()) if self.folder.exists() else []
         names = {path.name for path in paths}
         matches = ((path, _STAGED.fullmatch(path.name)) for path in paths)
         return {
-            match[1]: _Staged(path, Written(int(match[2]), int(match[3])), int(match[4]))
+            match[1]: Written(int(match[2]), int(match[3]), int(match[4]), path)
             for path, match in matches
             if match and f"{match[1]}{_SIDECAR}" in names
         }
