@@ -218,6 +218,18 @@ def test_channels_of_one_site(tiny, channels):
         assert f"{plane.min()} to {plane.max()}" in axis.get_title()
 
 
+@pytest.mark.parametrize("channels", [3, 6])
+def test_a_plate_of_one_black_well(channels):
+    """The other extreme: no contrast, controls without deviation, no second plate, no label."""
+    row = ROWS["U2OS-01_2_D05_1"] | {"sirna_id": -1, "sirna": "", "pixel_sum": [0] * channels}
+    row |= {"control_mean": [0.0] * channels, "control_std": [0.0] * channels}
+    black = figures.Picture(row, np.zeros((channels, 16, 16), np.uint8))
+    drawn = [figures.maps_figure([[row]], 256), figures.plate_figure([black])]
+    for figure in (*drawn, figures.sirna_figure([black]), figures.site_figure(black)):
+        with np.errstate(all="raise"):
+            figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
 def test_thumbnail_averages_blocks():
     image = np.random.default_rng(0).integers(0, 256, (3, 130, 130), dtype=np.uint8)
     small = show._thumbnail(image)

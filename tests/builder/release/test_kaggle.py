@@ -5,7 +5,6 @@ import gzip
 import io
 import logging
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -141,42 +140,30 @@ def test_forms_of_the_same_tables(official, tmp_path, name):
     assert open_release(root).sites == expected
 
 
-def pack_experiments(root: Path, dataset: str, *, keep: str = "") -> None:
-    """train.zip as Kaggle has it: its top level is the experiments, but those in `keep`."""
-    for folder in (root / dataset).iterdir():
-        if folder.name != keep:
-            zip_files(root / "packed", folder.parent, [folder.name], "")
-            with zipfile.ZipFile(root / "packed") as one:
-                with zipfile.ZipFile(root / f"{dataset}.zip", "a") as archive:
-                    for name in one.namelist():
-                        archive.writestr(name, one.read(name))
-            shutil.rmtree(folder)
-    if not keep:
-        (root / dataset).rmdir()
-
-
-def pack(root: Path, *tops: str, name: str, prefix: str = "") -> None:
-    zip_files(root / name, root, tops, prefix)
+def pack(folder: Path, archive: Path, *tops: str, prefix: str = "") -> None:
+    """Moves what is below the folder, or these, into an archive."""
+    tops = tops or tuple(sorted(path.name for path in folder.iterdir()))
+    zip_files(archive, folder, tops, prefix)
     for top in tops:
-        shutil.rmtree(root / top) if (root / top).is_dir() else (root / top).unlink()
+        path = folder / top
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
+TRAIN = ("HUVEC-01", "U2OS-01")
 DOWNLOADS = {  # ways in which Kaggle's files lie after a download
-    "archives of experiments": lambda r: [pack_experiments(r, d) for d in ("train", "test")],
-    "one of them extracted": lambda r: pack_experiments(r, "test"),
-    "one experiment extracted": lambda r: pack_experiments(r, "train", keep="U2OS-01"),
-    "archives of folders": lambda r: [pack(r, d, name=f"{d}.zip") for d in ("train", "test")],
-    "one in a folder": lambda r: pack(r, "train", name="train.zip", prefix="data/"),
-    "downloaded twice": lambda r: (
-        pack_experiments(r, "train"), (r / "train.zip").rename(r / "train (1).zip")),
-    "packed tables": lambda r: (
-        pack_experiments(r, "train"), [pack(r, t, name=f"{t}.zip") for t in KAGGLE_TABLES]),
-    "all in one": lambda r: pack(
-        r, "train", "test", *KAGGLE_TABLES, name="recursion-cellular-image-classification.zip"),
+    "archives of experiments": lambda r: [pack(r / d, r / f"{d}.zip") for d in ("train", "test")],
+    "one of them extracted": lambda r: pack(r / "test", r / "test.zip"),
+    "one experiment extracted": lambda r: pack(r / "train", r / "train.zip", "U2OS-01"),
+    "archives of folders": lambda r: [pack(r, r / f"{d}.zip", d) for d in ("train", "test")],
+    "in a folder of the archive": lambda r: pack(r, r / "train.zip", "train", prefix="data/"),
+    "downloaded twice": lambda r: pack(r / "train", r / "train (1).zip"),
+    "packed tables": lambda r: [
+        pack(r / "train", r / "train.zip"), *(pack(r, r / f"{t}.zip", t) for t in KAGGLE_TABLES)],
+    "all in one": lambda r: pack(r, r / "recursion.zip", "train", "test", *KAGGLE_TABLES),
     "two halves": lambda r: [
-        (shutil.move(r / "train" / e, r / "test2" / "train" / e),
-         zip_files(r / f"{e}.zip", r / "test2", ["train"], ""), shutil.rmtree(r / "test2"))
-        for e in ("HUVEC-01", "U2OS-01")],
+        pack(r / "train", r / f"{e}.zip", e, prefix="train/") for e in TRAIN],
 }  # fmt: skip
 
 
@@ -201,44 +188,34 @@ def test_a_well_is_listed_once(official, tmp_path):
         open_release(root)
 
 
-@pytest.mark.parametrize(
-    "edit, says",
-    [
-        ({"well_type": "positive_control", "sirna": "s5", "sirna_id": "1110"}, "well_type"),
-        ({"sirna": "s7", "sirna_id": "7"}, "sirna .*0.* HUVEC-01_1_D04"),
-        ({"dataset": "test"}, "the file .*'train'"),
-    ],
-)
-def test_contradictions_with_the_official_metadata(official, tmp_path, edit, says):
-    root = write_tiny_kaggle(tmp_path, official)
-    well = "HUVEC-01_1_D04"
-    rows = [row | (edit if row["well_id"] == well else {}) for row in tiny_rows()]
-    write_metadata(root, rows)
-    with pytest.raises(ReleaseError, match=rf"train\.csv, line 2, {says}.*metadata\.csv, line"):
-        open_release(root)
+D04, D05 = "HUVEC-01_1_D04", "HUVEC-01_2_D05"
 
 
 @pytest.mark.parametrize(
-    "victim, label, says",
-    [
-        (1, 0, f"'{later_label(0)}' is id 1 .* 0 at"),  # one label for two ids
-        (1107, 500, f"'{later_label(1107)}' is id 1107 .*'{later_label(500)}'"),
+    "later, well, edit, old, new, says",
+    [  # edit: of the well's rows in metadata.csv, None removes them; old, new: in train.csv
+        (False, D04, {"well_type": "positive_control", "sirna": "s5", "sirna_id": "1110"}, "", "",
+         "line 2, well_type.*metadata.csv, line"),
+        (False, D04, {"sirna": "s7", "sirna_id": "7"}, "", "",
+         f"line 2, sirna .*0.* {D04}.*metadata.csv, line"),
+        (False, D04, {"dataset": "test"}, "", "", "line 2, the file .*'train'.*metadata.csv, line"),
+        # one label for two ids, one id with two labels
+        (True, D04, {}, f",{later_label(1)}\n", f",{later_label(0)}\n",
+         f"'{later_label(0)}' is id 1 .* 0 at"),
+        (True, D04, {}, f",{later_label(1107)}\n", f",{later_label(500)}\n",
+         f"'{later_label(1107)}' is id 1107 .*'{later_label(500)}'"),
+        (True, D05, None, f"2,D05,{later_label(1)}", f"2,D05,{later_label(1108)}",
+         "id 1108 .* treatment"),
     ],
-)
-def test_labels_that_are_no_permutation(official, tmp_path, victim, label, says):
-    root = write_tiny_kaggle(tmp_path, official, later=True)
-    shutil.copy(official / "metadata.csv", root)
-    change(root / "train.csv", f",{later_label(victim)}\n", f",{later_label(label)}\n")
-    with pytest.raises(ReleaseError, match=rf"train\.csv, line .*{says}"):
-        open_release(root)
-
-
-def test_control_label_on_a_treatment(official, tmp_path):
-    root = write_tiny_kaggle(tmp_path, official, later=True)
-    gone = "HUVEC-01_2_D05"
-    write_metadata(root, [row for row in tiny_rows() if row["well_id"] != gone])
-    change(root / "train.csv", f"2,D05,{later_label(1)}", f"2,D05,{later_label(1108)}")
-    with pytest.raises(ReleaseError, match="id 1108 .* treatment"):
+)  # fmt: skip
+def test_tables_against_the_official_metadata(
+    official, tmp_path, later, well, edit, old, new, says
+):
+    root = write_tiny_kaggle(tmp_path, official, later)
+    rows = [row | (edit or {}) if row["well_id"] == well else row for row in tiny_rows()]
+    write_metadata(root, [row for row in rows if edit is not None or row["well_id"] != well])
+    change(root / "train.csv", old, new)
+    with pytest.raises(ReleaseError, match=says):
         open_release(root)
 
 

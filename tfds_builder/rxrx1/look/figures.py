@@ -98,9 +98,7 @@ def maps_figure(plates: Sequence[Sequence[Mapping[str, Any]]], pixels: int) -> F
             means = [np.array(s["pixel_sum"]) / pixels for s in sites if s["well"] == well]
             place = number, slice(None), ord(well[0]) - ord("A"), int(well[1:]) - 1
             counts[place] = np.mean(means, axis=0)
-        mean, std = (np.array(sites[0][name]) for name in ("control_mean", "control_std"))
-        scale = np.where(std > 0, std, 1)[:, None, None]
-        standardised[number] = (counts[number] - mean[:, None, None]) / scale
+        standardised[number] = _standardised(sites[0], counts[number])
     figure = Figure(figsize=(7.6 * len(plates) + 1, 2.05 * channels + 1.4), layout="constrained")
     grid = figure.subplots(channels, 2 * len(plates), squeeze=False)
     for channel, line in enumerate(grid):
@@ -151,7 +149,9 @@ def sirna_figure(sites: Sequence[Picture]) -> Figure:
     for number, (cell_type, members) in enumerate(types.items()):
         groups = {
             f"{cell_type}, counts": members,
-            "standardised by\nits plate's controls": list(map(_standardised, members)),
+            "standardised by\nits plate's controls": [
+                Picture(site.fields, _standardised(site.fields, site.image)) for site in members
+            ],
         }
         for half, (label, group) in enumerate(groups.items()):
             line = grid[half] if single else grid[number][half * columns :]
@@ -211,13 +211,11 @@ def site_figure(site: Picture) -> Figure:
     return figure
 
 
-def _standardised(site: Picture) -> Picture:
-    """(image - control_mean) / control_std, per channel: the paper's normalisation."""
-    mean, std = (
-        np.asarray(site.fields[name], np.float32)[:, None, None]
-        for name in ("control_mean", "control_std")
-    )
-    return Picture(site.fields, (site.image - mean) / std)
+def _standardised(fields: Mapping[str, Any], values: np.ndarray) -> np.ndarray:
+    """(values - control_mean) / control_std, per channel: the paper's normalisation."""
+    mean, std = (np.array(fields[name], np.float32) for name in ("control_mean", "control_std"))
+    std[std == 0] = 1  # of a channel that is constant in all controls
+    return (values - mean[:, None, None]) / std[:, None, None]
 
 
 def _short_id(fields: Mapping[str, Any]) -> str:
