@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
             )
         return int(not collect(plans, workdir, reasons))
 
-    return command.run(work)
+    return command.run(work, options.workdir)
 
 
 if __name__ == "__main__":

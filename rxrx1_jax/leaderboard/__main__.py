@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
-from rxrx1_jax.config import user_path
 from rxrx1_jax.report import command
 
 
@@ -32,12 +31,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--folds", default="0,1,2", help="folds; 0,1,2 unless given")
     parser.add_argument("--seeds", default="0,1", help="values of train.seed; 0,1 unless given")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, on a share of cores")
-    parser.add_argument("--data_dir", type=user_path, metavar="DIR",
-                        help="where the data are now: the same as --config.data.dir=DIR")
     parser.add_argument("--collect", action="store_true", help="only make table and page")
     options = parser.parse(argv)
-    if options.data_dir:
-        options.fields["data.dir"] = str(options.data_dir)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else children would go on alone
     workdir: Path = options.workdir
 
@@ -75,7 +70,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(["", text, *remarks, f"Page: {written}"]))
         return int(any(outcome.run is None for outcome in found))
 
-    return command.run(work)
+    return command.run(work, workdir)
 
 
 def _numbers(name: str, text: str) -> list[int]:

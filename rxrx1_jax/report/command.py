@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rxrx1_jax.config import user_path
+from rxrx1_jax.training import faults
 
 if TYPE_CHECKING:
     from rxrx1_jax.training.run import Run
@@ -59,8 +60,11 @@ def places(runs: Sequence[Path], out: Path | None) -> list[Path]:
     return found
 
 
-def run(work: Callable[[], int | None]) -> int:
-    """Does the work of a command and returns its status; faults end it with one line and 1."""
+def run(work: Callable[[], int | None], where: Path | None = None) -> int:
+    """Does the work of a command and returns its status; faults end it with one line and 1.
+
+    where: as in `faults.told`.
+    """
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -72,8 +76,13 @@ def run(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).strip().splitlines()[-1:]).strip()}")
+    except Exception as error:
+        line = faults.one_line(error, where or "")
+        if not line and isinstance(error, ValueError | ImportError):  # also of anybody's method
+            line = " ".join(str(error).split())
+        if not line:
+            raise
+        sys.exit(f"error: {line}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return os.EX_TEMPFAIL

@@ -32,10 +32,10 @@ figure { display: inline-block; vertical-align: top; width: 36rem; max-width: 10
 img { width: 100%; height: auto; }
 dt { font-weight: 600; margin-top: .5rem; } dd { margin-left: 1rem; max-width: 50rem; }
 figcaption, .note { font-size: .85rem; color: #555; margin: .2rem 0; }
-@page { size: A4 landscape; margin: 12mm; }
+@page { size: A4; margin: 12mm; }
 @media print {
   body { max-width: none; margin: 0; font-size: 11pt; } h2, caption { break-after: avoid; }
-  figure { break-inside: avoid; width: 46%; } img { max-height: 165mm; object-fit: contain; }
+  figure { break-inside: avoid; width: 47%; } img { max-height: 150mm; object-fit: contain; }
   a { color: inherit; text-decoration: none; } .files { display: none; }
 }
 """

@@ -25,7 +25,7 @@ PAPER_DATA = (
     f"real RxRx1, {PAPER_CLASSES:,} classes, {PAPER_IMAGE_SIZE} px, ResNet-50; cell types are "
     "separate models"
 )
-HEAD = ["runs", "folds", *COLUMNS.values()]
+HEAD = ["split", "folds", *COLUMNS.values()]
 SPREAD_NOTE = (
     "Mean ± sd over folds (n - 1; a single fold has no ±). Differences (points) and ratios are "
     "over the folds that both rows have."
@@ -174,7 +174,7 @@ def beside_paper(screen: Screen, runs: Sequence[FinishedRun]) -> Table:
         ["epochs", f"{runs[0].config['optim.epochs']:,}", "not known"],
         ["±", "sample standard deviation over folds", "not said"],
     ]
-    return Table("Here and in the paper", ["of", "here", "the paper"], rows)
+    return Table("Here and in the paper", ["what", "here", "the paper"], rows)
 
 
 def tables(screen: Screen, groups: Sequence[Group]) -> dict[str, Table]:
