@@ -32,6 +32,7 @@ class Part:
     sites: int = 1024  # in memory
     images: int = 10_000  # that the loop trains on
     seconds: float = 2.0  # of each measurement
+    cache: str = "auto"  # data.cache of the run
     blocks: tuple[int, ...] = (3, 4, 6, 3)  # of the plain networks
 
     @property
@@ -74,7 +75,7 @@ def measure_run(part: Part, data: Path | None) -> dict[str, Any]:
     config_lib.change(config, {
         "data.protocol": "official", "model.name": part.network, "model.dtype": part.dtype,
         "optim.batch_size": part.rows, "eval.batch_size": part.rows, "optim.learning_rate": 0.01,
-        "train.eval_every": 0, "train.checkpoint_every": 10**6,
+        "train.eval_every": 0, "train.checkpoint_every": 10**6, "data.cache": part.cache,
         "optim.epochs": max(2, round(part.images / len(images))),
     })  # fmt: skip
     found = measure_setup(part, lambda: setup.prepare(config, images))

@@ -175,6 +175,18 @@ def test_pmap_takes_the_step_of_jit_and_each_gives_the_same_bits_again():
     assert error(found[2], found[0]) < rounding(jnp.float32)
 
 
+@pytest.mark.accelerator
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_kept_images_make_the_same_batches(where):
+    made = []
+    for cache in ("none", where):
+        batch = 2 * jax.device_count()
+        config = tiny_config(data__cache=cache, optim__batch_size=batch, eval__batch_size=batch)
+        ready = setup.prepare(config, tiny_images())
+        made.append([jax.device_get(ready.train_batch(step)) for step in (0, 2)])
+    jax.tree.map(np.testing.assert_array_equal, *made)
+
+
 @pytest.mark.devices
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
