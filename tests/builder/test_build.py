@@ -102,6 +102,7 @@ def command(monkeypatch, capsys):
         (['--config={"name": "p", "experiment": ["HUVEC-01"]}'], ["'experiments'"]),
         (['--config={"experiments": ["HUVEC-01"]}'], ["Rxrx1Config.name"]),
         (['--config={"name": "p"'], ["--config", "JSON"]),
+        (['--config={"name": "native", "size": 64}'], ["Rxrx1Config.name", "'native'"]),
         (["--config=native", "--manual_dir=/nowhere"], ["/nowhere"]),
         (["--config=native", "--manual_dir", "~nobody_here/x"], ["~nobody_here/x", "home"]),
         (["--config=native", "--manual_dir=s3://a/b"], ["s3://a/b", "gs://"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 import zlib
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_registered_with_tfds(tmp_path):
         assert ("CC BY-NC-SA 4.0" in info.redistribution_info.license) == (config.screen is None)
     assert "siRNA" in info.description and "@article" in info.citation and info.homepage
     assert set(Builder.get_metadata().tags) <= set(tfds.core.dataset_metadata.valid_tags())
-    native = tfds.builder("rxrx1/native", data_dir=tmp_path).info
+    native = pickle.loads(pickle.dumps(tfds.builder("rxrx1/native", data_dir=tmp_path))).info
     assert (native.download_size // 10**9, native.dataset_size // 10**9) == (49, 71)
 
 

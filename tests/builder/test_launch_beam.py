@@ -17,51 +17,28 @@ from apache_beam.options import pipeline_options as options_of  # noqa: E402
 from tensorflow_datasets.scripts.cli import build, cli_utils  # noqa: E402
 
 FOLDER = Path(__file__).parents[2] / "launch" / "beam"
+BUCKET = {"DATA_DIR": "gs://bucket/data", "MANUAL_DIR": "gs://bucket/release"}
+SHARED = {"DATA_DIR": "/shared/data", "MANUAL_DIR": "/shared/release"}
+EXTERNAL = {"environment_type": "EXTERNAL", "environment_config": "localhost:50000"}
 SETTINGS = {
     "local": {"DATA_DIR": "/data", "MANUAL_DIR": "/release"},
     "dataflow": {
-        "DATA_DIR": "gs://bucket/data",
-        "MANUAL_DIR": "gs://bucket/release",
-        "TEMP": "gs://bucket/temp",
-        "PROJECT": "my-project",
-        "REGION": "us-central1",
+        **BUCKET, "TEMP": "gs://bucket/temp", "PROJECT": "my-project", "REGION": "us-central1",
         "IMAGE": "registry/rxrx1-beam",
     },
-    "flink": {"DATA_DIR": "/shared/data", "MANUAL_DIR": "/shared/rel", "MASTER": "host:8081"},
-    "spark": {"DATA_DIR": "/s/data", "MANUAL_DIR": "/s/rel", "MASTER": "spark://host:7077"},
-}
+    "flink": {**SHARED, "MASTER": "host:8081"},
+    "spark": {**SHARED, "MASTER": "spark://host:7077"},
+}  # fmt: skip
 EXPECTED = {  # runner class, options by the attribute that Beam gives them
     "local": ("FnApiRunner", {"direct_num_workers": 3, "direct_running_mode": "multi_processing"}),
-    "dataflow": (
-        "DataflowRunner",
-        {
-            "project": "my-project",
-            "region": "us-central1",
-            "temp_location": "gs://bucket/temp",
-            "job_name": "rxrx1-native",
-            "max_num_workers": 3,
-            "sdk_container_image": "registry/rxrx1-beam",
-            "save_main_session": False,
-        },
-    ),
-    "flink": (
-        "FlinkRunner",
-        {
-            "flink_master": "host:8081",
-            "parallelism": 3,
-            "environment_type": "EXTERNAL",
-            "environment_config": "localhost:50000",
-        },
-    ),
-    "spark": (
-        "SparkRunner",
-        {
-            "spark_master_url": "spark://host:7077",
-            "environment_type": "EXTERNAL",
-            "environment_config": "localhost:50000",
-        },
-    ),
-}
+    "dataflow": ("DataflowRunner", {
+        "project": "my-project", "region": "us-central1", "temp_location": "gs://bucket/temp",
+        "job_name": "rxrx1-native", "max_num_workers": 3,
+        "sdk_container_image": "registry/rxrx1-beam", "save_main_session": False,
+    }),
+    "flink": ("FlinkRunner", {"flink_master": "host:8081", "parallelism": 3, **EXTERNAL}),
+    "spark": ("SparkRunner", {"spark_master_url": "spark://host:7077", **EXTERNAL}),
+}  # fmt: skip
 
 
 def run_script(name: str, tmp_path: Path, settings: dict[str, str]) -> subprocess.CompletedProcess:

@@ -21,7 +21,7 @@ import tree
 from etils import epath
 
 from . import controls, examples, images, machine, shards, sources, staging, table
-from .builder_configs import BUILDER_CONFIGS, AnyName, Rxrx1Config, named
+from .builder_configs import BUILDER_CONFIGS, NAMES, AnyName, Rxrx1Config, named
 from .examples import ZLIB_LEVEL, SiteEncoder
 from .partitions import EachOnce, Info
 from .release.metadata import CHANNELS, ReleaseError
@@ -66,7 +66,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         data_dir = machine.expand(data_dir or tfds.core.constants.get_default_data_dir())
         if not isinstance(config, Rxrx1Config):
             config = named(config, data_dir, str(self.VERSION))
-        super().__init__(data_dir=data_dir, config=config, **kwargs)
+        ours = config in BUILDER_CONFIGS  # given by name, or a pickled builder would hold a copy
+        if not ours and config.name in NAMES:
+            raise ReleaseError(f"Rxrx1Config.name: {config.name!r} is taken, choose another name")
+        super().__init__(data_dir=data_dir, config=config.name if ours else config, **kwargs)
         if not self.data_path.exists():
             self.info.declared = config.sizes
 
