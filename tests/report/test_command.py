@@ -68,7 +68,7 @@ def test_paths_are_expanded_once(run, tmp_path, monkeypatch):
 
 OF_RUNS = [("report", "--baseline"), *((name, flag) for name in ("report", "correct", "diagnose")
                                        for flag in ("RUN", "--out", "--data_dir"))]  # fmt: skip
-OF_MANY = [(name, flag) for name in ("table1", "leaderboard") for flag in ("--workdir", "--data_dir")]
+OF_MANY = [(name, flag) for name in COMMANDS[1:3] for flag in ("--workdir", "--data_dir")]
 
 
 @pytest.mark.parametrize(("name", "flag"), [*OF_RUNS, *OF_MANY])
