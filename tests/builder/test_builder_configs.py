@@ -208,8 +208,8 @@ def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
         ("Selection.plates: found .'1'.", {"plates": ["1"]}),
         ("Selection.plates: found .True,.", {"plates": (True,)}),
         ("Selection.plates: found 1", {"plates": 1}),
-        ("Selection.plates: found 5, expected 1, 2, 3, 4", {"plates": (5,)}),
-        ("Selection.sites: found 0, expected 1, 2", {"sites": (0,)}),
+        ("Selection.plates: found .5,.*1, 2, 3, 4", {"plates": (5,)}),
+        ("Selection.sites: found .0,.*1, 2", {"sites": (0,)}),
         ("Selection.sites is empty", {"sites": []}),
     ],
 )

@@ -182,16 +182,12 @@ def _translation(
             continue
         first, twin = pairs.setdefault(well.label, (elsewhere, known))
         label = labels.setdefault(known.sirna_id, well.label)
-        if twin.sirna_id != known.sirna_id:
-            but = f"{twin.sirna_id} at {first}"
-        elif label != well.label:
-            but = f"so is {label!r}"
-        else:
-            continue
-        raise ReleaseError(
-            f"{well.where}, field sirna: {well.label!r} is id {known.sirna_id} at {elsewhere}, but"
-            f" {but}; the labels cannot be translated, get the tables of both releases again"
-        )
+        if twin.sirna_id != known.sirna_id or label != well.label:
+            raise ReleaseError(
+                f"{well.where}, field sirna: {well.label!r} is id {known.sirna_id} at {elsewhere},"
+                f" but {label!r} is {known.sirna_id} and {well.label!r} {twin.sirna_id} at {first};"
+                " the labels cannot be translated, get the tables of both releases again"
+            )
     for label in sorted(later - pairs.keys()):
         raise ReleaseError(
             f"{examples[label].where}, field sirna: found {label!r}, of which no labelled well is"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from .metadata import PLATES, SITES, ReleaseError, Site
 
+_CHOICES = {"plates": PLATES, "sites": SITES}
+
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -22,29 +24,24 @@ class Selection:
     sites: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        choices = {"plates": [int(p) for p in PLATES], "sites": [int(s) for s in SITES]}
-        for field in dataclasses.fields(self):
-            values = getattr(self, field.name)
+        for name, values in vars(self).items():
             if values is None:
                 continue
-            kind = int if field.name in choices else str
+            choices = [int(choice) for choice in _CHOICES.get(name, ())]
             # A lone text is a sequence of texts, too: "HUVEC-01" would select "H", "U" ...
-            sequence = isinstance(values, list | tuple)
-            if not sequence or not all(type(value) is kind for value in values):
+            if not isinstance(values, list | tuple) or not all(
+                type(value) is int and value in choices if choices else type(value) is str
+                for value in values
+            ):
+                expected = f"some of {', '.join(map(str, choices))}" if choices else "texts"
                 raise ReleaseError(
-                    f"Selection.{field.name}: found {values!r}, expected a tuple of {kind.__name__}"
+                    f"Selection.{name}: found {values!r}, expected a tuple of {expected}"
                 )
             if not values:
                 raise ReleaseError(
-                    f"Selection.{field.name} is empty, so that nothing is selected; None means all"
+                    f"Selection.{name} is empty, so that nothing is selected; None means all"
                 )
-            for value in values:
-                if value not in choices.get(field.name, values):
-                    raise ReleaseError(
-                        f"Selection.{field.name}: found {value!r}, expected"
-                        f" {', '.join(map(str, choices[field.name]))}"
-                    )
-            object.__setattr__(self, field.name, tuple(values))
+            object.__setattr__(self, name, tuple(values))
 
     @property
     def is_all(self) -> bool:
@@ -71,15 +68,10 @@ class Selection:
         """
         sites = list(sites)
         for name, attribute in (
-            ("experiments", "experiment"),
-            ("plates", "plate"),
-            ("wells", "well"),
-        ):
-            wanted = getattr(self, name)
-            if wanted is None:
-                continue
+            ("experiments", "experiment"), ("plates", "plate"), ("wells", "well")
+        ):  # fmt: skip
             there = {getattr(site, attribute) for site in sites}
-            for value in wanted:
+            for value in getattr(self, name) or ():
                 if value not in there:
                     shown = ", ".join(map(str, sorted(there)))
                     raise ReleaseError(
