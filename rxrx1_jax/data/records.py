@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.config import load, user_path
-from rxrx1_jax.data.images import DatasetError, Images, structured
+from rxrx1_jax.config import described, load, nearest, user_path
+from rxrx1_jax.data.images import (
+    CHANNEL_STATISTICS,
+    NUMBERS,
+    TEXT,
+    DatasetError,
+    Images,
+    structured,
+)
 
 TABLE = "sites.parquet"
+COLUMNS = (*TEXT, *NUMBERS, *CHANNEL_STATISTICS, "adler32", "shard", "offset", "size")
 
 
 def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
@@ -37,20 +44,24 @@ def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:
     """
     root = user_path(data_dir).absolute()
     base, _, version = name.partition(":")
-    found = {path.name: path for path in (root / base).glob("*.*.*") if _is_built(path)}
+    found = _versions(root / base)
     if version in found:
-        return found[version]
+        return root / base / version
     if found and not version:
-        return found[max(found, key=lambda v: tuple(map(int, v.split("."))))]
-    built = sorted(
-        f"{path.parent.relative_to(root).as_posix()}:{path.name}"
-        for path in root.glob("*/*/*.*.*")
-        if _is_built(path)
-    )
-    config = base.rpartition("/")[2]
+        return root / base / found[-1]
+    # A level too deep or too high.
+    for near in (*list(root.resolve().parents)[:3], *sorted(root.glob("*/"))):
+        if not found and "/" in base and _versions(near / base):
+            raise DatasetError(f"dataset {name} is not in {root}; expected data.dir={near}")
+    configs = ((path.relative_to(root).as_posix(), _versions(path)) for path in root.glob("*/*"))
+    built = {config: versions for config, versions in sorted(configs) if versions}
+    has = ", ".join(f"{config}:{v}" for config, versions in built.items() for v in versions)
+    likely = f"rxrx1/{base}" if f"rxrx1/{base}" in built else nearest(base, built)
+    hint = f"; expected data.name={likely}" if built and not found else ""
+    what = f"dataset {name} is not in {root}{'' if root.is_dir() else ', which is no folder'}"
     raise DatasetError(
-        f"dataset {name} not found in {root} (found: {', '.join(built) or 'none'}); build it with"
-        f" `python -m tfds_builder.rxrx1 build --config={config} --data_dir={root}`"
+        f"{what} (found: {has or 'none'}){hint}; where it is not built yet, build it with `python"
+        f" -m tfds_builder.rxrx1 build --config={base.rpartition('/')[2]} --data_dir={root}`"
     )
 
 
@@ -102,19 +113,22 @@ class Records:
             "version": self.path.name,
             "source": str(self.metadata.get("source", "")),
         }
-        self.sites, self.image_shape, self._files = _open_table(self.path, self.metadata)
+        self.sites, self.image_shape, self._files = _open_table(self.path, self.metadata, info)
         places = (self.sites[name] for name in ("shard", "offset", "size"))
         self._shard, self._offset, self._size = map(np.ascontiguousarray, places)
-        self._descriptors = [os.open(file, os.O_RDONLY) for file in self._files]
-        weakref.finalize(self, _close, self._descriptors)
 
     def __len__(self) -> int:
         return len(self.sites)
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image of record i, uint8 [C, H, W], a fresh writable array."""
-        file, size = self._shard[i], int(self._size[i])
-        stream = os.pread(self._descriptors[file], size, int(self._offset[i]))
+        path = self._files[self._shard[i]]
+        # Opened for each image: RxRx1 has 510 files, and a process may keep no more than 256 open.
+        try:
+            with open(path, "rb", buffering=0) as file:
+                stream = os.pread(file.fileno(), int(self._size[i]), int(self._offset[i]))
+        except OSError as error:
+            raise DatasetError(f"{path}: {error.strerror}; restore the file") from error
         pixels = math.prod(self.image_shape)
         try:
             plain = deflate.zlib_decompress(stream, pixels)
@@ -122,7 +136,7 @@ class Records:
             plain = bytearray()
         if len(plain) != pixels:
             raise DatasetError(
-                f"{self._files[file]}: the image of site {self.sites['site_id'][i]} at byte"
+                f"{path}: the image of site {self.sites['site_id'][i]} at byte"
                 f" {self._offset[i]} is damaged, expected a zlib stream of {pixels} bytes; build"
                 " the dataset again or restore the file"
             )
@@ -135,14 +149,11 @@ class Records:
         return Records, (self.path,)
 
 
-def _is_built(path: Path) -> bool:
-    numbers = all(part.isdecimal() for part in path.name.split("."))
-    return numbers and (path / "dataset_info.json").is_file()
-
-
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+def _versions(folder: Path) -> list[str]:
+    """The versions of a config that are built, ascending."""
+    names = [path.parent.name for path in folder.glob("*.*.*/dataset_info.json")]
+    numbers = [name for name in names if all(part.isdecimal() for part in name.split("."))]
+    return sorted(numbers, key=lambda name: [int(part) for part in name.split(".")])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -161,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_table(
-    path: Path, metadata: dict[str, Any]
+    path: Path, metadata: dict[str, Any], info: dict[str, Any]
 ) -> tuple[np.ndarray, tuple[int, int, int], list[Path]]:
     """(sites, image shape, record files) of a dataset whose files are as they were written."""
     again = f"write it again with `python -m tfds_builder.rxrx1 table {path}`"
@@ -197,12 +208,69 @@ def _open_table(
         raise DatasetError(
             f"{path / TABLE} has changed, its SHA-256 is not the one in metadata.json; {again}"
         )
-    columns = pq.read_table(pa.BufferReader(data))
-    arrays = {}
-    for name, column in zip(columns.column_names, columns.columns, strict=True):
-        array = column.combine_chunks()
-        if pa.types.is_fixed_size_list(array.type):
-            arrays[name] = array.flatten().to_numpy().reshape(-1, channels)
-        else:
-            arrays[name] = array.to_numpy(zero_copy_only=False)
-    return structured(arrays), (channels, height, width), [path / name for name in files]
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        sites = structured({name: _column(table[name], channels) for name in COLUMNS})
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        what = f"not as the builder writes it ({described(error)})"
+        raise DatasetError(f"{path / TABLE}: {what}; {again}") from error
+    for field, wrong in _faults(sites, list(files.values())).items():
+        if wrong.any():
+            row = sites[wrong.argmax()]
+            raise DatasetError(
+                f"{path / TABLE}: {field} of site {row['site_id']} is {row[field]}, which does not"
+                f" fit the other sites or the record files; {again}"
+            )
+    _compare(path / "dataset_info.json", info, list(files), sites["shard"])
+    return sites, (channels, height, width), [path / name for name in files]
+
+
+def _column(column: pa.ChunkedArray, channels: int) -> np.ndarray:
+    if column.null_count:
+        raise ValueError("a value is missing")
+    array = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        return array.flatten().to_numpy().reshape(-1, channels)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _faults(sites: np.ndarray, bytes_of: list[int]) -> dict[str, np.ndarray]:
+    """Field -> bool [n], the sites where it cannot be right."""
+    shard, offset, size = (sites[name].astype(np.int64) for name in ("shard", "offset", "size"))
+    beyond = (shard < 0) | (shard >= len(bytes_of))
+    end = np.array([*bytes_of, 0])[np.where(beyond, -1, shard)]
+    return {
+        "shard": beyond,
+        "offset": ~beyond & ((offset < 0) | (size <= 0) | (offset + size > end)),
+        "site_id": _differs(sites["site_id"], np.arange(len(sites))),
+        "sirna_id": _differs(sites["well_id"], sites["sirna_id"])
+        | _differs(sites["sirna"], sites["sirna_id"]),
+        "well_type": _differs(sites["well_id"], sites["well_type"]),
+        "control_std": ~np.isfinite(sites["control_mean"] + sites["control_std"]).all(1),
+    }
+
+
+def _differs(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """bool [n]: where a value is not that of the first row of its key."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return values != values[first][inverse]
+
+
+def _compare(path: Path, info: dict[str, Any], files: list[str], shard: np.ndarray) -> None:
+    """Raises DatasetError unless TFDS's own description has as many records as the table."""
+    try:
+        lengths = {split["name"]: split["shardLengths"] for split in info["splits"]}
+        told = {
+            f"{info['name']}-{name}.tfrecord-{k:05}-of-{len(of_shards):05}": int(length)
+            for name, of_shards in lengths.items() for k, length in enumerate(of_shards)
+        }  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"no splits as TFDS writes them ({described(error)})"
+        raise DatasetError(f"{path}: {what}; restore it") from error
+    counts = np.bincount(shard, minlength=len(files)).tolist()
+    for name, count in {**dict.fromkeys(told, 0), **dict(zip(files, counts, strict=True))}.items():
+        if told.get(name, 0) != count:
+            raise DatasetError(
+                f"{path}: {name} has {told.get(name, 'no')} records, the table of sites has"
+                f" {count}; restore the file or build the dataset again"
+            )

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_release import read_pngs, tiny_rows
 
@@ -166,6 +170,76 @@ def test_files_outside_of_the_dataset_are_not_read(copy, name):
     assert name in refused(copy)
 
 
+def with_table(copy, change):
+    """Edits the table of sites, and its digest in metadata.json."""
+    table = change(pq.read_table(copy / TABLE))
+    pq.write_table(table, copy / TABLE)
+    entry = json.loads((copy / "metadata.json").read_text())["table"]
+    digest = hashlib.sha256((copy / TABLE).read_bytes()).hexdigest()
+    edit_json(copy / "metadata.json", table=entry | {"sha256": digest})
+
+
+def put(field, value, row=2):
+    def change(table):
+        at, values = table.column_names.index(field), table[field].to_pylist()
+        values[row] = value
+        return table.set_column(at, field, pa.array(values, table.schema.field(field).type))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (put("shard", 3), "shard"), (put("shard", -1), "shard"), (put("offset", -1), "offset"),
+        (put("offset", 2**40), "offset"), (put("size", 0), "offset"),
+        (put("sirna_id", 77), "sirna_id"), (put("sirna_id", None), "missing"),
+        (put("well_type", "positive_control"), "well_type"),
+        (put("site_id", "HUVEC-01_2_D04_1"), "site_id"),
+        (put("control_std", [np.nan] * 6), "control_std"),
+        (lambda table: table.drop_columns(["adler32"]), "adler32"),
+        (lambda table: table.slice(0, 50), "U2OS-01"), (put("shard", 1), "HUVEC-01"),
+        (lambda table: table.set_column(5, "plate", [["x"] * 61]), "'x'"),
+    ],
+)  # fmt: skip
+def test_a_table_edited_under_its_own_digest(copy, change, named):
+    with_table(copy, lambda table: table)
+    assert len(Records(copy)) == 61
+    with_table(copy, change)
+    assert named in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda splits: splits.pop(), "U2OS-01"),
+        (lambda splits: splits[0].pop("shardLengths"), "shardLengths"),
+        (lambda splits: splits[1].update(shardLengths=["3"]), "HUVEC-02"),
+        (lambda splits: splits[1].update(shardLengths=["11", "11"]), "HUVEC-02"),
+        (lambda splits: splits[2].update(shardLengths=[]), "U2OS-01"),
+        (lambda splits: splits[0].update(shardLengths=["x"]), "'x'"),
+        (lambda splits: splits[0].update(name=[]), "splits"),
+    ],
+)  # fmt: skip
+def test_splits_that_are_not_those_of_the_table(copy, change, named):
+    splits = json.loads((copy / "dataset_info.json").read_text())["splits"]
+    change(splits)
+    edit_json(copy / "dataset_info.json", splits=splits)
+    said = refused(copy)
+    assert "dataset_info.json" in said and named in said
+
+
+def test_no_file_stays_open(copy):
+    """Of RxRx1's 510 files none may stay open: a process may have 256, and open it twice."""
+    before = os.listdir("/proc/self/fd")
+    twice = [Records(copy), Records(copy)]
+    assert all(len(records[i]) == 6 for records in twice for i in range(61))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    (copy / SHARD).unlink()
+    with pytest.raises(DatasetError, match=SHARD):
+        [twice[0][i] for i in range(61)]
+
+
 def test_every_bit_of_the_table_is_checked(copy):
     """All 61 rows are as the builder wrote them, or the dataset is refused."""
     entry = json.loads((copy / "metadata.json").read_text())["table"]
@@ -224,13 +298,43 @@ def test_find_dataset(copy):
     assert find_dataset(data_dir, "rxrx1/tiny").name == "9.10.0"  # numbers, and finished ones
     assert find_dataset(str(data_dir), "rxrx1/tiny:9.9.0").name == "9.9.0"
     for name in ("rxrx1/native", "rxrx1/tiny:10.0.0", "rxrx1/tiny:7.0.0"):
-        with pytest.raises(DatasetError) as error:
-            find_dataset(data_dir, name)
         config = name.split("/")[1].split(":")[0]
-        assert f"tfds_builder.rxrx1 build --config={config} " in str(error.value)
-        assert "rxrx1/tiny:9.9.0" in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(DatasetError, match="found: none"):
-        find_dataset(data_dir / "nowhere", "rxrx1/tiny")
+        assert {f"--config={config}", "rxrx1/tiny:9.9.0,"} <= set(not_found(data_dir, name).split())
+
+
+def not_found(data_dir, name="rxrx1/tiny") -> str:
+    with pytest.raises(DatasetError) as error:
+        find_dataset(data_dir, name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "name", "said"),
+    [
+        ("{root}/rxrx1", "rxrx1/tiny", "data.dir={root}"),
+        ("{copy}", "rxrx1/tiny", "data.dir={root}"),
+        ("{copy}/..", "rxrx1/tiny", "data.dir={root}"),
+        ("{root}/..", "rxrx1/tiny", "data.dir={root}"),
+        ("{root}/nowhere", "rxrx1/tiny", "data.dir={root}"),
+        ("/nowhere/at/all/there", "rxrx1/tiny", "no folder"),
+        ("{root}", "rxrx1/tyni", "data.name=rxrx1/tiny"),
+        ("{root}", "tiny", "data.name=rxrx1/tiny"),
+        ("gs://b/d", "rxrx1/tiny", "mount"),
+    ],
+)  # fmt: skip
+def test_the_likely_mistake_is_named_first(copy, monkeypatch, data_dir, name, said):
+    root = copy.parents[2] / "up" / "data[1]"
+    root.mkdir(parents=True)
+    copy.parents[1].rename(root / "rxrx1")
+    monkeypatch.chdir(root)
+    names = {"root": root, "copy": root / "rxrx1" / "tiny" / copy.name}
+    with pytest.raises(ValueError, match=re.escape(said.format(**names))) as error:
+        find_dataset(data_dir.format(**names), name)
+    likely, build, _ = str(error.value).partition("tfds_builder")
+    assert said.format(**names) in likely
+    assert not (build and "data.dir" in said)
+    assert len(Records(find_dataset(root, "rxrx1/tiny"))[0]) == 6
 
 
 def test_reading_needs_no_tensorflow():
