@@ -6,8 +6,12 @@ checksums. The data position is the state's step, so
 a run resumes from that alone. Arrays are numbers and the rest is JSON: reading runs no code.
 """
 
+import contextlib
 import json
+import logging
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,8 +66,13 @@ class Saved(NamedTuple):
     checksums: Mapping[str, int]
 
 
-def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """Writes the checkpoints of the run in `workdir`; keeps the last `keep`, and the best one."""
+@contextlib.contextmanager
+def manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """Writes the checkpoints of the run in `workdir`; keeps the last `keep`, and the best one.
+
+    What a kill left half-written is removed: for the training alone, under its lock.
+    """
+    _quieten()
     gpath.PosixGPath.glob = _glob
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     checkpoints = ocp.CheckpointManager(
@@ -77,7 +86,13 @@ def manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
     # Orbax asks JAX too whether the run was told to end, with numbers of its own, which JAX would
     # take for those of `processes.Notice`: then a notice could go unheard.
     checkpoints.reached_preemption = lambda step: False
-    return checkpoints
+    try:
+        yield checkpoints
+    except BaseException:
+        with contextlib.suppress(Exception):  # of a write that failed: it is told already
+            checkpoints.close()
+        raise
+    _written(checkpoints, checkpoints.close)
 
 
 def save(
@@ -140,7 +155,7 @@ def find(workdir: str | Path, which: str = "last") -> Path | None:
 
 def describe(path: Path) -> Saved:
     """What the checkpoint says of itself. Raises CheckpointError."""
-    old = not (path / "about").exists()
+    old = (path / "classes").exists()
     items = ("classes", "log") if old else ("about",)
     found = [_json(path, f"{name}/metadata") for name in items]
     try:
@@ -252,12 +267,26 @@ def _read(path: Path, read: Callable[[ocp.Checkpointer], Any]) -> Any:
     text = ocp.JsonCheckpointHandler
     handlers = {name: text() for name in ("about", "classes", "log")}
     handlers |= {"state": ocp.PyTreeCheckpointHandler(), "metrics": text(filename="metrics")}
+    _quieten()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
             return read(reader)
     except Exception as error:  # orbax and TensorStore let through whatever their parsers raise
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(" See full")[0][:200]
         raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
+
+
+def _quieten() -> None:
+    """Where an array cannot be read or written orbax does not wait for the others, and each would
+    tell of itself: hundreds of lines before the one that says it all."""
+
+    def hook(fault: Any) -> None:
+        if str(fault.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(fault)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -38,6 +38,8 @@ def one_line(error: Exception, where: str | os.PathLike = "") -> str:
     kind, text = type(error), " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     source = Path(frames[-1].filename).as_posix() if frames else ""
+    if kind.__module__.startswith("rxrx1_jax."):
+        return text
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory ({text[:200] or 'of this machine'}): {MEMORY}"
     if source.endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py")):
@@ -49,6 +51,6 @@ def one_line(error: Exception, where: str | os.PathLike = "") -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         file = error.filename or where or "a file"
         return f"{file}: {error.strerror}; make space, and the same command resumes"
-    if isinstance(error, OSError) or kind.__module__.startswith("rxrx1_jax."):
+    if isinstance(error, OSError):
         return text
     return ""

@@ -1,30 +1,28 @@
 """The log of a training: console with time left, metrics.jsonl, TensorBoard, and the NaN stop."""
 
+import functools
 import json
-import math
 import queue
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from rxrx1_jax.data.files import write_text
-from rxrx1_jax.training import run_dir
+from rxrx1_jax.training import diverged, run_dir
+from rxrx1_jax.training.board import Board
 from rxrx1_jax.training.steps import METRICS
 
 # Calls of the training step that are not yet complete, beyond which the loop is held back: enough
 # for the device never to wait for the loop, few enough for only as many batches to lie in memory.
 STEPS_AHEAD = 2
-SHOWN = 4  # site ids in the message of a divergence; the file has all
+TYPICAL = 200  # steps whose median time is that of a step to come
 
 
 class Log:
@@ -47,19 +45,22 @@ class Log:
     """
 
     def __init__(self, workdir: Path, *, step: int, steps: int, steps_per_epoch: float,
-                 batch_size: int, every: int, recent: Sequence[dict[str, float]] = ()):  # fmt: skip
-        """step, recent: where training starts, and what `recent` was at that step before."""
+                 batch_size: int, every: int, recent: Sequence[dict[str, float]] = (),
+                 evaluations: Collection[int] = ()):  # fmt: skip
+        """step, recent: where training starts, and what `recent` was at that step before.
+        evaluations: the steps after which there is one."""
         self._workdir, self._start = workdir, step
         self._steps, self._per_epoch, self._batch_size = steps, steps_per_epoch, batch_size
-        self._every = every
+        self._every, self._evaluations = every, sorted(evaluations)
         self._recent = deque(recent, maxlen=every)  # of the last steps, on the host
         self._step_times: list[float] = []
         self._data_wait = 0.0
-        self._timed_steps, self._timed_seconds = 0, 0.0  # since the start
+        # Of the last steps and evaluations, for the time left.
+        self._typical: tuple[deque[float], deque[float]] = deque(maxlen=TYPICAL), deque(maxlen=9)
+        self._begun = time.monotonic()
         self._last: float | None = None  # when the step before was complete
         self._main = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
-        self._board: Any = None
         self._again = _drop_after(self._path, step) if self._main else []
         self._ahead = threading.Semaphore(STEPS_AHEAD)
         self._queue: queue.Queue[tuple[int, jax.Array, float, float] | None] = queue.Queue()
@@ -77,8 +78,6 @@ class Log:
         self._queue.put(None)
         self._thread.join()
         self._writer.shutdown()
-        if self._board is not None:
-            self._board.close()
 
     def train(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
         """Metrics, float32 [k, 4] as in METRICS, of the k steps up to `step`, just dispatched.
@@ -92,7 +91,7 @@ class Log:
         self._ahead.acquire()
         error = self._error
         last = step
-        if isinstance(error, Diverged) and jax.process_count() > 1:
+        if isinstance(error, diverged.Diverged) and jax.process_count() > 1:
             last = error.step + STEPS_AHEAD + 1
         if error is not None and step >= last:
             raise error
@@ -108,9 +107,11 @@ class Log:
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Figures of an evaluation after `step`, which was flushed; its time is no step's."""
-        text = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+        text = "  ".join(f"{n.replace('_', ' ')} {_figure(n, x)}" for n, x in values.items())
         self._publish(step, values, text)
-        self._last = time.monotonic()
+        before, self._last = self._last, time.monotonic()
+        if before is not None:
+            self._typical[1].append(self._last - before)
 
     def recent(self) -> list[dict[str, float]]:
         """Metrics of the last `every` steps, all flushed; a checkpoint keeps them for `Log`."""
@@ -140,11 +141,13 @@ class Log:
         now = time.monotonic()
         self._ahead.release()
         before, self._last = self._last, now
-        if before is not None:
+        if before is None:
+            self.say(f"step {last} after {_seconds(now - self._begun)}, compilation included")
+        else:
             self._data_wait += max(0.0, got - max(asked, before))
         for step, row in enumerate(rows, last - len(rows) + 1):
             values = dict(zip(METRICS, row, strict=True))
-            _check_finite(step, values)
+            diverged.check_finite(step, values)
             self._recent.append(values)
             if before is not None:
                 self._step_times.append((now - before) / len(rows))
@@ -163,12 +166,14 @@ class Log:
             "learning_rate": interval[-1]["learning_rate"],
             "gradient_norm": mean("gradient_norm"),
         }
-        text = f"loss {values['train_loss']:.3f}  accuracy {values['train_accuracy']:.3f}"
+        names = ("train_loss", "train_accuracy", "learning_rate")
+        text = "  ".join(f"{name.replace('train_', 'training_').replace('_', ' ')}"
+                         f" {_figure(name, values[name])}"
+                         for name in names)  # fmt: skip
         if self._step_times:
             median, high = np.percentile(self._step_times, (50, 95)).tolist()
             count, seconds = len(self._step_times), sum(self._step_times)
-            self._timed_steps += count
-            self._timed_seconds += seconds
+            self._typical[0].extend(self._step_times)
             speed = count * self._batch_size / seconds
             values |= {
                 "images_per_second": speed,
@@ -176,16 +181,21 @@ class Log:
                 "step_seconds_95th_percentile": high,
                 "data_wait_share": self._data_wait / seconds,
             }
-            left = self._timed_seconds / self._timed_steps * (self._steps - step)
             text += (
-                f"  {speed:.0f} images/s  step {_milliseconds(median)} (95 %: "
-                f"{_milliseconds(high)})  data wait {100 * self._data_wait / seconds:.0f} %  "
-                f"{_duration(left)} left"
+                f"  {speed:.0f} images/s  step {_seconds(median)} (95 %: {_seconds(high)})  data"
+                f" wait {100 * self._data_wait / seconds:.0f} %  {_duration(self._left(step))} left"
             )
         self._step_times, self._data_wait = [], 0.0
         while self._written and self._written[0].done():
             self._written.popleft().result()
         self._written.append(self._writer.submit(self._publish, step, values, text))
+
+    def _left(self, step: int) -> float:
+        """Seconds to the end: one stall is not taken for the rule, evaluations are counted."""
+        steps, evaluations = self._typical
+        ahead = sum(at >= step for at in self._evaluations)
+        each = statistics.median(evaluations) if evaluations else 0.0
+        return (self._steps - step) * statistics.median(steps) + ahead * each
 
     def _publish(self, step: int, values: dict[str, float], text: str) -> None:
         self.say(f"step {step}/{self._steps}  epoch {step / self._per_epoch:.1f}  {text}")
@@ -194,94 +204,56 @@ class Log:
         line = {"step": step, "epoch": round(step / self._per_epoch, 4), **values}
         with open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._board is None:
-            # Imports PyTorch where that is installed: the first step need not wait for it.
-            from tensorboardX import SummaryWriter
+        self._board.draw(step, values)
 
-            folder = str(self._workdir / "tensorboard")
-            # Its own thread dies on a full disk: with a bounded queue the next lines would wait for
-            # it for ever.
-            self._board = SummaryWriter(folder, purge_step=self._start, max_queue=0)
-            for again in self._again:
-                self._draw(self._start, again)
-        self._draw(step, values)
-
-    def _draw(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-
-class Diverged(FloatingPointError):
-    """A step whose loss or gradient is not finite; `batch` says what it was computed of."""
-
-    def __init__(self, step: int, values: Mapping[str, float], batch: str = ""):
-        super().__init__(
-            f"step {step}: loss is {values['loss']}, gradient norm {values['gradient_norm']}, "
-            f"{batch}the last checkpoint is from before it. In a new --workdir lower "
-            "optim.learning_rate or lengthen optim.warmup_epochs"
-        )
-        self.step, self.values = step, values
-
-
-def _check_finite(step: int, values: Mapping[str, float]) -> None:
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-        raise Diverged(step, values)
-
-
-def diagnose(
-    error: Diverged, batch: Mapping[str, jax.Array], site_ids: np.ndarray, workdir: Path
-) -> Diverged:
-    """Writes WORKDIR/diverged.json and returns the error with the batch in its message.
-
-    The file holds step, loss, gradient_norm, site_ids of the whole batch and, of these, not_finite:
-    whose prepared image has values that are not. To be called by every process.
-
-    Args:
-      batch: that of the step at fault, made again.
-      site_ids: of all sites, by site_index.
-    """
-    image = batch["image"]
-    finite = jnp.all(jnp.isfinite(image), axis=tuple(range(1, image.ndim)))
-    rows = (batch["site_index"], finite)  # [N] each
-    index, finite = multihost_utils.process_allgather(rows, tiled=True)
-    ids = site_ids[index]
-    bad = ids[~finite].tolist()
-    path = workdir / "diverged.json"
-    if jax.process_index() == 0:
-        # As text where JSON has no number for it.
-        found = {name: str(error.values[name]) for name in ("loss", "gradient_norm")}
-        report = {"step": error.step, **found, "site_ids": ids.tolist(), "not_finite": bad}
-        run_dir.write_json(path, report)
-    shown = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
-    pixels = f"{len(bad)} of them with pixels that are not finite" if bad else "all pixels finite"
-    return Diverged(error.step, error.values, f"of sites {shown} ({path}), {pixels}; ")
+    @functools.cached_property
+    def _board(self) -> "Board":
+        board = Board(self._workdir / "tensorboard", self._start)
+        for again in self._again:
+            board.draw(self._start, again)
+        return board
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
     """Removes what comes again after the checkpoint of `step`, and a line that a kill cut short.
 
     A step's own line was written before its checkpoint, the line of an evaluation after it. Returns
-    the figures of the former, if the file has it.
+    the figures of the former, if the file has it. Raises RunError: a line that is none of a run.
     """
     if not path.exists():
         return []
     kept, own = [], []
-    for text in path.read_text().splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise ValueError("no object with a step")
+            if not all(isinstance(value, int | float) for value in line.values()):
+                raise ValueError("values that are no numbers")
+        except ValueError as error:
+            if number == len(lines) and text[:1] == b"{" and text[-1:] != b"}":
+                continue
+            raise run_dir.RunError(
+                f"{path}:{number}: {error}; expected a line of this run; remove the line"
+            ) from error
         if line["step"] == step and "train_loss" in line:
             own.append({name: x for name, x in line.items() if name not in ("step", "epoch")})
         elif line["step"] >= step:
             continue
-        kept.append(text + "\n")
+        kept.append(text.decode() + "\n")
     write_text(path, "".join(kept))
     return own
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
+def _figure(name: str, value: float) -> str:
+    if "accuracy" in name:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name == "learning_rate" else f"{value:.3f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _duration(seconds: float) -> str:

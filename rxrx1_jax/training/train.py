@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.training import checkpoint, evaluate, processes, progress, run_dir
+from rxrx1_jax.training import checkpoint, diverged, evaluate, processes, progress, run_dir
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare, summary
 from rxrx1_jax.training.steps import TrainState
@@ -69,7 +69,6 @@ class Training:
         if run_dir.is_complete(workdir):
             print(f"{workdir}: complete, nothing to do (--mode=evaluate evaluates it again)")
             return run_dir.read_results(workdir)
-        checkpoints = checkpoint.manager(workdir, config.train.keep)
         state, recent = self._start(parent)
         start, total = int(state.step), setup.spec.total_steps
         if jax.process_index() == 0:
@@ -77,22 +76,26 @@ class Training:
         log = progress.Log(
             workdir, step=start, steps=total, steps_per_epoch=setup.steps_per_epoch,
             batch_size=config.optim.batch_size, every=config.train.log_every, recent=recent,
+            evaluations=_milestones(config.train.eval_every, setup) | {total},
         )  # fmt: skip
-        with checkpoints, log:
+        with checkpoint.manager(workdir, config.train.keep) as checkpoints, log:
             log.say(summary(setup, start))
+            if start < total:
+                log.say("compiling the training step; a large network takes a minute or more")
             try:
                 state, evaluated = self.fit(state, log, checkpoints)
-            except progress.Diverged as error:
+            except diverged.Diverged as error:
                 batch = setup.train_batch(error.step - 1)
                 ids = setup.images.sites["site_id"]
-                raise progress.diagnose(error, batch, ids, workdir) from error
+                raise diverged.diagnose(error, batch, ids, workdir) from error
             scored = setup.split.scored
             evaluated |= self._evaluate(state, scored.keys() - evaluated.keys())
             evaluated = {name: evaluated[name] for name in scored}
             log.evaluation(total, evaluate.curves(evaluated))
             for name, (_, result) in evaluated.items():
                 if name != "test":
-                    log.say(f"{name}: accuracy by site {result['accuracy']['site']['all']:.4f}")
+                    accuracy = 100 * result["accuracy"]["site"]["all"]
+                    log.say(f"{name}: accuracy by site {accuracy:.1f} %")
         return evaluate.write_results(setup, workdir, state, total, evaluated)
 
     def _start(self, parent: Path | None) -> tuple[TrainState, list[dict[str, float]]]:

@@ -82,7 +82,7 @@ def test_three_accuracies_follow_from_the_predictions(finished):
         if name != "test":
             assert scored[name]["sites"] == len(ids)
             accuracy = scored[name]["accuracy"]["site"]["all"]
-            assert f"{name}: accuracy by site {accuracy:.4f}" in finished.said
+            assert f"{name}: accuracy by site {100 * accuracy:.1f} %" in finished.said
     assert results["data"]["test_sites"] == 18 and results["data"]["train_sites"] == 10
     assert results["data"]["classes"] == 6  # three siRNAs, two positive controls, untreated
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from screens import tiny_images
 
 from rxrx1_jax.data import normalisation
-from rxrx1_jax.training import processes, progress, setup, train
+from rxrx1_jax.training import diverged, processes, setup, train
 
 processes.join()
 
@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 images, config = tiny_images(), ConfigDict(json.loads(sys.argv[1]))
 row = setup.prepare(config, images).order(1)[0][6]
 images.sites["control_mean"][row] = np.inf
-draw, check = setup.Setup.train_draws, progress._check_finite
+draw, check = setup.Setup.train_draws, diverged.check_finite
 
 
 def unchecked(normalise, images, rows, training):
@@ -42,8 +42,8 @@ def late(step, values):
 
 
 normalisation.statistics = unchecked
-setup.Setup.train_draws, progress._check_finite = slow, late
+setup.Setup.train_draws, diverged.check_finite = slow, late
 try:
     train.train_and_evaluate(config, Path(sys.argv[2]), images)
-except progress.Diverged as error:
+except diverged.Diverged as error:
     sys.exit(f"error: {error}")

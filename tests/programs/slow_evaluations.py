@@ -5,6 +5,7 @@ then, as when a save of its threads ends in an evaluation.
 Arguments: the settings as JSON, workdir, the prefix of the file that says it.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -23,9 +24,11 @@ said = Path(sys.argv[3] + str(jax.process_index()))
 original, make, managers = setup.Setup.evaluation_draws, checkpoint.manager, []
 
 
+@contextlib.contextmanager
 def manager(*arguments):
-    managers.append(make(*arguments))
-    return managers[-1]
+    with make(*arguments) as made:
+        managers.append(made)
+        yield made
 
 
 def slowly(draws):

@@ -35,7 +35,8 @@ elif what == "read":  # a dataset and a run
     seen.clear()
     for _ in range(2):
         records.Records(dataset)[0]
-    checkpoint.manager(workdir, 1).close()
+    with checkpoint.manager(workdir, 1):
+        pass
     for resume, which in ((True, "last"), (False, "best")):
         restore(workdir, state, resume, which)
 print("SEEN", json.dumps(seen))

@@ -1,16 +1,12 @@
 """Checkpoints: bit-equal restoring; what is damaged or of another run is refused by one line."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from children import PROGRAMS, ROOT, environment
 from small_state import VOCABULARY, abstract, assert_equal, make_state, restore, save
 
 from rxrx1_jax.data.info import Info
@@ -199,20 +195,3 @@ def test_a_state_that_is_not_finite_is_not_saved(saved, tmp_path):
             save(checkpoints, 2, bad)
         checkpoint.wait(checkpoints)
         assert list(checkpoints.all_steps(read=True)) == [1]
-
-
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
-    """On a file system of 4 MB, mounted for one process; skipped where that is not allowed."""
-    mount = f"mount -t tmpfs -o size=4m none {tmp_path}"
-    probe = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
-    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    inside = f"{mount} && exec {sys.executable} {PROGRAMS / 'full_disk.py'} {tmp_path}"
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", inside],
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["steps"] == [1]
-    assert "step 1" in found["refused"] and "0.0 MB" in found["refused"]

@@ -1,5 +1,6 @@
 """The log: means over intervals, times, a loop that goes on, resuming, the NaN stop."""
 
+import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -8,17 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rxrx1_jax.training import progress, setup
+from rxrx1_jax.training import progress, run_dir, setup
 
 
 def step_metrics(loss, gradient_norm=1):
     return jnp.array([[loss, loss / 10, gradient_norm, 0.1]])
 
 
-def open_log(path, step=0, steps=6, every=2, recent=()):
+def open_log(path, step=0, steps=6, every=2, recent=(), evaluations=()):
     return progress.Log(
-        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every, recent=recent
-    )
+        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every, recent=recent,
+        evaluations=evaluations,
+    )  # fmt: skip
 
 
 def lines(path):
@@ -97,7 +99,7 @@ def test_step_times_and_the_wait_for_data(tmp_path, monkeypatch, capsys):
     assert first["data_wait_share"] == pytest.approx(1.5 / 6)
     assert second["images_per_second"] == pytest.approx(4 * 8 / 5)  # the evaluation is left out
     assert second["data_wait_share"] == pytest.approx(1.5 / 5)
-    assert "data wait 25 %" in capsys.readouterr().out
+    assert "wait 25 %" in capsys.readouterr().out
 
 
 def test_calls_of_several_steps_are_logged_step_by_step(tmp_path):
@@ -187,7 +189,7 @@ def points(folder):
 
 def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
     clock = iter(range(10**9, 10**9 + 1000))
-    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: next(clock))
+    monkeypatch.setattr("time.time", lambda: next(clock))
     for start, end in ((0, 6), (4, 6)):  # a checkpoint at step 4, which the first one outlived
         with open_log(tmp_path, start) as log:
             for step in range(start + 1, end + 1):
@@ -207,7 +209,7 @@ def test_evaluations_stand_beside_training(tmp_path, capsys):
     with open_log(tmp_path) as log:
         log.evaluation(3, {"test_loss": 1.25, "test_accuracy": 0.5})
     assert lines(tmp_path) == [{"step": 3, "epoch": 1.0, "test_loss": 1.25, "test_accuracy": 0.5}]
-    assert "test accuracy 0.500" in capsys.readouterr().out
+    assert "50.0 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("every", [2, 50])  # at the end of an interval, and inside one
@@ -227,23 +229,55 @@ def test_infinite_values_stop_the_loop_itself(tmp_path):
                 train(log, step, step_metrics(np.inf))
 
 
-def test_a_dead_tensorboard_thread_does_not_hold_the_run(tmp_path, monkeypatch):
-    """tensorboardX drops its thread on a full disk and then nobody empties its queue."""
-    thread = "tensorboardX.event_file_writer._EventLoggerThread.run"
-    monkeypatch.setattr(thread, lambda self: None)
-    log = open_log(tmp_path, steps=100)
+def test_a_clock_that_runs_backwards_holds_nothing_up(tmp_path, monkeypatch):
+    clock = itertools.count(10**9, -(10**6))
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    with open_log(tmp_path) as log:
+        for step in range(1, 7):
+            train(log, step)
+        log.flush()
+        log.evaluation(6, {"test_loss": 1.0})
+    assert ("test_loss", 6) in points(tmp_path / "tensorboard")
 
-    def evaluate():
-        for step in range(1, 30):
-            log.evaluation(step, {"test_loss": 1.0})
 
-    loop = threading.Thread(target=evaluate, daemon=True)
-    loop.start()
-    loop.join(20)
-    assert not loop.is_alive()
-    with log:
-        pass
-    assert len(lines(tmp_path)) == 29
+def test_a_killed_log_has_drawn_what_it_has_written(tmp_path):
+    log = open_log(tmp_path)
+    for step in range(1, 5):
+        train(log, step)
+    log.flush()  # nothing ends the log
+    written = {(name, line["step"]) for line in lines(tmp_path) for name in line}
+    shown = set(points(tmp_path / "tensorboard"))
+    assert shown == {(name, step) for name, step in written if name not in ("step", "epoch")}
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "[]", '{"train_loss": 1}', '{"step": "2"}', '{"step": 2, "test_loss": "x"}', "x}",
+             "\xff\0}"],
+)  # fmt: skip
+@pytest.mark.parametrize("last", [True, False])
+def test_lines_that_are_not_a_runs_are_named(tmp_path, line, last):
+    good = '{"step": 2, "train_loss": 1.0}'
+    text = "\n".join([good, line, *([] if last else [good])])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(run_dir.RunError, match="metrics.jsonl:2"):
+        open_log(tmp_path, step=4)
+
+
+def test_the_time_left_counts_evaluations_and_no_stall(tmp_path, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with open_log(tmp_path, steps=20, every=4, evaluations=(4, 12, 20)) as log:
+        for step, done in enumerate((100, 102, 104, 1104, 1106, 1108, 1110, 1112), 1):
+            now = done
+            log.train(step, step_metrics(1), done, done)
+            log.flush()
+            if step == 4:
+                now += 30.0
+                log.evaluation(4, {"test_loss": 1.0})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("step 1 after 1")
+    assert "step 2 s (" in said[1] and "0:32 left" in said[1]  # 16 steps; no evaluation known
+    assert "1:24 left" in said[3]  # 12 steps of 2 s, two evaluations of 30 s
 
 
 def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):

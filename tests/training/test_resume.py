@@ -4,13 +4,15 @@ import os
 import random
 import runpy
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from children import end, run, start, wait_for
+from children import Child, end, environment, run, start, wait_for
 from commands import run_command
 from dataset_fixture import make_config, write_config
 from screens import params
@@ -139,3 +141,23 @@ def test_one_training_at_a_time(uninterrupted, tmp_path):
     assert code == 1 and not (workdir / "checkpoints").exists()
     last = stderr.splitlines()[-1]
     assert last.startswith(f"error: {workdir}") and f"process {os.getpid()} " in last
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["16k", "300k"])  # outside of a checkpoint, inside of one
+def test_a_full_disk_is_one_line_and_with_space_the_run_goes_on(tmp_path, size):
+    """On a file system of its own, mounted for one process; skipped where that is not allowed."""
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", tmp_path]).returncode:
+        pytest.skip("needs the right to mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = f"{sys.executable} -m rxrx1_jax.main --config=smoke --workdir={disk}/run"
+    script = (
+        f"mount -t tmpfs -o size={size} none {disk}; {command} 2> {tmp_path}/said && exit 1;"
+        f" mount -o remount,size=64m {disk}; {command} && cat {disk}/run/results.json"
+    )
+    child = Child(["unshare", "--mount", "sh", "-c", script], env=environment())
+    ((code, stdout, stderr),) = end([child])
+    said = (tmp_path / "said").read_text()
+    assert said.startswith(f"error: {disk}/run") and said.count("\n") == 1, said
+    assert code == 0 and '"accuracy"' in stdout, stderr

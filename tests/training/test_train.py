@@ -17,7 +17,7 @@ from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
 from rxrx1_jax.methods import corrections
-from rxrx1_jax.training import checkpoint, evaluate, progress, run_dir, setup, train
+from rxrx1_jax.training import checkpoint, diverged, evaluate, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
 
 
@@ -196,9 +196,9 @@ def test_the_sites_of_a_step_are_drawn_again_to_name_them(images, tmp_path):
     batch = ready.train_batch(4)
     (draw, *_) = ready.train_draws(4)
     assert np.asarray(batch["site_index"]).tolist() == ready.order(4)[0].tolist()
-    error = progress.Diverged(5, {"loss": np.nan, "gradient_norm": 1.0})
+    error = diverged.Diverged(5, {"loss": np.nan, "gradient_norm": 1.0})
     image = batch["image"].at[3].set(np.inf)
-    progress.diagnose(error, batch | {"image": image}, images.sites["site_id"], tmp_path)
+    diverged.diagnose(error, batch | {"image": image}, images.sites["site_id"], tmp_path)
     found = json.loads((tmp_path / "diverged.json").read_text())
     ids = images.sites["site_id"][ready.order(4)[0]].tolist()
     assert found["site_ids"] == ids and found["not_finite"] == [ids[3]]
