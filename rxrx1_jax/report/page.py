@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from rxrx1_jax.data.files import replacing, write_text
-from rxrx1_jax.data.records import DatasetError, Records, find_dataset
+from rxrx1_jax.data.records import DatasetError, open_images
 from rxrx1_jax.methods.statistics import worst_experiment
 from rxrx1_jax.report import comparison, figures, table1, tables
 from rxrx1_jax.report.runs import FinishedRun, Group, Screen, group
@@ -237,10 +237,9 @@ def _cells(
 ) -> None:
     """Pictures of cells. Raises DatasetError where there is no dataset, or none to show in it."""
     folder = data_dir or run.config["data.dir"]
-    records = Records(find_dataset(folder, f"{screen.name}:{screen.version}"))
-    chosen = figures.choose_sites(records)
+    chosen = figures.choose_sites(open_images(folder, f"{screen.name}:{screen.version}"))
     if not chosen:
-        raise DatasetError(f"{records.path} has no labelled treatment of the four cell types")
+        raise DatasetError(f"{screen.name} has no labelled treatment of the four cell types")
     page.picture(
         f"{prefix}channels",
         figures.channel_montage(chosen),

@@ -307,8 +307,7 @@ def written(demo, tmp_path_factory) -> Path:
     """The folder of a page."""
     out = tmp_path_factory.mktemp("page") / "page"
     with (
-        mock.patch.object(page, "find_dataset") as find,
-        mock.patch.object(page, "Records", lambda path: FakeRecords()),
+        mock.patch.object(page, "open_images", side_effect=lambda *_: FakeRecords()) as find,
     ):
         _, remarks = page.write_page(load_runs(demo), out, data_dir=out / "moved")
     assert find.call_args.args == (out / "moved", "rxrx1/synthetic:1.0.0") and remarks == []
