@@ -10,10 +10,11 @@ Log-probabilities go to a file beside it (embeddings_log_probs.parquet) and only
 they can be as large as the embeddings. Its columns are the id and class_<sirna_id>.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rxrx1_jax.config import user_path
+from rxrx1_jax.config import described, user_path
 from rxrx1_jax.data.files import replacing
 from rxrx1_jax.data.images import METADATA, NUMBERS, TEXT, structured
 
@@ -124,30 +125,28 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
     Raises ValueError, OSError: a file that is missing or not of this kind; one line.
     """
     path = user_path(path)
-    table, about = _load(path)
-    names = sorted(
-        (name for name in table.column_names if name.removeprefix(FEATURE).isdigit()),
-        key=lambda name: int(name.removeprefix(FEATURE)),
-    )
-    if not names or names != [f"{FEATURE}{i}" for i in range(len(names))]:
-        raise ValueError(f"{path}: expected columns {FEATURE}0, {FEATURE}1, ... without a gap")
-    found: dict[str, Any] = {"log_probs": None, "classes": None}
-    unit, source = about.get("unit", "site"), json.loads(about.get("source", "{}"))
+    with _of(path):
+        table = pq.read_table(path)
+        about = _about(table.schema)
+        unit, source = about.get("unit", "site"), json.loads(about.get("source", "{}"))
+        features = [name for name in table.column_names if name.removeprefix(FEATURE).isdigit()]
+        names = [f"{FEATURE}{i}" for i in range(len(features))]
+        if not names or set(names) != set(features):
+            raise ValueError(f"expected columns {FEATURE}0, {FEATURE}1, ... without a gap")
+        sites, x = sites_of(table), _matrix(table, names)
+        role = np.array(_texts(table, "role")) if "role" in table.column_names else None
+    scores, classes = None, None
     if log_probs:
-        beside, made = _load(log_probs_path(path))
-        row_id = f"{unit}_id"
-        if made != about or beside[row_id].to_pylist() != table[row_id].to_pylist():
-            raise ValueError(f"{log_probs_path(path)}: not made with {path.name}; embed again")
-        of_class = [name for name in beside.column_names if name.startswith(CLASS)]
-        found["classes"] = np.array([int(name.removeprefix(CLASS)) for name in of_class], np.int32)
-        found["log_probs"] = _matrix(beside, of_class)
-    role = np.array(table["role"].to_pylist()) if "role" in table.column_names else None
-    try:
-        return Embeddings(
-            sites_of(table), _matrix(table, names), unit=unit, source=source, role=role, **found
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        with _of(log_probs_path(path)):
+            beside, row_id = pq.read_table(log_probs_path(path)), f"{unit}_id"
+            same = _about(beside.schema) == about
+            if not same or beside[row_id].to_pylist() != table[row_id].to_pylist():
+                raise ValueError(f"not made with {path.name}; embed again")
+            of_class = [name for name in beside.column_names if name.startswith(CLASS)]
+            classes = np.array([int(name.removeprefix(CLASS)) for name in of_class], np.int32)
+            scores = _matrix(beside, of_class)
+    with _of(path):
+        return Embeddings(sites, x, scores, classes, unit, source, role)
 
 
 def source_of(path: str | os.PathLike) -> Mapping[str, str]:
@@ -155,7 +154,8 @@ def source_of(path: str | os.PathLike) -> Mapping[str, str]:
     path = user_path(path)
     if not path.exists():
         return {}
-    return json.loads(_about(pq.read_schema(path)).get("source", "{}"))
+    with _of(path):
+        return json.loads(_about(pq.read_schema(path)).get("source", "{}"))
 
 
 def log_probs_path(path: Path) -> Path:
@@ -164,18 +164,29 @@ def log_probs_path(path: Path) -> Path:
 
 def sites_of(table: pa.Table) -> np.ndarray:
     """The columns of metadata that a table has, as a structured array."""
-    columns = {n: table[n].to_pylist() for n in METADATA if n in table.column_names}
+    columns: dict[str, Any] = {}
+    for name in (name for name in METADATA if name in table.column_names):
+        columns[name] = _texts(table, name) if name in TEXT else table[name].to_numpy()
+        if name in NUMBERS and columns[name].dtype.kind not in "iu":  # floats, where one is missing
+            raise ValueError(f"column {name}: expected a whole number in every row")
     if not columns:
         raise ValueError("no columns of metadata; expected site_id or well_id")
-    for name in columns.keys() & TEXT.keys():
-        if not all(isinstance(value, str) for value in columns[name]):
-            raise ValueError(f"column {name}: expected text in every row")
     return structured(columns)
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    texts = table[name].to_pylist()
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"column {name}: expected text in every row")
+    return texts
 
 
 def _matrix(table: pa.Table, names: list[str]) -> np.ndarray:
     out = np.empty((table.num_rows, len(names)), np.float32)
     for i, name in enumerate(names):
+        kind = table[name].type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise ValueError(f"column {name} is {kind}; expected numbers")
         out[:, i] = table[name].to_numpy()
     return out
 
@@ -189,12 +200,13 @@ def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -
         pq.write_table(pa.table(arrays).replace_schema_metadata(about), partial, compression="zstd")
 
 
-def _load(path: Path) -> tuple[pa.Table, dict[str, str]]:
+@contextlib.contextmanager
+def _of(path: Path) -> Iterator[None]:
+    """What is wrong with a file is said with its path, in one line."""
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
-    return table, _about(table.schema)
+        yield
+    except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {described(error)}") from error
 
 
 def _about(schema: pa.Schema) -> dict[str, str]:

@@ -114,19 +114,37 @@ def test_tables_that_do_not_fit(made, changes, named):
         ({"feature_0": [1.0]}, "site_id"),
         ({"site_id": ["a", None], "feature_0": [1.0, 2.0]}, "site_id"),
         ({"site_id": [1, 2], "feature_0": [1.0, 2.0]}, "site_id"),
-        ({"site_id": ["a"], "plate": [None], "feature_0": [1.0]}, "e.parquet"),
-        ({"site_id": ["a"], "feature_0": [None]}, "feature_0|finite"),
+        ({"site_id": ["a"], "plate": [None], "feature_0": [1.0]}, "plate"),
+        ({"site_id": ["a", "b"], "plate": [1, None], "feature_0": [1.0, 2.0]}, "plate"),
+        ({"site_id": ["a"], "plate": ["1"], "feature_0": [1.0]}, "plate"),
+        ({"site_id": ["a"], "feature_0": [None]}, "feature_0"),
+        ({"site_id": ["a", "b"], "feature_0": [1.0, None]}, "x of b"),
+        ({"site_id": ["a", "b"], "feature_0": [1.0, np.inf]}, "x of b"),
+        ({"site_id": ["a"], "feature_0": ["1.0"]}, "feature_0 is string"),
+        ({"site_id": ["a"], "feature_0": [[1.0]]}, "feature_0 is list"),
+        ({"site_id": ["a", "a"], "feature_0": [1.0, 2.0]}, "site_id a has 2 rows"),
+        ({"site_id": ["a"], "feature_0": [1.0], "role": [None]}, "role"),
+        ({"site_id": [], "feature_0": []}, "feature_0"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, columns, named):
     pq.write_table(pa.table(columns), tmp_path / "e.parquet")
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=f"e.parquet: .*{named}") as error:
         read(tmp_path / "e.parquet")
+    assert "\n" not in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    (tmp_path / "e.parquet").write_bytes(b"no table")
-    with pytest.raises(ValueError, match="e.parquet"):
-        read(tmp_path / "e.parquet")
+def test_files_that_cannot_be_read(made, tmp_path):
+    write(made, tmp_path / "e.parquet", log_probs=True)
+    whole = (tmp_path / "e.parquet").read_bytes()
+    for damaged in (b"no table", b"", whole[:-20], whole[:200]):
+        (tmp_path / "e.parquet").write_bytes(damaged)
+        for function in (read, lib.source_of):
+            with pytest.raises(ValueError, match="e.parquet: "):
+                function(tmp_path / "e.parquet")
+    (tmp_path / "e.parquet").write_bytes(whole)
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "e_log_probs.parquet")
+    with pytest.raises(ValueError, match="e_log_probs.parquet: "):
+        read(tmp_path / "e.parquet", log_probs=True)
     with pytest.raises(OSError):
         read(tmp_path / "f.parquet")
