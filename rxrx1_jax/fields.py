@@ -66,7 +66,8 @@ FIELDS = {
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")),
     "model.width": Field(64, "channels of the first stage; 64 is the standard network", least=1),
     "model.head": Field("linear", "what makes the logits", (
-        "linear", "cosine", "cell_type_one_hot", "cell_type_film", "domain_adversary")),
+        "linear", "cosine", "linear_and_cosine", "cell_type_one_hot", "cell_type_film",
+        "domain_adversary")),
     "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
     "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
     "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),

@@ -7,8 +7,8 @@ A factory returns `augment(keys, batch, info) -> batch`, a function to be traced
     info: an `Info`; `info.progress` is the part of the training that is done
 
 It replaces the image. An augmentation that mixes two rows adds other_label int32 [N] and share
-float32 [N]: the target is `share` on label and 1 - `share` on other_label. Row i is mixed with row
-i + 1, the last with the first. Each row draws its own share. The arithmetic is float32, the image
+float32 [N]: the target is `share` on label and 1 - `share` on other_label. Each row draws its own
+share, and its partner among the other rows whose mask is set. The arithmetic is float32, the image
 keeps its dtype.
 """
 
@@ -24,7 +24,7 @@ Augment = Callable[[jax.Array, Batch, Info], dict[str, jax.Array]]
 
 
 def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
-    """A box of the next row's image in the same place: CutMix, Yun et al. 2019, arXiv:1905.04899.
+    """A box of another row's image in the same place: CutMix, Yun et al. 2019, arXiv:1905.04899.
 
     The box has the image's proportions, 1 - Beta(alpha, alpha) of its area and a uniform centre,
     and is cut off at the edges (as in github.com/clovaai/CutMix-PyTorch, there one box per batch);
@@ -57,13 +57,14 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
         cut = (row[:, :, None] & column[:, None, :])[..., None]
         area = jnp.prod(stop - start, 1).astype(jnp.float32)
         share = 1 - area / (image.shape[1] * image.shape[2])
-        return _mixed(batch, jnp.where(cut, _next(image), image), share)
+        partner = _partners(keys, batch["mask"])
+        return _mixed(batch, partner, jnp.where(cut, image[partner], image), share)
 
     return augment
 
 
 def mixup(alpha: float = 0.2) -> Augment:
-    """share * image + (1 - share) * next image, share from Beta(alpha, alpha) for each row.
+    """share * image + (1 - share) * another image, share from Beta(alpha, alpha) for each row.
 
     Zhang et al. 2018, arXiv:1710.09412.
     """
@@ -75,9 +76,10 @@ def mixup(alpha: float = 0.2) -> Augment:
         share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
         # One product: which of two is fused with their sum, unrounded, XLA chooses
         # again for each number of devices.
-        other = _next(image)
+        partner = _partners(keys, batch["mask"])
+        other = image[partner]
         image = other + share[:, None, None, None] * (image - other)
-        return _mixed(batch, image.astype(batch["image"].dtype), share)
+        return _mixed(batch, partner, image.astype(batch["image"].dtype), share)
 
     return augment
 
@@ -139,14 +141,26 @@ def scale_crop(low: float = 0.8, high: float = 1.25) -> Augment:
     return augment
 
 
-def _next(rows: jax.Array) -> jax.Array:
-    return jnp.roll(rows, -1, axis=0)
+def _partners(keys: jax.Array, mask: jax.Array) -> jax.Array:
+    """int32 [N]: for each row another one, each of those with mask set equally likely.
+
+    The next row would be of the same siRNA or experiment under samplers that group them.
+    """
+    valid = jnp.sum(mask)
+    order = jnp.argsort(~mask, stable=True)  # those with mask set first
+    place = jnp.argsort(order)
+    step = jax.vmap(
+        lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 1, jnp.maximum(valid, 2))
+    )(keys)
+    return order[(place + step) % jnp.maximum(valid, 1)]
 
 
-def _mixed(batch: Batch, image: jax.Array, share: jax.Array) -> dict[str, jax.Array]:
+def _mixed(
+    batch: Batch, partner: jax.Array, image: jax.Array, share: jax.Array
+) -> dict[str, jax.Array]:
     if "other_label" in batch:
         raise ValueError(
             "two augmentations that mix rows (cutmix, mixup): a target has two labels, not three or"
             " four; keep one of them"
         )
-    return {**batch, "image": image, "other_label": _next(batch["label"]), "share": share}
+    return {**batch, "image": image, "other_label": batch["label"][partner], "share": share}

@@ -68,8 +68,9 @@ def shuffled() -> Sampler:
     return sampler
 
 
-def experiments(count: int = 2) -> Sampler:
-    """Each batch holds equally many sites of `count` experiments, all of one cell type.
+def experiments(count: int = 2, across: bool = False) -> Sampler:
+    """Each batch holds equally many sites of `count` experiments, all of one cell type; with
+    across=True of any, as if there were one cell type.
 
     Domain penalties compare experiments within a cell type; count=1 gives the batches of ARM-BN
     (Zhang et al. 2021, arXiv:2007.02931). The rows of one experiment are consecutive.
@@ -95,6 +96,8 @@ def experiments(count: int = 2) -> Sampler:
                 f"batch_size {batch_size}: expected a multiple of the {count} experiments per batch"
             )
         sites = sites[split.train]
+        if across:
+            sites["cell_type"] = "all"
         part = batch_size // count
         names, members = _groups(sites["experiment"])
         visits = _experiment_visits(sites, members, batch_size, count, seed)

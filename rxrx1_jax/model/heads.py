@@ -14,6 +14,7 @@ A head hands further outputs to the loss with `network.sow("intermediates", name
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,7 @@ from rxrx1_jax.data.info import Info
 Batch = Mapping[str, jax.Array]
 Head = Callable[[nn.Module, jax.Array, Batch, Info], jax.Array]
 
+NECKS, NECK_EPSILON = ("", "layer", "batch"), 1e-5
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -37,20 +39,41 @@ def linear() -> Head:
     return head
 
 
-def cosine(scale: float = 30.0) -> Head:
+def cosine(scale: float = 30.0, neck: str = "") -> Head:
     """scale * cos(angle between the features and the vector of the class), fc/kernel [d, K].
 
     The head of NormFace (Wang et al. 2017, arXiv:1704.06369) and of `losses.arcface`, which reads
-    the cosines [N, K], sown as "cosine". The cosine of features that are all zero is 0. Raises
-    ValueError unless scale > 0.
+    the cosines [N, K], sown as "cosine". The cosine of features that are all zero is 0. Features
+    that are none below 0, as means of ReLUs, have cosines in a narrow cone, where no margin can be
+    met: they need a neck, "layer" or "batch" for a LayerNorm or BatchNorm of them (neck/scale,
+    neck/bias). Raises ValueError unless scale > 0, and for another neck.
     """
     if scale <= 0:
         raise ValueError(f"cosine: scale is {scale}; expected more than 0")
+    _check_neck("cosine", neck)
 
     def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
-        cosines = CosineClassifier(len(info.vocabulary.classes), name="fc")(wide(features))
+        x = _through(neck, network, features, info)
+        cosines = CosineClassifier(len(info.vocabulary.classes), name="fc")(x)
         network.sow("intermediates", "cosine", cosines)
         return scale * cosines
+
+    return head
+
+
+def linear_and_cosine(neck: str = "layer") -> Head:
+    """The linear classifier, and cosines (arc/kernel) for an ArcFace beside its cross-entropy.
+
+    Both read the neck of `cosine`, as in the winning solution of the Kaggle competition
+    (github.com/maciej-sypetkowski/kaggle-rcic-1st). For `losses.arcface(beside=0.2)`.
+    """
+    _check_neck("linear_and_cosine", neck)
+
+    def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
+        x = _through(neck, network, features, info)
+        cosines = CosineClassifier(len(info.vocabulary.classes), name="arc")(x)
+        network.sow("intermediates", "cosine", cosines)
+        return _classify(x, info)
 
     return head
 
@@ -148,6 +171,23 @@ def reverse_gradient(x: jax.Array, strength: jax.Array | float) -> jax.Array:
 def wide(features: jax.Array) -> jax.Array:
     """Heads run in float32 (float64 in tests) whatever the dtype of the network."""
     return features.astype(np.promote_types(features.dtype, np.float32))
+
+
+def _check_neck(head: str, neck: str) -> None:
+    if neck not in NECKS:
+        raise ValueError(f"{head}: neck is {neck!r}; expected one of {', '.join(map(repr, NECKS))}")
+
+
+def _through(neck: str, network: nn.Module, features: jax.Array, info: Info) -> jax.Array:
+    x = wide(features)
+    own: dict[str, Any] = {"epsilon": NECK_EPSILON, "dtype": x.dtype, "name": "neck"}
+    with jax.numpy_dtype_promotion("standard"):  # Flax multiplies float64 by its parameters
+        if neck == "layer":
+            return nn.LayerNorm(**own)(x)
+        if neck == "batch":
+            axis = getattr(network, "bn_axis_name", None)
+            return nn.BatchNorm(not info.train, momentum=0.9, axis_name=axis, **own)(x)
+    return x
 
 
 def _classify(x: jax.Array, info: Info) -> jax.Array:

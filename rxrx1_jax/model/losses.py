@@ -75,15 +75,18 @@ def cross_entropy() -> Loss:
     return Loss(lambda outputs, batch, state, info: (outputs["cross_entropy"], state))
 
 
-def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
+def arcface(margin: float = 0.5, scale: float = 30.0, beside: float = 0.0) -> Loss:
     """Cross-entropy of scale * cosine with `margin` (radians) added to the angle of the label.
 
     Additive angular margin (Deng et al. 2019, arXiv:1801.07698, eq. 3). Where angle + margin would
     pass pi, cos(angle) - margin * sin(margin) takes its place, as in the authors' code: it keeps
     falling. Of a mixed target the losses of both labels are averaged by share; label smoothing has
     no effect. Needs the head `cosine`, with the same scale if its probabilities are to be used.
-    Raises ValueError unless 0 <= margin < pi and scale > 0, or when the head is another.
+    With beside > 0 the loss is the cross-entropy of the logits plus beside * this; then the head
+    may be `linear_and_cosine`, too. Raises ValueError unless 0 <= margin < pi, scale > 0 and
+    beside >= 0, or when the head is another.
     """
+    _check("arcface: beside", beside)
     if not 0 <= margin < math.pi or scale <= 0:
         raise ValueError(
             f"arcface: margin is {margin} and scale {scale}; expected 0 to pi and more than 0"
@@ -91,7 +94,7 @@ def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
 
     def function(outputs: Arrays, batch: Arrays, state: Any, info: Info) -> Rows:
         if "cosine" not in outputs:
-            raise ValueError("loss arcface needs cosines: set model.head to 'cosine'")
+            raise ValueError("loss arcface needs cosines: set model.head to 'cosine', with a neck")
         cosines = outputs["cosine"]
         # The floor keeps the gradient of the root finite at angle 0 and pi.
         sine = jnp.sqrt(jnp.maximum(1 - cosines**2, 1e-6))
@@ -105,18 +108,20 @@ def arcface(margin: float = 0.5, scale: float = 30.0) -> Loss:
             is_label = labels[:, None] == jnp.arange(cosines.shape[1], dtype=labels.dtype)[None, :]
             return cross_entropy_rows(scale * jnp.where(is_label, moved, cosines), labels, 0.0)
 
-        return of_target(rows, batch), state
+        found = of_target(rows, batch)
+        return outputs["cross_entropy"] + beside * found if beside else found, state
 
     return Loss(function)
 
 
-def coral(weight: float = 1.0) -> Loss:
+def coral(weight: float = 1.0, across: bool = False) -> Loss:
     """Adds weight * mean over pairs of domains of |m_a - m_b|^2 / d + |C_a - C_b|^2 / d^2.
 
     Deep CORAL (Sun and Saenko 2016, arXiv:1607.01719) as in WILDS (Koh et al. 2021,
     arXiv:2012.07421), m and C (ddof 1, Frobenius norm) being mean and covariance of the embedding
-    in a domain. Pairs are of one cell type. Domains with a single row have no covariance and take
-    no part. Raises ValueError if weight < 0.
+    in a domain. Pairs are of one cell type; with across=True of any, as in WILDS, which gives
+    RxRx1 weight 0.1 and 9 experiments a batch. Domains with a single row have no covariance and
+    take no part. Raises ValueError if weight < 0.
     """
     _check("coral: weight", weight)
 
@@ -138,7 +143,8 @@ def coral(weight: float = 1.0) -> Loss:
         distances = mean_distances / features + distances / features**2
         # Domain a is numbered by its first row, whose cell type it has.
         cell_type, several = batch["cell_type"], count > 1
-        pairs = (cell_type[:, None] == cell_type[None, :]) & several[:, None] & several[None, :]
+        pairs = across | (cell_type[:, None] == cell_type[None, :])
+        pairs &= several[:, None] & several[None, :]
         return _add(weight, mean_where(jnp.triu(pairs, 1), distances), outputs), state
 
     return Loss(function)

@@ -171,6 +171,22 @@ def test_batches_of_experiments(sites, count, part, seed):
                 assert abs(of_experiment[name] - share) < 1 + 1e-9
 
 
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_across_cell_types_they_count_as_one(count):
+    sites = screen(SCREEN)
+    one = sites.copy()
+    one["cell_type"] = "one"
+    orders = [order_of(experiments(count, across=True), sites, 28, 3),
+              order_of(experiments(count), one, 28, 3)]  # fmt: skip
+    types = set()
+    for step in range(20):
+        rows, expected = (order(step)[0] for order in orders)
+        assert len(set(sites["experiment"][rows].tolist())) == count
+        types.add(len(set(sites["cell_type"][rows].tolist())))
+        assert len(rows) == len(expected) == 28
+    assert max(types) > 1 or count == 1
+
+
 def test_experiments_in_the_long_run():
     """Whole numbers of steps and parts are drawn so that nobody loses in the end."""
     sites, epochs, batch_size = screen(SCREEN), 1500, 12

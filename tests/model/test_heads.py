@@ -102,6 +102,37 @@ def test_cosine_is_numpys():
     np.testing.assert_allclose(sown["cosine"], expected, rtol=1e-5, atol=1e-6)
 
 
+def neck_by_hand(neck, x, scale, bias, running=None):
+    """LayerNorm is over the features, BatchNorm over the rows or with running statistics."""
+    axis = 1 if neck == "layer" else 0
+    mean, var = running or (x.mean(axis, keepdims=True), x.var(axis, keepdims=True))
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.mark.parametrize("neck", ["layer", "batch"])
+@pytest.mark.parametrize("head", [heads.cosine, heads.linear_and_cosine])
+def test_the_neck_is_before_all_classifiers(head, neck):
+    module = Parent(head(neck=neck))
+    variables = module.init(jax.random.key(0), inputs(), BATCH)
+    params = drawn(variables["params"])
+    for train in (True, False):
+        logits, kept = module.apply(
+            {**variables, "params": params}, inputs(), BATCH, INFO._replace(train=train),
+            mutable=["intermediates", "batch_stats"],
+        )  # fmt: skip
+        x, sown = kept["intermediates"]["embedding"][0], kept["intermediates"]["cosine"][0]
+        running = (0.0, 1.0) if neck == "batch" and not train else None
+        y = neck_by_hand(neck, np.asarray(x), **params["neck"], running=running)
+        arc = params["fc" if head is heads.cosine else "arc"]["kernel"]
+        cosines = y @ arc / np.linalg.norm(y, axis=1)[:, None] / np.linalg.norm(arc, axis=0)
+        np.testing.assert_allclose(sown, cosines, rtol=1e-4, atol=1e-5)
+        expected = 30 * cosines
+        if head is heads.linear_and_cosine:
+            expected = y @ params["fc"]["kernel"] + params["fc"]["bias"]
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert ("batch_stats" in variables) == (neck == "batch")
+
+
 def test_cosine_of_zero_features_has_a_finite_gradient():
     def total(x):
         return jnp.sum(heads.normalise(x, 1) @ jnp.ones((3, 2)))
@@ -193,5 +224,9 @@ def test_dann_descends_for_the_adversary_and_climbs_for_the_features(ramp, progr
 def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="cosine: scale.*0"):
         heads.cosine(0)
+    with pytest.raises(ValueError, match="neck is 'group'.*'layer', 'batch'"):
+        heads.cosine(neck="group")
+    with pytest.raises(ValueError, match="neck is 'x'"):
+        heads.linear_and_cosine("x")
     with pytest.raises(ValueError, match="hidden is 0"):
         heads.domain_adversary(0)

@@ -123,6 +123,13 @@ def test_arcface_and_its_gradient_are_torchs(mixed):
     np.testing.assert_allclose(gradients["cosine"], cosines.grad.numpy(), rtol=1e-8, atol=1e-10)
 
 
+def test_arcface_beside_the_cross_entropy_is_added_to_it():
+    batch, outputs = make_batch(), make_outputs()
+    alone = losses.arcface(0.4, 16.0).function(outputs, batch, (), INFO)[0]
+    found = losses.arcface(0.4, 16.0, beside=0.2).function(outputs, batch, (), INFO)[0]
+    np.testing.assert_allclose(found, outputs["cross_entropy"] + 0.2 * alone, rtol=1e-6)
+
+
 def test_arcface_grows_with_the_angle_and_has_finite_gradients_at_its_ends():
     loss = losses.arcface()
 
@@ -163,6 +170,34 @@ def test_coral_is_the_loop_over_pairs_of_experiments_of_a_cell_type(left_out):
     expected = 0.7 * coral_by_loops(outputs["embedding"], batch)
     assert expected > 0.1
     np.testing.assert_allclose(added(losses.coral(0.7), outputs, batch), expected, rtol=1e-10)
+
+
+def wilds_coral(x, groups):
+    """WILDS's CORAL, written again: coral_penalty over all pairs of the groups of a batch."""
+
+    def penalty(x, y):
+        means = x.mean(0, keepdim=True), y.mean(0, keepdim=True)
+        a, b = (
+            (z - mean).T @ (z - mean) / (len(z) - 1) for z, mean in zip((x, y), means, strict=True)
+        )
+        return (means[0] - means[1]).pow(2).mean() + (a - b).pow(2).mean()
+
+    parts = [torch.tensor(x[groups == g]) for g in np.unique(groups)]
+    total = sum(
+        penalty(parts[i], parts[j]) for i, j in itertools.combinations(range(len(parts)), 2)
+    )
+    return (total / (len(parts) * (len(parts) - 1) / 2)).item()
+
+
+@pytest.mark.parametrize("groups", [2, 4, 9])
+def test_coral_across_cell_types_is_that_of_wilds(groups):
+    experiments = np.repeat(np.arange(groups) * 5, 3)
+    x = np.random.default_rng(0).normal(size=(len(experiments), 7))
+    batch = {"experiment": np.int32(experiments), "mask": np.ones(len(x), bool)}
+    batch |= {"cell_type": np.int32(experiments // 5 % 4), "label": np.zeros(len(x), np.int32)}
+    outputs = make_outputs(len(x)) | {"embedding": x}
+    found = added(losses.coral(0.1, across=True), outputs, batch)
+    np.testing.assert_allclose(found, 0.1 * wilds_coral(x, experiments), rtol=1e-8)
 
 
 def test_coral_needs_no_float64_far_from_the_origin():
@@ -373,6 +408,7 @@ def test_masked_rows_change_nothing_for_the_others(name):
         (lambda: losses.dann(-1.0), "dann: weight.*-1.0"),
         (lambda: losses.group_dro(-0.1), "group_dro: step_size.*-0.1"),
         (lambda: losses.arcface(margin=3.2), "arcface: margin.*3.2"),
+        (lambda: losses.arcface(beside=-1.0), "arcface: beside.*-1"),
         (lambda: losses.cross_experiment_contrastive(temperature=0.0), "temperature 0.0"),
     ],
 )
