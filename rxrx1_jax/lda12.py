@@ -10,22 +10,29 @@ does as well:
 import argparse
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from rxrx1_jax.config import ConfigError, user_path
-from rxrx1_jax.data import records, splits
-from rxrx1_jax.data.images import DatasetError, Sites
-from rxrx1_jax.data.pixel_stats import PIXELS, read_pixel_stats
-from rxrx1_jax.methods.lda import lda12
-from rxrx1_jax.methods.statistics import Unit, worst_experiment
-from rxrx1_jax.report.tables import Cell, Table, Value, percent
-from rxrx1_jax.training.predictions import accuracies
+from rxrx1_jax.config import user_path
+from rxrx1_jax.fields import FIELDS
+from rxrx1_jax.report import command
+
+if TYPE_CHECKING:  # --help needs none of them
+    from rxrx1_jax.data.images import Sites
+    from rxrx1_jax.data.splits import Split
+    from rxrx1_jax.report.tables import Cell, Table
 
 
-def table_of(sites: Sites, pixels: int, splits_of: Mapping[str, list[splits.Split]]) -> Table:
+def table_of(sites: "Sites", pixels: int, splits_of: "Mapping[str, list[Split]]") -> "Table":
     """A row per protocol: means over its splits.
 
     pixels: of one plane. splits_of: {protocol: its folds}.
     """
+    from rxrx1_jax.data.splits import classes_of
+    from rxrx1_jax.methods.lda import lda12
+    from rxrx1_jax.methods.statistics import Unit, worst_experiment
+    from rxrx1_jax.report.tables import Table, Value, percent
+    from rxrx1_jax.training.predictions import accuracies
+
     rows: list[list[Cell]] = []
     for protocol, folds in splits_of.items():
         found = [accuracies(lda12(sites, pixels, split, protocol)) for split in folds]
@@ -35,33 +42,37 @@ def table_of(sites: Sites, pixels: int, splits_of: Mapping[str, list[splits.Spli
         ]  # fmt: skip
         units = [Unit("", fold, 0) for fold in range(len(folds))]
         scores = [dict(zip(units, column, strict=True)) for column in zip(*figures, strict=True)]
-        classes = len(splits.classes_of(sites, protocol))
-        rows.append([protocol, *map(percent, scores), Value(100 / classes)])
+        chance = 100 / len(classes_of(sites, protocol))
+        rows.append([protocol, *map(percent, scores), Value(chance)])
     head = ["split", "by site", "by well", "top-5", "worst experiment", "chance"]
     return Table("LDA-12: accuracy of the test sites, %", head, rows, ["± is the sd over folds."])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.lda12", description=__doc__,
+        prog="python -m rxrx1_jax.lda12", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data_dir", type=user_path, default="data",
-                        help="the --data_dir of `tfds build`")  # fmt: skip
+    parser.add_argument("--data_dir", type=user_path, default="data", metavar="DIR",
+                        help="as the setting data.dir")  # fmt: skip
     parser.add_argument("--name", default="rxrx1/native", help="as the setting data.name")
     parser.add_argument("--pixel_stats", type=user_path, metavar="FILE",
                         help="Kaggle's pixel_stats.csv, in place of a dataset")  # fmt: skip
     parser.add_argument("--metadata", type=user_path, metavar="FILE",
                         help="the release's metadata.csv, with --pixel_stats")  # fmt: skip
-    parser.add_argument("--protocols", nargs="+", choices=splits.PROTOCOLS,
+    parser.add_argument("--protocols", nargs="+", choices=FIELDS["data.protocol"].valid,
                         default=["batch", "random_site", "random_well"])  # fmt: skip
     parser.add_argument("--cell_type", default="all", help="all, or one")
     options = parser.parse_args()
     if bool(options.pixel_stats) != bool(options.metadata):
         parser.error("--pixel_stats and --metadata go together")
-    try:
+
+    def work() -> None:
+        from rxrx1_jax.data import pixel_stats, records, splits
+
         if options.pixel_stats:
-            sites, pixels = read_pixel_stats(options.pixel_stats, options.metadata), PIXELS
+            pixels = pixel_stats.PIXELS
+            sites = pixel_stats.read_pixel_stats(options.pixel_stats, options.metadata, pixels)
         else:
             images = records.open_images(options.data_dir, options.name)
             sites, pixels = images.sites, images.image_shape[1] * images.image_shape[2]
@@ -73,9 +84,9 @@ def main() -> None:
             for protocol in options.protocols
         }
         print(table_of(sites, pixels, chosen).markdown())
-    except (ConfigError, DatasetError, splits.SplitError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -127,7 +127,7 @@ def test_kaggle_s_table_gives_the_sites_of_the_images(files):
 
 def test_the_command_prints_a_row_per_split(files, monkeypatch):
     _, stats, metadata = files
-    monkeypatch.setattr("rxrx1_jax.lda12.PIXELS", SIZE)
+    monkeypatch.setattr("rxrx1_jax.data.pixel_stats.PIXELS", SIZE)
     arguments = [f"--pixel_stats={stats}", f"--metadata={metadata}", "--protocols", "official"]
     done = run_command("lda12", *arguments)
     (row,) = [line for line in done.out.splitlines() if line.startswith("| official")]

@@ -11,7 +11,7 @@ from finished_runs import all_right, make_run
 
 from rxrx1_jax.report import command
 
-COMMANDS = ("report", "table1", "leaderboard", "correct", "diagnose")
+COMMANDS = ("report", "table1", "leaderboard", "correct", "diagnose", "lda12")
 ASK = """
 import runpy, sys, time
 started = time.process_time()
