@@ -10,6 +10,7 @@ Nothing heavy is imported before a name is used. docs/python.md shows all of the
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from rxrx1_jax.api import score as score
     from rxrx1_jax.api import train as train
     from rxrx1_jax.data.images import InMemory as InMemory
+
+if sys.platform == "win32":  # locks, signals and reads at a position are those of POSIX
+    _line = "error: rxrx1_jax runs on Linux and macOS; on Windows use it within WSL 2"
+    raise SystemExit(_line) if sys.argv[:1] == ["-m"] else ImportError(_line)
 
 _MODULES = {
     "InMemory": "rxrx1_jax.data.images",

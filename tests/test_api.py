@@ -1,6 +1,7 @@
 """The Python API, on arrays in memory: what a notebook does."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,35 @@ def test_import_is_light_and_names_are_there():
     assert all(getattr(rx, name) is not None for name in rx.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         rx.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("module", "kind"), [("rxrx1_jax.main", ""), ("", "ImportError: ")])
+def test_windows_is_refused_in_one_line(tmp_path, module, kind):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.platform = 'win32'")
+    command = ["-m", module] if module else ["-c", "import rxrx1_jax"]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"{kind}error: ") and "WSL" in last and done.returncode == 1
+    assert kind or len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: rx.open_dataset("rxrx1/tiny", path), rx.load_run, rx.score,
+        lambda path: rx.train("smoke", path),
+    ],
+)  # fmt: skip
+def test_every_path_is_expanded_and_urls_are_refused(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a[1]").write_text("")  # a file: each of them stops there, and names it
+    for given, said in (("~/a[1]", str(tmp_path / "a[1]")), ("gs://b/d", "mount"), ("", "path")):
+        with pytest.raises((ValueError, OSError)) as error:
+            call(given)
+        assert said in str(error.value)
 
 
 def test_batches_are_normalised_sites_of_the_training_set(images):
