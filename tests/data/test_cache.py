@@ -17,7 +17,8 @@ from rxrx1_jax.data import cache, splits
 from rxrx1_jax.data.images import InMemory, Vocabulary
 from rxrx1_jax.data.reading import Host, calls
 from rxrx1_jax.data.stream import Augmentation, Stream
-from rxrx1_jax.training import setup
+from rxrx1_jax.training import setup, train
+from rxrx1_jax.training.run import Run
 
 MODES = ("none", "host", "device")
 CASES = [
@@ -170,6 +171,17 @@ def test_several_devices_have_a_copy_each(images, parallelism):
             metrics.append(np.asarray(row))
         found.append(metrics)
     np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_a_run_and_its_embeddings_are_the_same_wherever_images_are(images, tmp_path):
+    results, x = [], []
+    for where in ("none", "device"):
+        config = tiny_config(data__cache=where, optim__epochs=1, train__eval_every=1)
+        found = train.train_and_evaluate(config, tmp_path / where, images)
+        results.append([found["loss"], found["accuracy"]["site"]["all"]])
+        x.append(Run.open(tmp_path / where, {"data.cache": where}, images).embeddings().x)
+    np.testing.assert_allclose(*results, rtol=1e-5)
+    np.testing.assert_allclose(*x, rtol=1e-4, atol=1e-5)
 
 
 GB = 10**9
