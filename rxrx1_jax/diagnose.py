@@ -29,16 +29,16 @@ def run_table(path: Path, data_dir: Path | None, place: Path) -> Table:
     embeddings = run.embeddings(folder=place)
     rows: list[list[Cell]] = []
     for name, figures in diagnosis.diagnose(embeddings, run.planted_sirnas()):
-        rows.append([name, *(_cell(figures.get(column)) for column in COLUMNS)])
+        rows.append([name, *(_cell(figures.get(column), digits(column)) for column in COLUMNS)])
     caption = f"{path}, positive-control wells; chance in brackets"
     return Table(caption, ["embeddings", *COLUMNS], rows)
 
 
-def _cell(found: tuple[float, float] | None) -> str:
+def _cell(found: tuple[float, float] | None, places: int) -> str:
     if found is None:
         return NOTHING
     mean, chance = found
-    return f"{mean:.{digits(chance)}f} ({chance:.{digits(chance)}f})"
+    return f"{mean:.{places}f} ({chance:.{places}f})"
 
 
 def main() -> int:

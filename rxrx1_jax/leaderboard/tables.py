@@ -174,8 +174,7 @@ def diagnosis_table(methods: Methods, outcomes: Sequence[Outcome]) -> Table | No
     chance: dict[str, float] = {}
 
     def cells(figures: Mapping[str, float]) -> list[Cell]:
-        places = {column: diagnosis.digits(chance.get(column, 0)) for column in diagnosis.COLUMNS}
-        return [Value(figures.get(c, math.nan), places[c]) for c in diagnosis.COLUMNS]
+        return [Value(figures.get(c, math.nan), diagnosis.digits(c)) for c in diagnosis.COLUMNS]
 
     for name in methods.trained:
         chosen = select(outcomes, name)

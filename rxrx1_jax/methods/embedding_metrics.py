@@ -20,6 +20,8 @@ from rxrx1_jax.data.embeddings import check_finite
 
 FOLDS = 5  # of the siRNAs, in the probe
 BLOCK = 2**24  # similarities held at once: 64 MiB
+NULL = 10_000  # random rankings
+TIED = 1e-6  # below it a difference is rounding
 
 
 class Predictability(NamedTuple):
@@ -31,6 +33,8 @@ class Retrieval(NamedTuple):
     mean: float  # over labels, of the mean over their rows
     chance: float  # the same for rankings at random
     average_precision: np.ndarray  # [n], NaN where a row has no positive
+    labels: np.ndarray  # [K] with a positive, sorted
+    p_value: np.ndarray  # [K] of each label's mean
 
 
 class Consistency(NamedTuple):
@@ -38,6 +42,7 @@ class Consistency(NamedTuple):
     similarity: np.ndarray  # [K] mean cosine between the profiles of a label
     null: np.ndarray  # [K] its mean over the permutations
     p_value: np.ndarray  # [K]
+    least: np.ndarray  # [K] the lowest p_value that the design allows where all are consistent
 
 
 def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -106,6 +111,10 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
     (H_L + (M - 1) / (L - 1) (L - H_L)) / L, H_L the L-th harmonic number. Rows are of one cell type
     unless retrieval across cell types is meant.
 
+    p_value is that of copairs: the share of NULL random rankings whose mean over the label's rows
+    is as high. One ranking serves all rows with as many positives and negatives, for the rows of a
+    label are not independent.
+
     Raises ValueError for fewer than two labels, a zero row, or no label in two experiments.
     """
     _check(embeddings, labels, experiment)
@@ -119,6 +128,7 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
     own = [slice(end - size, end) for end, size in zip(ends, np.bincount(code), strict=True)]
     harmonic = np.cumsum(1 / np.arange(1, n + 1))
     precision, expected = np.full(n, np.nan), np.full(n, np.nan)
+    design = np.zeros((n, 2), int)  # positives of each row, and rows that it ranks
     step = max(1, BLOCK // n)
     for first in range(0, n, step):
         similarity = unit[first : first + step] @ unit.T
@@ -136,11 +146,32 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
                 precision[order[i]] = (rank / (rank + before)).mean()
                 same = own[code_of[i]]
                 length = m + n - (same.stop - same.start)
+                design[order[i]] = m, length
                 h = harmonic[length - 1]
                 expected[order[i]] = (h + (m - 1) / (length - 1) * (length - h)) / length
     if np.isnan(precision).all():
         raise ValueError("retrieval needs positives: no label is in two experiments")
-    return Retrieval(_mean_over(code, precision), _mean_over(code, expected), precision)
+    kinds, kind = np.unique(design, axis=0, return_inverse=True)
+    null = np.stack([_random_precision(m, length) for m, length in kinds.tolist()])
+    known, p_value = np.unique(code[design[:, 0] > 0]), []
+    for label in known:
+        rows = np.flatnonzero((code == label) & (design[:, 0] > 0))
+        above = null[kind[rows]].mean(0) >= precision[rows].mean() - TIED
+        p_value.append((1 + above.sum()) / (1 + NULL))
+    mean, chance = _mean_over(code, precision), _mean_over(code, expected)
+    return Retrieval(mean, chance, precision, names[known], np.array(p_value))
+
+
+def _random_precision(positives: int, length: int) -> np.ndarray:
+    """[NULL] average precision of random rankings; NaN without positives."""
+    if not positives:
+        return np.full(NULL, np.nan)
+    rng, found, step = np.random.default_rng([positives, length]), [], max(1, BLOCK // length)
+    for first in range(0, NULL, step):
+        keys = rng.random((min(step, NULL - first), length))
+        rank = np.sort(np.argpartition(keys, positives - 1, axis=1)[:, :positives], axis=1) + 1
+        found.append((np.arange(1, positives + 1) / rank).mean(1))
+    return np.concatenate(found)
 
 
 def replicate_consistency(
@@ -192,9 +223,14 @@ def replicate_consistency(
         both = np.flatnonzero((place[b] >= 0) & (place[c] >= 0))
         sums[:, both] += cosine[given[b][:, place[b, both]], given[c][:, place[c, both]]]
     similarity = sums[:, several] / (size * (size - 1) / 2)
-    above = (similarity[1:] >= similarity[0]).sum(axis=0)
+    above = (similarity[1:] >= similarity[0] - TIED).sum(axis=0)
+    # All consistent: what a permutation gives is as similar if it is the profiles of one label.
+    there, members = place >= 0, np.array([[len(own)] for own in rows])
+    common = np.array([there[there[:, k]].all(0).sum() for k in np.flatnonzero(several)])
+    least = common / np.where(there, members, 1.0).prod(0)[several]
+    p_value, least = (1 + above) / (1 + draws), np.maximum(least, 1 / (1 + draws))
     return Consistency(
-        names[several], similarity[0], similarity[1:].mean(axis=0), (1 + above) / (1 + draws)
+        names[several], similarity[0], similarity[1:].mean(axis=0), p_value, least
     )
 
 

@@ -15,7 +15,7 @@ from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.combat_harmony import combat
 from rxrx1_jax.training.run import Run
 
-FOUND, AGAIN, CONSISTENT, PLANTED = diagnosis.COLUMNS
+PROBE, PURITY, ILISI, AGAIN, FOUND, CONSISTENT, PLANTED = diagnosis.COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,16 @@ def test_batch_effect_and_biology(screen):
     pytest.importorskip("sklearn")
     sites, biology, shifts, sirnas = screen
     dirty, clean = (diagnosis.measure(x, sites, sirnas) for x in (biology + shifts, biology))
-    assert dirty[FOUND][0] > 95 and clean[FOUND][0] < 50
-    assert dirty[FOUND][1] == clean[FOUND][1] == 25
+    assert dirty[PROBE][0] > 95 and clean[PROBE][0] < 50
+    assert dirty[PROBE][1] == clean[PROBE][1] == 25
+    assert dirty[PURITY][0] > 60 > 30 > clean[PURITY][0] and clean[PURITY][1] < 25
+    assert dirty[ILISI][0] < 2 < 2.5 < clean[ILISI][0] and 2.5 < clean[ILISI][1] < 4
     assert clean[AGAIN][0] > 0.9 and dirty[AGAIN][0] < 0.3
-    assert clean[CONSISTENT][0] == 100
+    assert clean[CONSISTENT] == clean[FOUND] == (100, 0)
     assert clean[PLANTED][0] > 0.9
     shuffled = biology[np.random.default_rng(1).permutation(len(biology))]
     noise = diagnosis.measure(shuffled, sites, sirnas)
-    assert noise[CONSISTENT][0] <= 30 and abs(np.subtract(*noise[AGAIN])) < 0.1
+    assert noise[CONSISTENT][0] == noise[FOUND][0] == 0 and abs(np.subtract(*noise[AGAIN])) < 0.1
     assert PLANTED not in diagnosis.measure(biology, sites, None)
 
 
@@ -54,11 +56,28 @@ def test_one_experiment_says_nothing(screen):
     assert diagnosis.measure(biology[one], sites[one], None) == {}
 
 
+def test_consistency_says_nothing_where_the_design_cannot_show_it(screen):
+    """Perfect replicates of ten siRNAs in two experiments: one permutation in ten is as good."""
+    sites, biology, _, sirnas = screen
+    two = np.isin(sites["experiment"], ["HUVEC-01", "HUVEC-02"])
+    perfect = np.array([sirnas[str(k)]["HUVEC"] for k in sites["sirna_id"]])
+    found = diagnosis.measure(perfect[two], sites[two], None)
+    assert CONSISTENT not in found and found[FOUND][0] == 100
+
+
+def test_discoveries_are_those_of_benjamini_and_hochberg():
+    p = np.array([0.001, 0.011, 0.02, 0.031, 0.5, 0.9, 0.9, 0.9])
+    ranked = [value <= 0.05 * rank / len(p) for rank, value in enumerate(p, 1)]
+    assert diagnosis.discovered(p) == (max(np.flatnonzero(ranked)) + 1) / len(p) == 0.25
+
+
 def test_without_scikit_learn_one_column_is_left_out(screen, monkeypatch, capsys):
     sites, biology, _, _ = screen
     monkeypatch.setitem(sys.modules, "sklearn", None)
     diagnosis._say_once.cache_clear()
-    assert set(diagnosis.measure(biology, sites, None)) == {AGAIN, CONSISTENT}
+    assert set(diagnosis.measure(biology, sites, None)) == {
+        PURITY, ILISI, AGAIN, FOUND, CONSISTENT,
+    }
     diagnosis.measure(biology, sites, None)
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and "rxrx1_jax[analysis]" in said
@@ -110,8 +129,9 @@ def test_the_command_prints_what_was_measured(screen, monkeypatch, tmp_path):
     assert lines[0] == ["embeddings", *diagnosis.COLUMNS]
     figures = diagnosis.measure(table.x, table.sites, None)
     mean, chance = figures[AGAIN]
-    assert lines[2][0] == "none" and lines[2][2] == f"{mean:.3f} ({chance:.3f})"
-    assert lines[2][4] == "–"
+    cells = dict(zip(lines[0], lines[2], strict=True))
+    assert cells["embeddings"] == "none" and cells[AGAIN] == f"{mean:.3f} ({chance:.3f})"
+    assert cells[PLANTED] == "–" and cells[FOUND].endswith(" (0.0)")
     assert [line[0] for line in lines[3:]] == [n for n in diagnosis.TRANSFORMS if n in METHODS]
 
 

@@ -149,6 +149,34 @@ def test_average_precision_is_that_of_copairs():
     np.testing.assert_allclose(found.average_precision, theirs["average_precision"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("effect", [0.0, 0.3])
+def test_p_values_of_retrieval_are_those_of_copairs(effect):
+    """To within what 10,000 random rankings say; a siRNA of fewer wells has another null."""
+    copairs_map = pytest.importorskip("copairs.map")
+    pandas = pytest.importorskip("pandas")
+    z, sirna, experiment = screen(sirnas=11, batch=0.2, effect=effect)
+    keep = (sirna > 2) | (experiment != "HUVEC-02") | (np.arange(len(z)) % 3 == 0)
+    z, sirna, experiment = z[keep], sirna[keep], experiment[keep]
+    meta = pandas.DataFrame({"sirna": sirna, "experiment": experiment})
+    average = copairs_map.average_precision(
+        meta, z, pos_sameby=["sirna"], pos_diffby=["experiment"], neg_sameby=[],
+        neg_diffby=["sirna"], progress_bar=False,
+    )  # fmt: skip
+    theirs = copairs_map.mean_average_precision(
+        average, ["sirna"], null_size=10_000, threshold=0.05, seed=0, progress_bar=False
+    ).sort_values("sirna")
+    found = bm.retrieval_map(z, sirna, experiment)
+    assert found.labels.tolist() == theirs["sirna"].tolist()
+    np.testing.assert_allclose(found.p_value, theirs["p_value"], atol=0.03, rtol=0.1)
+    again = bm.retrieval_map(z[::-1], sirna[::-1], experiment[::-1])
+    np.testing.assert_array_equal(again.p_value, found.p_value)
+
+
+def test_collapsed_embeddings_have_no_significant_label():
+    z, sirna, experiment = screen(sirnas=30)
+    assert bm.retrieval_map(np.ones_like(z), sirna, experiment).p_value.min() > 0.9
+
+
 def test_chance_of_retrieval_is_the_mean_over_random_rankings():
     labels = np.array([0] * 2 + [1] * 3 + [2] * 3)
     experiment = np.array([0, 1, 0, 1, 2, 0, 1, 1])
@@ -210,6 +238,26 @@ def test_p_values_are_uniform_without_effects_whatever_the_batches():
     assert found.similarity.min() > 0.3
     assert stats.kstest(found.p_value, "uniform").pvalue > 0.01
     assert found.p_value.min() >= 1 / 201
+
+
+@pytest.mark.parametrize(
+    ("experiments", "sirnas", "least"), [(2, 10, 0.1), (2, 30, 1 / 30), (3, 4, 1 / 16)]
+)
+def test_perfect_replicates_have_the_least_p_value_of_the_design(experiments, sirnas, least):
+    """Among S siRNAs a permutation gives one of them in both of two experiments once in S."""
+    z, labels, experiment = profiles(
+        sirnas=sirnas, experiments=experiments, batch=0.0, noise=0.0, effect=1.0
+    )
+    found = bm.replicate_consistency(z, labels, experiment, draws=4000)
+    np.testing.assert_allclose(found.least, least)
+    np.testing.assert_allclose(found.p_value, least, rtol=0.25)
+
+
+def test_labels_of_fewer_experiments_reach_less():
+    z, labels, experiment = profiles(sirnas=10, experiments=3)
+    keep = (labels > 1) | (experiment != "HUVEC-03")
+    found = bm.replicate_consistency(z[keep], labels[keep], experiment[keep], draws=50)
+    np.testing.assert_allclose(found.least, [0.1] * 2 + [1 / 51] * 8)
 
 
 def test_planted_effects_are_consistent_and_order_and_seed_do_not_matter():
