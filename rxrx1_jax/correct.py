@@ -21,7 +21,7 @@ from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS, find, reference
 from rxrx1_jax.methods.evidence import BUDGETS
 from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
-from rxrx1_jax.report import command
+from rxrx1_jax.report import command, files
 from rxrx1_jax.report.runs import differing, label_of, unit_of
 from rxrx1_jax.report.tables import ADJUSTED, Cell, Table, Value, gain, percent
 from rxrx1_jax.training import predictions
@@ -72,11 +72,19 @@ def _scores(tables: Mapping[Unit, pa.Table]) -> list[Score]:
 
 def _shared(run: Path) -> float:
     """Test sites per training site."""
-    with open(run / "split.csv", newline="", encoding="utf-8") as file:
-        roles = Counter(row.get("role") for row in csv.DictReader(file))
-    if not (roles["test"] and roles["train"]):
-        raise ValueError(f"{run}/split.csv: expected a column role with train and test; restore it")
-    return roles["test"] / roles["train"]
+    if (run / "results.json").exists():
+        config = files.read_config(run / "config.json")
+        data = files.read_results(run / "results.json", config)["data"]
+        return data["test_sites"] / data["train_sites"]
+    try:
+        with open(run / "split.csv", newline="", encoding="utf-8") as file:
+            roles = Counter(row["role"] for row in csv.DictReader(file))
+        return roles["test"] / roles["train"]
+    except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise files.ReportError(
+            f"{run}/split.csv: expected a column role with train and test ({error}); "
+            f"{files.RESTORE}"
+        ) from error
 
 
 def main() -> int:

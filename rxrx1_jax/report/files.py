@@ -54,6 +54,10 @@ SETTINGS = {  # field of results.json -> the setting that it repeats
     **{name: f"data.{name}" for name in ("protocol", "fold", "cell_type", "normalisation")},
     **{"model": "model.name", "epochs": "optim.epochs", "seed": "train.seed"},
 }
+ENVIRONMENT = {  # each where it is there
+    "devices": Kind("a list", lambda value: isinstance(value, list)),
+    "packages": Kind("an object", lambda value: isinstance(value, dict)),
+}
 METRICS = {"step": _whole(0), "epoch": NUMBER}  # of each line
 
 _STRING = Kind("text", lambda column: types.is_string(column) or types.is_large_string(column))
@@ -116,9 +120,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_environment(path: Path) -> dict[str, Any]:
     """The content of an environment.json; empty where there is none."""
-    content = read_json(path, f"{RESTORE}, or remove it") if path.exists() else {}
+    do = f"{RESTORE}, or remove it"
+    content = read_json(path, do) if path.exists() else {}
     if not isinstance(content, dict):
-        raise ReportError(f"{path}: expected an object; {RESTORE}, or remove it")
+        raise ReportError(f"{path}: expected an object; {do}")
+    _check(path, content, {k: kind for k, kind in ENVIRONMENT.items() if k in content}, do)
     return content
 
 

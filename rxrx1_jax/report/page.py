@@ -180,7 +180,10 @@ def made_with(runs: Sequence[FinishedRun]) -> Table:
         "commit": [of.get("commit") for of in made],
         "devices": [", ".join(map(str, of.get("devices", []))) for of in made],
         "Python": [of.get("python") for of in made],
-        "packages": [_packages(of.get("packages")) for of in made],
+        "packages": [
+            ", ".join(f"{name} {version}" for name, version in of.get("packages", {}).items())
+            for of in made
+        ],
         "runs in": [str(run.path.resolve().parent) for run in runs],
     }
     rows: list[list[Cell]] = [
@@ -192,10 +195,6 @@ def made_with(runs: Sequence[FinishedRun]) -> Table:
     command = shlex.join(["python", "-m", f"rxrx1_jax.{module.split('.')[-1]}", *sys.argv[1:]])
     rows += [["page of", time.strftime("%Y-%m-%d")], ["command", command]]
     return Table("Made with", ["what", "value"], rows)
-
-
-def _packages(of: object) -> str:
-    return ", ".join(f"{n} {v}" for n, v in of.items() if v) if isinstance(of, dict) else ""
 
 
 def _plots(page: Page, groups: Sequence[Group], chance: float, prefix: str) -> None:

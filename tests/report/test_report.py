@@ -6,10 +6,10 @@ import re
 import shutil
 from pathlib import Path
 from unittest import mock
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from browser import check_page, check_text, needs_chromium, texts
 from commands import run_command
 from finished_runs import EXPERIMENTS, all_right, edited, make_run
 
@@ -298,10 +298,6 @@ class FakeRecords:
         return (gain * rng.integers(0, 40, (6, 32, 32))).astype(np.uint8)
 
 
-def texts(svg: Path) -> list[ElementTree.Element]:
-    return list(ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
-
-
 @pytest.fixture(scope="module")
 def written(demo, tmp_path_factory) -> Path:
     """The folder of a page."""
@@ -334,11 +330,15 @@ def test_page_is_complete_and_self_contained(demo, groups, written):
 
 
 def test_text_of_figures_can_be_read_on_a_telephone(written):
-    """A figure is shown in 358 px of the 390: its smallest text is then 9 px or more."""
     for svg in written.glob("*.svg"):
-        width = float(ElementTree.parse(svg).getroot().attrib["viewBox"].split()[2])
-        sizes = [re.search(r"([\d.]+)px", text.attrib["style"]) for text in texts(svg)]
-        assert min(float(size[1]) for size in sizes if size) * 358 / width >= 9, svg
+        check_text(svg)
+
+
+@needs_chromium
+def test_nothing_is_wider_than_the_page(written, methods, tmp_path):
+    check_page(written / "index.html", tmp_path)
+    compared, _ = page.write_page(load_runs(methods), tmp_path / "compared")
+    check_page(compared, tmp_path)
 
 
 def test_the_command_prints_tables_and_writes_a_page_without_the_dataset(tmp_path):

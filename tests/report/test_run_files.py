@@ -113,6 +113,7 @@ def twice(path):
         (PREDICTIONS, twice, ["site_id", "HUVEC-05_1_W"]),
         (PREDICTIONS, column("site_id", lambda v: [v[1], *v[1:]]), ["site_id", "HUVEC-05_1_W0_2"]),
         ("environment.json", holds("[]"), ["object"]),
+        ("environment.json", with_value("devices", 3), ["'devices'", "3", "list"]),
         (PREDICTIONS, lambda path: pq.write_table(pq.read_table(path)[:0], path), ["0 rows"]),
     ],
 )
