@@ -193,14 +193,23 @@ def test_kept_images_make_the_same_batches(where):
 def test_steps_lower_for_accelerators(parallelism, platform, monkeypatch):
     """To the compiler's language: what a device that is not here would be given."""
     monkeypatch.setattr(jax, "default_backend", lambda: {"cuda": "gpu"}.get(platform, platform))
-    config = tiny_config(train__parallelism=parallelism, model__dtype="bfloat16",
-                         optim__batch_size=16, optim__accumulation=2)  # fmt: skip
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")  # as in a run
+    config = tiny_config(
+        train__parallelism=parallelism, model__dtype="bfloat16", optim__batch_size=16,
+        optim__accumulation=2,
+    )  # fmt: skip
     ready = setup.prepare(config, tiny_images())
-    arguments = ready.init(), ready.train_store(), next(ready.train_draws(0))
-    traced = jax.jit(ready.train_step).trace(*arguments)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert "convolution" in text and "stablehlo.while" in text  # a loop over micro-batches
-    assert ("all_reduce" in text) == (parallelism == "pmap")
-    run = jax.jit(ready.evaluator(steps.eval_step))
-    store, draws = ready.evaluation_draws(ready.split.test)
-    run.trace(arguments[0], store, next(draws)).lower(lowering_platforms=(platform,))
+    state, store, draws = ready.init(), *ready.evaluation_draws(ready.split.test)
+    training = state, ready.train_store(), next(ready.train_draws(0))
+    evaluation = state, store, next(draws)
+    pmap = parallelism == "pmap"
+    texts = []
+    for step, arguments in (
+        (ready.train_step, training), (ready.evaluator(steps.eval_step), evaluation),
+    ):  # fmt: skip
+        jitted = jax.jit(step) if pmap else step
+        lowered = jitted.trace(*arguments).lower(lowering_platforms=(platform,))
+        texts.append(lowered.as_text())
+    assert all("convolution" in text for text in texts)
+    assert "stablehlo.while" in texts[0]  # a loop over micro-batches
+    assert ("all_reduce" in texts[0]) == pmap
