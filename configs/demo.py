@@ -11,7 +11,6 @@ from rxrx1_jax import config
 def get_config(arg=None):
     c = config.default()
     c.data.name = "rxrx1/synthetic"
-    c.data.threads = 2
     c.model.name = "resnet_demo"
     c.optim.batch_size = 32
     c.optim.epochs = 40

@@ -11,7 +11,6 @@ from rxrx1_jax import config
 def get_config(arg=None):
     c = config.default()
     c.data.name = "rxrx1_jax.data.smoke.screen()"
-    c.data.threads = 2
     c.model.name = "resnet_demo"
     c.model.width = 16
     c.optim.batch_size = 16

@@ -42,7 +42,7 @@ def user_path(given: str | os.PathLike) -> Path:
     """
     text = os.fspath(given)
     if re.match(r"[a-zA-Z][\w+.-]*:/", text):  # Path has made one slash of two
-        raise PathError(f"{text}: a URL; expected a path on this machine: mount the bucket or copy")
+        raise PathError(f"{text}: a URL; expected a path here: mount the bucket or copy the files")
     if not text or "\0" in text:
         raise PathError(f"{text!r}: expected a path")
     try:

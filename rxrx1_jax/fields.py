@@ -59,7 +59,8 @@ FIELDS = {
     "data.sampler": Field(
         "shuffled", "sites of a batch", ("shuffled", "experiments", "cross_experiment_pairs")),
     "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
-    "data.threads": Field(0, "that read and inflate records, per host; 0 = as many as the cores"),
+    "data.threads": Field(
+        0, "that read and inflate records, per host; 0 = as many as the cores", below=1025),
     "data.cache": Field("auto", "where images are kept: auto = the first of these that fits", (
         "auto", "device", "host", "none")),
     "model.name": Field("resnet50", "the network", (
@@ -70,7 +71,8 @@ FIELDS = {
         "domain_adversary")),
     "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
     "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
-    "optim.batch_size": Field(256, "sites per step, over all devices and hosts", least=1),
+    "optim.batch_size": Field(
+        256, "sites per step, over all devices and hosts", least=1, below=65_537),
     "optim.epochs": Field(90, "passes over the training sites", least=1, below=100_001),
     "optim.learning_rate": Field(0.1, "peak, after a linear warm-up"),
     "optim.schedule": Field("cosine", "of the learning rate after the warm-up", (
@@ -94,5 +96,5 @@ FIELDS = {
     "train.eval_every": Field(10, "epochs; 0 = at the end only"),
     "train.checkpoint_every": Field(1, "epochs", least=1),
     "train.keep": Field(2, "checkpoints kept", least=1),
-    "eval.batch_size": Field(256, "sites, over all devices and hosts", least=1),
+    "eval.batch_size": Field(256, "sites, over all devices and hosts", least=1, below=65_537),
 }  # fmt: skip

@@ -105,6 +105,8 @@ def test_a_wrong_key_or_type_is_a_line_with_what_is_valid(field, given, said):
         ("train.bn_sync", False, "pmap"), ("data.crop", -1, "0"),
         ("data.seed", -1, "0"), ("train.seed", 2**32, str(2**32)), ("data.seed", 2**63, str(2**32)),
         ("optim.epochs", 10**9, "100001"), ("train.keep", 2**31, str(2**31)),
+        ("data.threads", 10**8, "1025"), ("eval.batch_size", 2**20, "65537"),
+        ("data.cache", "tape", "device"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_refused_with_the_valid_ones(field, value, said):
