@@ -48,6 +48,7 @@ FIELDS = {
     "data.fold": Field(0, "0, 1, 2: which draw of held-out experiments"),
     "data.cell_type": Field("all", "all | HUVEC | RPE | HEPG2 | U2OS: train and test on one alone"),
     "data.seed": Field(0, "of the split", below=2**32),
+    "data.fraction": Field(1.0, "share of the wells of each set, for a trial"),
     "data.val_experiments": Field(0, "of each cell type, taken from training for choices"),
     "data.normalisation": Field("plate_control", "what gives a channel's mean and deviation", (
         "plate_control", "plate_negative_control", "plate_control_robust", "experiment_control",
@@ -89,6 +90,7 @@ FIELDS = {
     "optim.ema_decay": Field(0.0, "per step; > 0 evaluates an average of the weights", below=1),
     "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
     "train.seed": Field(0, "of initialisation, data order and augmentation", below=2**32),
+    "train.max_steps": Field(0, "steps at most, for a trial; 0 = those of optim.epochs"),
     "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),

@@ -9,6 +9,7 @@ records.
 
 import csv
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -149,7 +150,20 @@ def make_split(
 def configured(sites: np.ndarray, data: Mapping[str, Any]) -> Split:
     """The split that the settings `data` name. Raises SplitError."""
     names = ("protocol", "fold", "seed", "cell_type", "val_experiments")
-    return make_split(sites, **{name: data[name] for name in names})
+    split = make_split(sites, **{name: data[name] for name in names})
+    if data["fraction"] == 1:
+        return split
+    if not 0 < data["fraction"] < 1:
+        raise SplitError(f"data.fraction={data['fraction']}: expected above 0, and 1 at most")
+
+    def part(rows: np.ndarray) -> np.ndarray:
+        wells = sites["well_id"][rows]
+        drawn = sorted(set(wells.tolist()), key=lambda name: _rank(f"{data['seed']}:{name}"))
+        return rows[np.isin(wells, drawn[: math.ceil(data["fraction"] * len(drawn))])]
+
+    extra = {name: part(rows) for name, rows in split.extra.items()}
+    train, val, test = map(part, (split.train, split.val, split.test))
+    return split._replace(train=train, val=val, test=test, extra=extra)
 
 
 def classes_of(sites: np.ndarray, protocol: str) -> np.ndarray:

@@ -2,16 +2,13 @@
 
 A checkpoint holds the train state, the vocabulary of its codes and classes, the settings and the
 fingerprint of the data that it was trained with, what the log knows of the last steps, and
-checksums. The data position is the state's step, so
-a run resumes from that alone. Arrays are numbers and the rest is JSON: reading runs no code.
+checksums. The data position is the step of the state: a run resumes from that alone. Arrays are
+numbers and the rest is JSON: reading runs no code.
 """
 
 import contextlib
 import json
-import logging
 import shutil
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils.epath import gpath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from rxrx1_jax.config import FREE, described
 from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.training import orbax_mends
 from rxrx1_jax.training.checksums import checks
 from rxrx1_jax.training.steps import TrainState
 
@@ -72,8 +69,7 @@ def manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
 
     What a kill left half-written is removed: for the training alone, under its lock.
     """
-    _quieten()
-    gpath.PosixGPath.glob = _glob
+    orbax_mends.apply()
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     checkpoints = ocp.CheckpointManager(
         (workdir / "checkpoints").absolute(),
@@ -246,12 +242,6 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
     return abstract.replace(**rest, **found)
 
 
-def _glob(self: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
-    """That of etils takes `[`, `*` and `?` in the folder for a pattern, too. Orbax, which looks for
-    the parts of a checkpoint by it, then finds none, and leaves the arrays out without a word."""
-    return map(gpath.PosixGPath, Path(self).glob(pattern))
-
-
 def _json(path: Path, name: str) -> Any:
     try:
         return json.loads((path / name).read_text())
@@ -267,26 +257,13 @@ def _read(path: Path, read: Callable[[ocp.Checkpointer], Any]) -> Any:
     text = ocp.JsonCheckpointHandler
     handlers = {name: text() for name in ("about", "classes", "log")}
     handlers |= {"state": ocp.PyTreeCheckpointHandler(), "metrics": text(filename="metrics")}
-    _quieten()
+    orbax_mends.apply()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as reader:
             return read(reader)
     except Exception as error:  # orbax and TensorStore let through whatever their parsers raise
         reason = " ".join(str(error).split()).partition(" See full")[0][:200]
         raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
-
-
-def _quieten() -> None:
-    """Where an array cannot be read or written orbax does not wait for the others, and each would
-    tell of itself: hundreds of lines before the one that says it all."""
-
-    def hook(fault: Any) -> None:
-        if str(fault.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(fault)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
+from rxrx1_jax.training.run_dir import RunError
 
 DETERMINISTIC = "xla_gpu_deterministic_ops"
 
@@ -42,6 +45,21 @@ def numerics() -> dict[str, str]:
 def cores() -> int:
     """That this process may use; how many share a sum is seen in its last digits."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_numerics(workdir: Path, old: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises RunError where what changes the numbers is not the run's; says what else differs."""
+    new = made_with(config) | {"cores": cores()}
+    differs = [name for name in new if old.get(name, new[name]) != new[name]]
+    for name in numerics().keys() & set(differs):
+        raise RunError(
+            f"{workdir}: begun with {name}={old[name]}, now it is {new[name]}; set it as it was, or"
+            " choose another --workdir"
+        )
+    if differs:
+        changed = ", ".join(f"{name} {new[name]!r} in place of {old[name]!r}" for name in differs)
+        print(f"{workdir}: resumes with {changed}: the last digits may differ from a run that"
+              " nothing interrupted", file=sys.stderr)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

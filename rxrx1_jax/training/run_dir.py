@@ -81,7 +81,7 @@ def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None
 
     if check_run(workdir, config, dataset):
         if not is_complete(workdir):
-            _check_numerics(workdir, read_saved(workdir)[1].get("made_with", {}), config)
+            environment.check_numerics(workdir, read_saved(workdir)[1].get("made_with", {}), config)
         return
     if jax.process_index() == 0:
         written = {name: value for name, value in dataset.items() if name not in FINGERPRINTS_0_2}
@@ -211,23 +211,6 @@ def other_data(
         if old[name] != new.get(name):
             return f"holds a run with dataset.{name}={old[name]!r}, found {new.get(name)!r}"
     return ""
-
-
-def _check_numerics(workdir: Path, old: Mapping[str, Any], config: ConfigDict) -> None:
-    """Raises RunError where what changes the numbers is not the run's; says what else differs."""
-    from rxrx1_jax.training import environment
-
-    new = environment.made_with(config) | {"cores": environment.cores()}
-    differs = [name for name in new if old.get(name, new[name]) != new[name]]
-    for name in environment.numerics().keys() & set(differs):
-        raise RunError(
-            f"{workdir}: begun with {name}={old[name]}, now it is {new[name]}; set it as it was, or"
-            " choose another --workdir"
-        )
-    if differs:
-        changed = ", ".join(f"{name} {new[name]!r} in place of {old[name]!r}" for name in differs)
-        print(f"{workdir}: resumes with {changed}: the last digits may differ from a run that"
-              " nothing interrupted", file=sys.stderr)  # fmt: skip
 
 
 @contextlib.contextmanager

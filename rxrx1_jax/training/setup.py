@@ -234,7 +234,8 @@ def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple
     except Exception as error:  # it is anybody's
         what = config_lib.described(error)
         raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {what}") from error
-    return order, max(1, round(order.per_epoch * config.optim.epochs))
+    steps, most = max(1, round(order.per_epoch * config.optim.epochs)), config.train.max_steps
+    return order, min(steps, most) if most else steps
 
 
 def _try_plug_ins(setup: Setup) -> None:

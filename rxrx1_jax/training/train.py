@@ -21,8 +21,8 @@ from rxrx1_jax.training.steps import TrainState
 
 # The settings that a run may have other than its parent.
 CONTINUED = {
-    "train.parent", "optim.epochs", "optim.schedule", "optim.learning_rate", "optim.warmup_epochs",
-    *FREE,
+    "train.parent", "train.max_steps", "optim.epochs", "optim.schedule", "optim.learning_rate",
+    "optim.warmup_epochs", *FREE,
 }  # fmt: skip
 
 

@@ -128,13 +128,6 @@ def test_a_single_first_step_has_no_time(tmp_path):
     assert "images_per_second" not in lines(tmp_path)[0]
 
 
-def test_last_interval_may_be_short(tmp_path):
-    with open_log(tmp_path, steps=5, every=3) as log:
-        for step in range(1, 6):
-            train(log, step)
-    assert [(line["step"], line["train_loss"]) for line in lines(tmp_path)] == [(3, 2.0), (5, 4.5)]
-
-
 def test_resuming_drops_what_comes_again_and_broken_lines(tmp_path):
     """A step's own line stands before its checkpoint, the line of its evaluation after it."""
     kept = [{"step": 2, "test_loss": 1}, {"step": 4, "epoch": 2.0, "train_loss": 3}]
@@ -205,13 +198,6 @@ def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
     assert set(shown) == {(name, step) for name, step in written if name not in ("step", "epoch")}
 
 
-def test_evaluations_stand_beside_training(tmp_path, capsys):
-    with open_log(tmp_path) as log:
-        log.evaluation(3, {"test_loss": 1.25, "test_accuracy": 0.5})
-    assert lines(tmp_path) == [{"step": 3, "epoch": 1.0, "test_loss": 1.25, "test_accuracy": 0.5}]
-    assert "50.0 %" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("every", [2, 50])  # at the end of an interval, and inside one
 @pytest.mark.parametrize("field", ["loss", "gradient_norm"])
 def test_infinite_values_stop_the_run_before_a_checkpoint(tmp_path, every, field):
@@ -229,15 +215,17 @@ def test_infinite_values_stop_the_loop_itself(tmp_path):
                 train(log, step, step_metrics(np.inf))
 
 
-def test_a_clock_that_runs_backwards_holds_nothing_up(tmp_path, monkeypatch):
+def test_a_clock_that_runs_backwards_holds_nothing_up(tmp_path, monkeypatch, capsys):
     clock = itertools.count(10**9, -(10**6))
     monkeypatch.setattr("time.time", lambda: next(clock))
     with open_log(tmp_path) as log:
         for step in range(1, 7):
             train(log, step)
         log.flush()
-        log.evaluation(6, {"test_loss": 1.0})
+        log.evaluation(6, {"test_loss": 1.25, "test_accuracy": 0.5})
+    assert lines(tmp_path)[-1] == {"step": 6, "epoch": 2.0, "test_loss": 1.25, "test_accuracy": 0.5}
     assert ("test_loss", 6) in points(tmp_path / "tensorboard")
+    assert "test accuracy 50.0 %" in capsys.readouterr().out
 
 
 def test_a_killed_log_has_drawn_what_it_has_written(tmp_path):

@@ -3,13 +3,13 @@
 import csv
 import itertools
 import json
+import math
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from commands import run_command
-from dataset_fixture import STEPS, write_config
+from dataset_fixture import STEPS
 from screens import params, tiny_config, tiny_images
 
 from benchmarks.kill_training import TIMES
@@ -88,6 +88,25 @@ def test_each_set_is_evaluated_once_a_step(images, tmp_path, monkeypatch):
              if "val_accuracy" in line}  # fmt: skip
     best = max(found, key=lambda step: (found[step], step))
     assert checkpoint.find(tmp_path / "run", "best").name == str(best)
+
+
+def test_a_trial_is_a_part_of_the_wells_and_of_the_steps(images, tmp_path):
+    config = tiny_config(train__max_steps=4, data__fraction=0.7, optim__batch_size=4)
+    results = train.train_and_evaluate(config, tmp_path / "run", images)
+    assert results["step"] == results["total_steps"] == 4
+    learning_rates = [line["learning_rate"] for line in curves(tmp_path / "run")
+                      if "train_loss" in line]  # fmt: skip
+    assert learning_rates[0] == pytest.approx(config.optim.learning_rate)
+    assert learning_rates[1] < 0.5 * learning_rates[0]
+    whole, part = (setup.make_split(x, images) for x in (tiny_config(), config))
+    for all_rows, rows in zip((whole.train, whole.test), (part.train, part.test), strict=True):
+        wells = [set(images.sites["well_id"][x].tolist()) for x in (all_rows, rows)]
+        assert wells[1] < wells[0] and len(wells[1]) == math.ceil(0.7 * len(wells[0]))
+        kept = np.isin(images.sites["well_id"][all_rows], [*wells[1]])
+        assert rows.tolist() == all_rows[kept].tolist()
+    for fraction in (0.0, 1.5):
+        with pytest.raises(ValueError, match="data.fraction"):
+            setup.prepare(tiny_config(data__fraction=fraction), images)
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(memory_run, images, capsys):
@@ -280,26 +299,6 @@ def test_bfloat16_trains_to_nearly_the_same(memory_run, images, tmp_path):
         results = train.train_and_evaluate(config, tmp_path / "run", images)
     assert results["loss"] != memory_run[2]["loss"]
     assert results["loss"] == pytest.approx(memory_run[2]["loss"], rel=0.05)
-
-
-def test_modes_of_the_command_line(own_run, tmp_path):
-    config, workdir, results = own_run
-    path = write_config(config, tmp_path / "config.py")
-    for mode, said in [
-        ("train", "complete"),
-        ("evaluate", f"{100 * results['accuracy']['site']['all']:.1f} %"),
-        ("predict", "predictions_all.parquet"),
-        ("embed", "embeddings.parquet"),
-    ]:
-        found = run_command("main", f"--config={path}", f"--workdir={workdir}", f"--mode={mode}")
-        assert found.code == 0 and said in found.out, found.err
-        assert not found.err, "what reads like damage"
-
-
-def test_report_reads_the_run(finished, tmp_path):
-    code, _, out, _ = run_command("report", finished.workdir, f"--out={tmp_path / 'page'}")
-    assert code == 0 and (tmp_path / "page" / "index.html").exists()
-    assert "44.1" in out  # the paper's figure stands beside
 
 
 def test_runs_that_cannot_work_are_refused_before_training(images, tmp_path):
