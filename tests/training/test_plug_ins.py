@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from screens import tiny_config, tiny_images
 
+import rxrx1_jax as rx
 from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import samplers
 from rxrx1_jax.data.images import METADATA, DatasetError, InMemory
@@ -77,14 +78,22 @@ def test_a_batch_made_again_has_the_progress_of_its_step():
     np.testing.assert_allclose(difference, 6 / plain.spec.total_steps, atol=1e-5)
 
 
-def test_a_run_with_plug_ins_everywhere(tmp_path):
-    config = tiny_config(
-        data__sampler="experiments(count=1)", data__augmentation="cutmix",
-        model__head="domain_adversary(hidden=4)", optim__loss="dann(weight=0.1)",
-        data__normalisation="plate_control_robust",
-    )  # fmt: skip
-    results = train.train_and_evaluate(config, tmp_path / "run", tiny_images())
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"data__sampler": "experiments(count=1)", "data__augmentation": "cutmix",
+         "model__head": "domain_adversary(hidden=4, ramp=10.0)",
+         "optim__loss": "dann(weight=0.1)", "data__normalisation": "plate_control_robust"},
+        {"data__sampler": "experiments(count=2, across=True)", "data__augmentation": "mixup",
+         "model__head": "linear_and_cosine(neck='batch')", "optim__loss": "arcface(beside=0.2)"},
+    ],
+)  # fmt: skip
+def test_a_run_with_plug_ins_everywhere(tmp_path, parts):
+    images = tiny_images()
+    results = train.train_and_evaluate(tiny_config(**parts), tmp_path / "run", images)
     assert results["step"] == results["total_steps"] and np.isfinite(results["loss"])
+    again = rx.load_run(tmp_path / "run").predict(images)  # all variables are in the checkpoint
+    assert rx.score(again, "test")["site"] == results["accuracy"]["site"]
 
 
 def test_batches_follow_the_sampler_and_shuffled_labels_keep_each_experiments_counts():
