@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
                 options.workers,
             )
         found = lib.outcomes(plans, reasons)
-        text, written, remarks = page.write(methods, found, workdir / "report")
+        text, written, remarks = page.write(methods, found, workdir / "report", config.data.dir)
         print("\n".join(["", text, *remarks, f"Page: {written}"]))
         return int(any(outcome.run is None for outcome in found))
 

@@ -39,7 +39,9 @@ CORRECTED = "centre_scale_plate"  # what the maps show beside the raw embeddings
 RAW = {"data.normalisation": "none"}  # what a method changes whose embeddings are raw
 
 
-def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str, Path, list[str]]:
+def write(
+    methods: Methods, outcomes: Sequence[Outcome], out: Path, data_dir: str
+) -> tuple[str, Path, list[str]]:
     """Writes OUT/leaderboard.md, index.html, pictures and tables.
 
     Returns the Markdown, the page, and remarks on what was left out.
@@ -49,7 +51,7 @@ def write(methods: Methods, outcomes: Sequence[Outcome], out: Path) -> tuple[str
     texts, remarks = list[str](), list[str]()
     asked = len({o.job.unit[1:] for o in outcomes})  # folds x seeds
     try:
-        methods, outcomes = with_lda12(methods, outcomes)
+        methods, outcomes = with_lda12(methods, outcomes, data_dir)
     except (ConfigError, DatasetError, SplitError, OSError) as error:
         remarks.append(f"No row {LDA12}: {error}")
     rows = make_rows(methods, outcomes)

@@ -105,7 +105,7 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def with_lda12(
-    methods: Methods, outcomes: Sequence[Outcome]
+    methods: Methods, outcomes: Sequence[Outcome], data_dir: str
 ) -> tuple[Methods, list[Outcome]]:
     """The same with LDA-12 on the data of the baseline's runs, for all tables but the controls'.
 
@@ -119,7 +119,7 @@ def with_lda12(
             continue
         fields = {name.partition(".") for name in run.config}
         data = {name: run.config[f"data.{name}"] for part, _, name in fields if part == "data"}
-        images = opened(data["dir"], data["name"])
+        images = opened(data_dir, data["name"])
         split = splits.configured(images.sites, data)
         pixels = images.image_shape[1] * images.image_shape[2]
         accuracy = accuracies(lda12(images.sites, pixels, split, data["protocol"]))

@@ -159,10 +159,14 @@ class Run:
         Read where they belong to the last checkpoint, else computed and written first: into the run
         or into `folder`.
         """
+        source = self.source
         for path in (self.path / EMBEDDINGS, (folder or self.path) / EMBEDDINGS):
             files = [path, *([embeddings_lib.log_probs_path(path)] if log_probs else [])]
-            if all(embeddings_lib.source_of(file) == self.source for file in files):
-                return embeddings_lib.read(path, log_probs)
+            try:
+                if all(embeddings_lib.source_of(file) == source for file in files):
+                    return embeddings_lib.read(path, log_probs)
+            except ValueError as error:
+                raise run_dir.RunError(f"{error}; remove it, and it is made again") from error
         return self.embed(path, log_probs)
 
     def embed(self, path: Path, log_probs: bool = False) -> Embeddings:

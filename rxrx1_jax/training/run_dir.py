@@ -63,9 +63,14 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
         raise RunError(f"{workdir}: no run here (no config.json); expected {near or 'a run'}")
     try:
         saved = json.loads(path.read_text())
-        return config_lib.upgrade(saved), saved
+        settings = config_lib.upgrade(saved)
+        config_lib.flat({"dataset": saved.get("dataset", {})})
+        return settings, saved
     except (ValueError, AttributeError) as error:
-        raise RunError(f"{path}: not the settings of a run of this version: {error}") from error
+        raise RunError(
+            f"{path}: not the settings of a run of this version: {error}; restore it as the run "
+            "wrote it"
+        ) from error
 
 
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:

@@ -158,11 +158,15 @@ def test_a_read_out_is_paired_with_that_of_the_baseline(methods, outcomes, monke
 
 def test_lda12_is_the_first_row_on_the_data_of_the_baseline(methods, outcomes, monkeypatch):
     images, data = tiny_images(), config.default().data.to_dict()
-    monkeypatch.setattr(scores.records, "open_images", lambda *names: images)
-    data |= {"protocol": "official", "name": "rxrx1/tiny", "dir": "here"}
+    asked = []
+    monkeypatch.setattr(
+        scores.records, "open_images", lambda *names: asked.append(names) or images
+    )
+    data |= {"protocol": "official", "name": "rxrx1/tiny", "dir": "moved"}
     settings = {f"data.{name}": value for name, value in data.items()}
     outcomes = [o._replace(run=o.run._replace(config=settings)) for o in outcomes]
-    more, found = scores.with_lda12(methods, outcomes)
+    more, found = scores.with_lda12(methods, outcomes, "here")
+    assert set(asked) == {("here", "rxrx1/tiny")}
     rows = scores.make_rows(more, found)
     split = make_split(images.sites, "official")
     expected = accuracies(lda12(images.sites, 16 * 16, split, "official"))
