@@ -15,6 +15,13 @@ def test_help_names_modes_fields_and_an_example(flag):
         assert name in said
 
 
+def test_help_has_the_values_of_the_config_and_no_argument_the_usage():
+    told = run_command("main", "--config=demo:fold=2", "--help")
+    assert told.code == 0 and "data.fold=2" in told.out and "model.name=resnet_demo" in told.out
+    told = run_command("main")
+    assert told.code and "usage:" in told.out and "--config=demo" in told.out
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

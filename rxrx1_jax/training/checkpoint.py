@@ -169,10 +169,9 @@ def check_origin(
     saved: Saved, settings: Mapping[str, Any], fingerprint: Mapping[str, str]
 ) -> None:
     """Raises CheckpointError unless it is of a run of these settings and data."""
-    for theirs, ours, kind in (
-        (saved.settings, settings, ""), (saved.fingerprint, fingerprint, "dataset.")
-    ):  # fmt: skip
-        for name in sorted(theirs.keys() & ours.keys() - {*FREE, "version", "order"}):
+    pairs = (saved.settings, settings, ""), (saved.fingerprint, fingerprint, "dataset.")
+    for theirs, ours, kind in pairs:
+        for name in sorted((theirs.keys() & ours.keys()) - {*FREE, "version", "order"}):
             if theirs[name] != ours[name]:
                 raise CheckpointError(
                     f"{saved.path}: of a run with {kind}{name}={theirs[name]!r}, this one has"
