@@ -16,7 +16,7 @@ from rxrx1_jax.report.figures import LOOKS, SMALL, TEXT, WIDTH, Series, mark
 from rxrx1_jax.report.runs import PROTOCOLS
 
 LINEAR = 10  # points: beyond them the axis of gains is logarithmic
-TICKS = (-80, -40, -20, -10, -5, 0, 5, 10, 20, 40, 80)
+TICKS = (-80, -30, -10, -5, 0, 5, 10, 30, 80)
 
 
 def gains(methods: Methods, rows: Sequence[Row]) -> Figure:

@@ -24,7 +24,7 @@ from rxrx1_jax.leaderboard.scores import (
     select,
     with_lda12,
 )
-from rxrx1_jax.methods import transforms
+from rxrx1_jax.methods import evidence, transforms
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.lda import lda12
 from rxrx1_jax.report import table1
@@ -170,7 +170,7 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
               np.unique(sites["cell_type"])}  # fmt: skip
     cell_type = max(counts, key=lambda name: (counts[name], name == MAP_CELL_TYPE))
     mine = wells & (sites["cell_type"] == cell_type)
-    stages = [(f"{raw}, raw", first.x[mine]), (f"{methods.baseline}, corrected", after[mine])]
+    stages = [(f"{raw}: raw", first.x[mine]), (f"{methods.baseline}: corrected", after[mine])]
     unseen = set(found[1].accuracy["site"]["experiment"])
     for column, one in (("experiment", "an experiment"), ("sirna_id", "a siRNA")):
         page.picture(
@@ -193,16 +193,19 @@ def _explained(methods: Methods) -> dict[str, tuple[str, Path | None]]:
     for name, changed in methods.trained.items():
         parts = [f"{field}={value}" for field, value in changed.items()]
         sources = [_factory(field, value) for field, value in changed.items() if field in POINTS]
-        about = [inspect.getdoc(one) or "" for one in sources if one]
-        text = "; ".join([*parts, *(" ".join(a.partition("\n\n")[0].split()) for a in about)])
+        docs = [(inspect.getdoc(one) or "").partition("\n\n")[0] for one in sources if one]
+        text = "; ".join([*parts, *(" ".join(doc.split()).rstrip(".") for doc in docs)])
         found[name] = text or "the settings of --config, unchanged", _file(*sources)
     if LDA12 in methods.trained:
         found[LDA12] = "linear discriminant analysis of twelve intensities of a site", _file(lda12)
     for name in dict.fromkeys(n for chosen in methods.corrections.values() for n in chosen):
         method = find(name)
         stages = [*method.transforms, method.classify, method.decide]
-        first: Any = next((stage for stage in stages if stage), type(method.adapt))
-        found[name] = method.about or "a method of yours", _file(getattr(first, "function", first))
+        first = next((stage for stage in stages if stage), None)
+        source = _file(getattr(first, "function", first)) or Path(evidence.__file__)
+        if method.adapt and first is None:
+            source = source.with_name("adabn.py")  # which imports JAX
+        found[name] = method.about or "a method of yours", source
     return found
 
 

@@ -132,7 +132,7 @@ def headline(methods: Methods, rows: Sequence[Row]) -> str:
     first = [row for row in compared if row.budget == compared[0].budget]
     best = max(first, key=lambda row: found[row.name][1].mean)
     return (
-        f"{best.name} is {gain(found[best.name][1]).apart()} {methods.baseline}, the highest of "
+        f"{best.name} is {gain(found[best.name][1]).apart(methods.baseline)}: the highest of "
         f"{len(first)} methods that see {SEEN[best.budget]}."
     )
 

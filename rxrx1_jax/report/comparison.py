@@ -85,4 +85,4 @@ def headline(groups: Sequence[Group], baseline: Group) -> str:
         return "No two methods have a split, fold and seed in common: there is no gain to state."
     _, label, more = max(others, key=lambda other: other[0])
     first = "Highest beside the baseline: " if len(others) > 1 else ""
-    return f"{first}{label} is {more.apart()} {baseline.label}."
+    return f"{first}{label} is {more.apart(baseline.label)}."

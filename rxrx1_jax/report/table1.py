@@ -193,7 +193,7 @@ def headline(groups: Sequence[Group]) -> str:
     lines = [line for k in (False, True) for line in lines_of(groups, "site", k) if line.scores[0]]
     for label, _, gap, *_ in gaps(lines)[:1]:
         if isinstance(gap, Value) and not math.isnan(gap.value):
-            return f"{str(label).removesuffix(' - batch')} is {gap.apart()} batch."
+            return f"{str(label).removesuffix(' - batch')} is {gap.apart('batch')}."
     label, _, *values = (lines or lines_of(groups, "site", True))[0].cells()
     best = next(str(value) for value in values if str(value) != NOTHING)
     return f"{label}: {best} % of the test sites are named right."

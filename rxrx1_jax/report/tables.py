@@ -39,24 +39,28 @@ tr > th:first-child { padding-left: 0; position: sticky; left: 0; background: #f
 tbody th:first-child { min-width: 7rem; }
 tr.heading th { font-weight: 600; padding-top: .8rem; }
 .wide { overflow-x: auto; }
-@media screen and (max-width: 640px) {
-  .cards thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden;
-    width: 1px; }
-  .cards table, .cards tbody, .cards tr, .cards th, .cards td, .cards caption { display: block; }
-  .cards td, .cards td.value { display: flex; justify-content: space-between; gap: 1rem;
-    padding: .1rem 0; border: 0; text-align: right; }
-  .cards td:empty { display: none; }
-  .cards td::before { content: attr(data-label); color: #555; text-align: left; }
-  .cards tr > th:first-child { font-weight: 600; top: 0; padding-top: .5rem; }
-  .wide { overflow: visible; }
-}
 @media print {
   .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .12rem .3rem; }
   tr { break-inside: avoid; } thead { display: table-header-group; }
   tr > th:first-child { position: static; } tbody th:first-child { min-width: 4rem; }
 }
 """
-CARDS = 4  # columns from which a table is shown as blocks on a narrow screen
+# Columns of a table -> width of a screen, px, up to which its rows are blocks.
+BLOCKS = {4: 640, 8: 900}
+STYLE += "".join(
+    f"""@media screen and (max-width: {width}px) {{
+  .c{n} thead {{ position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden;
+    width: 1px; }}
+  .c{n} :is(table, tbody, tr, th, td, caption) {{ display: block; }}
+  .c{n} td, .c{n} td.value {{ display: flex; justify-content: space-between; gap: 1rem;
+    padding: .1rem 0; border: 0; text-align: right; max-width: 30rem; }}
+  .c{n} td:empty {{ display: none; }}
+  .c{n} td::before {{ content: attr(data-label); color: #555; text-align: left; }}
+  .c{n} tr > th:first-child {{ font-weight: 600; top: 0; padding-top: .5rem; }}
+}}
+"""
+    for n, width in BLOCKS.items()
+)
 PARTS = ("", " sd", " low", " high")  # of a value, in CSV and JSON
 
 
@@ -84,12 +88,12 @@ class Value(NamedTuple):
             text += f" ({NOTHING})"
         return text + (f" (n = {self.n})" if self.n else "")
 
-    def apart(self) -> str:
-        """A difference in words: 3.0 ± 1.0 points above, 3.0 points below (...)."""
+    def apart(self, other: str) -> str:
+        """A difference in words: 3.0 ± 1.0 points above OTHER, 3.0 points below OTHER (...)."""
         size = Value(abs(self.value), self.digits, self.sd)
         interval = f" (95 % interval {self._number(self.low)} to {self._number(self.high)})"
         where = "above" if self.value >= 0 else "below"
-        return f"{size} points {where}{'' if math.isnan(self.low) else interval}"
+        return f"{size} points {where} {other}{'' if math.isnan(self.low) else interval}"
 
     def _number(self, value: float) -> str:
         return format(value, ("+" if self.signed else "") + self._places)
@@ -209,9 +213,9 @@ class Table:
             for value, cell in zip(columns, self.head, strict=True)
         )
         body = "\n".join(row(cells) for cells in self.rows)
-        cards = " cards" if len(self.head) >= CARDS else ""
+        blocks = "".join(f" c{n}" for n in BLOCKS if len(self.head) >= n)
         return (
-            f'<div class="wide{cards}"><table><caption>{escape(self.caption)}</caption>\n'
+            f'<div class="wide{blocks}"><table><caption>{escape(self.caption)}</caption>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n"
             + "".join(f'<p class="note">{escape(note)}</p>\n' for note in self.notes)
         )
