@@ -11,7 +11,7 @@ import csv
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -226,8 +226,10 @@ def train_rows(sites: np.ndarray, split: Split) -> np.ndarray:
     return np.union1d(split.train, np.flatnonzero(context))
 
 
-def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> None:
-    """Writes the split as CSV, columns site_id and role (see `site_roles`), in record order.
+def write_split(
+    path: str | os.PathLike, sites: np.ndarray, split: Split, columns: Sequence[str] = ("site_id",)
+) -> None:
+    """Writes the split as CSV, `columns` of sites and role (see `site_roles`), in record order.
 
     Sites of the role "other" are left out.
     """
@@ -235,10 +237,9 @@ def write_split(path: str | os.PathLike, sites: np.ndarray, split: Split) -> Non
     chosen = np.flatnonzero(roles != "other")
     with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("site_id", "role"))
-        writer.writerows(
-            zip(sites["site_id"][chosen].tolist(), roles[chosen].tolist(), strict=True)
-        )
+        writer.writerow((*columns, "role"))
+        values = [*(sites[name][chosen].tolist() for name in columns), roles[chosen].tolist()]
+        writer.writerows(zip(*values, strict=True))
 
 
 def _known(sites: np.ndarray, protocol: str) -> np.ndarray:

@@ -82,7 +82,8 @@ def evaluate_sites(
     found = predict(setup, steps.eval_step, state, rows, notice)
     log_probs, loss = found["log_probs"], found["loss"]
     sites, classes = setup.images.sites[rows], setup.vocabulary.classes
-    table = predictions.predictions_table(sites, classes, log_probs, loss)
+    role = splits.site_roles(setup.split, len(setup.images))[rows]
+    table = predictions.predictions_table(sites, classes, log_probs, loss, role)
     accuracy = predictions.accuracies(table)
     return table, {"accuracy": accuracy, "loss": float(loss.mean(dtype=np.float64))}
 

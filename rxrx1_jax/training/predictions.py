@@ -24,17 +24,19 @@ SITE_COLUMNS = (
 
 
 def predictions_table(
-    sites: np.ndarray, classes: np.ndarray, log_probs: np.ndarray, loss: np.ndarray
-) -> pa.Table:
+    sites: np.ndarray, classes: np.ndarray, log_probs: np.ndarray, loss: np.ndarray,
+    role: np.ndarray | None = None,
+) -> pa.Table:  # fmt: skip
     """One row a site: what it is, its label, its prediction, the top five, its well's prediction.
 
     Args:
       sites: structured array [m] with SITE_COLUMNS (`Records.sites[rows]`).
       classes: [K] sirna_id of each class.
       log_probs: f32 [m, K]. loss: f32 [m].
+      role: str [m], of each site in the split; None: "test".
 
     Returns:
-      SITE_COLUMNS, then label (= sirna_id), prediction, probability (of the prediction), loss,
+      SITE_COLUMNS, role, label (= sirna_id), prediction, probability (of the prediction), loss,
       top5 and top5_probability (lists of min(5, K), best first) and well_prediction: the class of
       the highest mean log-probability over the sites of the well that are in the table. Classes
       are given as sirna_ids; among equals the first of `classes` wins.
@@ -61,6 +63,7 @@ def predictions_table(
         )
         for name in SITE_COLUMNS
     }
+    columns["role"] = pa.array(["test"] * m if role is None else role.tolist())
     columns["label"] = columns["sirna_id"]
     columns["prediction"] = pa.array(classes[top[:, 0]])
     columns["probability"] = pa.array(top_probability[:, 0])

@@ -192,8 +192,7 @@ class Run:
     def predict_all(self, path: Path) -> None:
         """Predicts every treatment site of the dataset, labelled or not, trained on or not.
 
-        Where controls are classes of the split, their sites too. The column `role` of the Parquet
-        file is that of `splits.site_roles`.
+        Where controls are classes of the split, their sites too.
         """
         sites = self.images.sites
         is_class = np.isin(sites["sirna_id"], self.vocabulary.classes)
@@ -202,9 +201,8 @@ class Run:
         loss = table["loss"].to_numpy().copy()
         loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
         table = table.set_column(table.column_names.index("loss"), "loss", [loss])
-        role = splits.site_roles(self.setup.split, len(sites))[rows]
         if jax.process_index() == 0:
-            predictions.write_predictions(path, table.append_column("role", [role.tolist()]))
+            predictions.write_predictions(path, table)
 
     def planted_sirnas(self) -> dict[str, Any] | None:
         """metadata.json's planted effects of siRNAs, of a synthetic screen; else None."""

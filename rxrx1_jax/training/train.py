@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
-from rxrx1_jax.data.images import Images
+from rxrx1_jax.data.images import METADATA, Images
 from rxrx1_jax.training import checkpoint, diverged, evaluate, processes, progress, run_dir
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare, summary
@@ -73,6 +73,9 @@ class Training:
         start, total = int(state.step), setup.spec.total_steps
         if jax.process_index() == 0:
             splits.write_split(workdir / "split.csv", setup.images.sites, setup.split)
+            if not (start and (workdir / "metadata.csv").exists()):
+                sites = setup.images.sites
+                splits.write_split(workdir / "metadata.csv", sites, setup.split, METADATA)
         log = progress.Log(
             workdir, step=start, steps=total, steps_per_epoch=setup.steps_per_epoch,
             batch_size=config.optim.batch_size, every=config.train.log_every, recent=recent,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_fixture import STEPS
 from screens import params, tiny_config, tiny_images
+from tiny_release import tiny_rows
 
 from benchmarks.kill_training import TIMES
 from rxrx1_jax.config import FIELDS
@@ -52,8 +53,16 @@ def test_a_run_leaves_its_results(memory_run, images):
     assert results["data"]["classes"] == 3 and results["step"] == STEPS
     right = np.equal(table["prediction"].to_pylist(), table["label"].to_pylist())
     assert results["accuracy"]["site"]["all"] == right.mean()
-    roles = (workdir / "split.csv").read_text().split()[1:]
-    assert sum(line.endswith(",train") for line in roles) == 21
+    with open(workdir / "metadata.csv") as file:
+        described = {row["site_id"]: row for row in csv.DictReader(file)}
+    release = {row["site_id"]: row for row in tiny_rows()}
+    roles = [row.pop("role") for row in described.values()]
+    assert (roles.count("train"), roles.count("test")) == (21, len(test))
+    assert described == {site: release[site] for site in described}
+    for row in table.to_pylist():
+        for name in ("sirna", "plate", "well", "experiment"):
+            assert str(row[name]) == release[row["site_id"]][name]
+        assert row["role"] == "test"
     for name in ("config.json", "environment.json", "tensorboard"):
         assert (workdir / name).exists()
 
@@ -135,12 +144,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         train.train_and_evaluate(config, tmp_path / "run", images)
     monkeypatch.undo()
     assert not (tmp_path / "run" / "results.json").exists()
+    described = (tmp_path / "run" / "metadata.csv").stat()
     assert train.train_and_evaluate(config, tmp_path / "run", images) == results
     jax.tree.map(np.testing.assert_array_equal, params(tmp_path / "run"), params(workdir))
     assert pq.read_table(tmp_path / "run" / "predictions.parquet").equals(
         pq.read_table(workdir / "predictions.parquet")
     )
     assert curves(tmp_path / "run", TIMES) == curves(workdir, TIMES)
+    assert (tmp_path / "run" / "metadata.csv").stat() == described  # written once
 
 
 def test_a_run_continues_its_parent(memory_run, images, tmp_path):
