@@ -76,12 +76,11 @@ def measure_run(part: Part, data: Path | None) -> dict[str, Any]:
         "data.protocol": "official", "model.name": part.network, "model.dtype": part.dtype,
         "optim.batch_size": part.rows, "eval.batch_size": part.rows, "optim.learning_rate": 0.01,
         "train.eval_every": 0, "train.checkpoint_every": 10**6, "data.cache": part.cache,
-        "optim.epochs": max(2, round(part.images / len(images))),
+        "optim.epochs": 10**4, "train.max_steps": max(2, part.images // part.rows),
     })  # fmt: skip
     found = measure_setup(part, lambda: setup.prepare(config, images))
     with tempfile.TemporaryDirectory() as folder:
-        total = config.optim.epochs * len(images) // part.rows
-        config.train.log_every = max(1, total // 10)
+        config.train.log_every = max(1, config.train.max_steps // 10)
         train.train_and_evaluate(config, folder, images)
         lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
         speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
