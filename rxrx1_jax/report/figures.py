@@ -77,7 +77,8 @@ def by_cell_type(groups: Sequence[Group], paper: bool) -> list[Series]:
             COLUMNS[column]: mark(score)
             for column, score in zip(COLUMNS, line.scores, strict=True) if score
         })
-        for separate in (False, True) for line in lines_of(groups, "site", separate)
+        for separate in (False, True)[: 1 + groups[0].of_table1]
+        for line in lines_of(groups, "site", separate)
     ]  # fmt: skip
     for label, cells in PAPER.items() if paper else ():
         of = {name: Mark(*cell) for name, cell in zip(COLUMNS.values(), cells, strict=True)}
@@ -119,18 +120,19 @@ def dots(rows: Sequence[str], series: Sequence[Series], chance: float) -> Figure
     for i, (one, label) in enumerate(zip(series, labels, strict=True)):
         colour, shape = LOOKS[i % len(LOOKS)]
         face = "white" if one.hollow else colour
-        look: dict[str, Any] = {"marker": shape, "color": colour, "mfc": face, "clip_on": False}
+        look: dict[str, Any] = {"marker": shape, "color": colour, "mfc": face, "ls": ""}
         for y, name in enumerate(rows):
             if name not in one.of:
                 continue
             mean, sd, runs = one.of[name]
             place = y + (i - (len(series) - 1) / 2) * 0.76 / len(series)
-            axis.plot(runs, [place] * len(runs), ls="", ms=3, alpha=0.5, mew=0, **look)
+            for run in runs:
+                axis.plot(run, place, ms=3, alpha=0.5, mew=0, clip_on=False, **look)
             if not math.isnan(sd):
                 axis.plot([mean - sd, mean + sd], [place, place], color=colour, lw=1.2)
-            axis.plot(mean, place, ls="", ms=6.5, **look)
+            axis.plot(mean, place, ms=6.5, clip_on=False, **look)
             top = max(top, mean + (0 if math.isnan(sd) else sd), *runs, mean)
-        axis.plot([], [], ls="", ms=6.5, label=label, **look)
+        axis.plot([], [], ms=6.5, label=label, **look)
     for y in range(1, len(rows)):
         axis.axhline(y - 0.5, color="#DDD", lw=0.7)
     axis.axvline(chance, color="#222", lw=1, ls=":", label=f"chance, {chance:.2g} %")

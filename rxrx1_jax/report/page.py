@@ -204,8 +204,9 @@ def _plots(page: Page, groups: Sequence[Group], chance: float, prefix: str) -> N
         f"{prefix}cell-types",
         figures.dots(list(table1.COLUMNS.values()), series, chance),
         f"Test accuracy by site and cell type. {'; '.join(ends)}.",
-        "Large marks: mean over folds, with ± 1 sd; small ones: runs. Hollow: the paper's figures, "
-        "of other data, so compare the pattern, not the height.",
+        "Large marks: mean over folds, with ± 1 sd; small ones: runs."
+        + " Hollow: the paper's figures, of other data, so compare the pattern, not the height."
+        * groups[0].of_table1,
     )
     of = {g.label: [r.accuracy for r in g.runs if r.cell_type == "all" or not g.of_table1]
           or [r.accuracy for r in g.runs] for g in groups}  # fmt: skip

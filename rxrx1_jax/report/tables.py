@@ -42,7 +42,7 @@ tr.heading th { font-weight: 600; padding-top: .8rem; }
 @media print {
   .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .12rem .3rem; }
   tr { break-inside: avoid; } thead { display: table-header-group; }
-  tr > th:first-child { position: static; } tbody th:first-child { min-width: 4rem; }
+  tr > th:first-child { position: static; } tbody th:first-child { min-width: 6.5rem; }
 }
 """
 # Columns of a table -> width of a screen, px, up to which its rows are blocks.
@@ -202,9 +202,8 @@ class Table:
                 named = f'<th scope="rowgroup" colspan="{len(self.head)}">{text(cells[0])}'
                 return f'</tbody>\n<tbody><tr class="heading">{named}</th></tr>'
             found = (
-                f'<td{_kind(isinstance(cell, Value))} data-label="{escape(name, quote=True)}">'
-                f"{text(cell)}</td>"
-                for name, cell in zip(self.head[1:], cells[1:], strict=True)
+                f'<td{_kind(value)} data-label="{escape(name, quote=True)}">{text(cell)}</td>'
+                for name, cell, value in zip(self.head[1:], cells[1:], columns[1:], strict=True)
             )
             return f'<tr><th scope="row">{text(cells[0])}</th>{"".join(found)}</tr>'
 

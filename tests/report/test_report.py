@@ -203,6 +203,7 @@ def test_methods_are_grouped_by_what_differs_and_paired(methods):
     assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[2].value == pytest.approx(10 / 3)
     assert str(cutmix[-1]) == "0.0 0.1 1.0 2.0"
     assert "13.3 points above" in comparison.headline(groups, groups[0])
+    assert [one.label for one in figures.by_cell_type(groups, paper=False)] == labels
     # The other way round.
     swapped = cells(comparison.tables(groups, groups[1])["comparison"])
     assert swapped[labels[0]][1].startswith("-13.3 (")
