@@ -138,6 +138,7 @@ def upgrade(saved: Mapping[str, Any]) -> ConfigDict:
             f"a run of a newer version of this program, {made_with.get('rxrx1_jax', 'unnamed')}"
             f"{' with '.join(['', *unknown[:1]])}; use that version (environment.json names it)"
         )
+    settings["model"] = {"dtype": "float32", **settings.get("model", {})}  # there was no "auto"
     return complete(settings)
 
 

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any, NamedTuple
 
-VERSION = 3  # of the settings; raise it when a field is added or changes its meaning
+VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = (
     "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism",
@@ -70,7 +70,9 @@ FIELDS = {
     "model.head": Field("linear", "what makes the logits", (
         "linear", "cosine", "linear_and_cosine", "cell_type_one_hot", "cell_type_film",
         "domain_adversary")),
-    "model.dtype": Field("float32", "of the computation", ("float32", "bfloat16")),
+    "model.dtype": Field("auto", "of the computation; auto: bfloat16 on GPUs and TPUs", (
+        "auto", "float32", "bfloat16")),
+    "model.remat": Field(False, "blocks are computed twice in a step, and take less memory"),
     "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
     "optim.batch_size": Field(
         256, "sites per step, over all devices and hosts", least=1, below=65_537),
@@ -93,6 +95,7 @@ FIELDS = {
     "train.max_steps": Field(0, "steps at most, for a trial; 0 = those of optim.epochs"),
     "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
+    "train.deterministic": Field(True, "GPUs too give the same bits in each run"),
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
     "train.log_every": Field(50, "steps", least=1),
     "train.eval_every": Field(10, "epochs; 0 = at the end only"),

@@ -23,6 +23,7 @@ MODES = {
     "evaluate": "evaluate the newest checkpoint again",
     "predict": "predict every treatment site",
     "embed": "embed every site",
+    "plan": "memory, disk and time of the training, which is not begun",
 }
 
 class Parser(argparse.ArgumentParser):
@@ -115,17 +116,25 @@ def main(argv: list[str]) -> int:
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     with faults.told(out):
-        config = read_config(options, to_train=options.mode == "train")
+        config = read_config(options, to_train=options.mode in ("train", "plan"))
+        # Read when a backend starts.
+        flags, name = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops"
+        on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
+        if config.train.deterministic and name not in flags and not on_cpu:
+            os.environ["XLA_FLAGS"] = f"{flags} {name}=true".strip()
         # Imported here, so that --help and a wrong field are answered at once.
         from absl import logging
 
-        from rxrx1_jax.training import processes, train
+        from rxrx1_jax.training import plan, processes, train
 
         logging.set_verbosity(logging.FATAL)  # the errors of orbax are raised, too
         processes.join()
         try:
             if options.mode == "train":
                 train.train_and_evaluate(config, workdir)
+            elif options.mode == "plan":
+                for line in plan.show(train.set_up(config, workdir), workdir):
+                    print(line, flush=True)
             else:
                 print(_work(options, config_lib.flat(config), out))
             processes.leave()

@@ -28,6 +28,7 @@ class NetworkSpec(NamedTuple):
     width: int = 64
     dtype: Any = jnp.float32  # of the computation; logits and parameters are float32
     bn_axis_name: str | None = None  # mapped axis over which BatchNorm averages
+    remat: bool = False  # blocks are computed again in the backward pass (`flax.linen.remat`)
 
 
 Network = Callable[[NetworkSpec], nn.Module]

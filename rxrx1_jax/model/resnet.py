@@ -191,7 +191,7 @@ class ResNet(nn.Module):
     running values: pass `mutable=["batch_stats"]`. "The batch" is the global one under `jit`; under
     `pmap` it is the device's own unless `bn_axis_name` names the mapped axis. `head` makes the
     logits from the pooled features; some heads read codes int32 [N] of `batch`: cell_type,
-    experiment.
+    experiment. With `remat` only what passes from block to block is kept for the backward pass.
     """
 
     stage_sizes: tuple[int, ...]  # residual blocks in each stage
@@ -200,10 +200,12 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
     head: heads.Head = LINEAR
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, batch: Batch, info: Info) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, info.train)
+        block = nn.remat(self.block) if self.remat else self.block
         x = conv(self.width, 7, 2, name="conv1")(images)
         x = max_pool(nn.relu(norm(name="bn1")(x)))
         for stage, blocks in enumerate(self.stage_sizes, 1):
@@ -211,7 +213,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 1 and i == 0 else 1
                 features = self.width * 2 ** (stage - 1)
                 name = f"layer{stage}_{i}"
-                x = self.block(features, stride, conv, norm, name=name)(x)
+                x = block(features, stride, conv, norm, name=name)(x)
         return _classify(self, jnp.mean(x, (1, 2)), batch, info)
 
 
@@ -227,15 +229,17 @@ class DemoResNet(nn.Module):
     dtype: Any = jnp.float32
     bn_axis_name: str | None = None
     head: heads.Head = LINEAR
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, batch: Batch, info: Info) -> jax.Array:
         conv, norm = _layers(self.dtype, self.bn_axis_name, info.train)
+        block = nn.remat(BasicBlock) if self.remat else BasicBlock
         x = nn.relu(norm(name="bn1")(conv(self.width // 4, 3, 2, name="conv1")(images)))
         for i, (features, stride) in enumerate(
             [(self.width // 2, 2), (self.width // 2, 1), (self.width, 2)], 1
         ):
-            x = BasicBlock(features, stride, conv, norm, name=f"block{i}")(x)
+            x = block(features, stride, conv, norm, name=f"block{i}")(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # The small constant keeps the gradient of the root finite where a feature is constant.
         deviation = jnp.sqrt(jnp.var(x, (1, 2)) + 1e-6)

@@ -8,6 +8,7 @@
 The state is the same, unstacked tree in both, and so are the checkpoints.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,9 +24,11 @@ from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.stream import Batch, Draw, Store, Stream
 from rxrx1_jax.model.resnet import on_cpu
 from rxrx1_jax.training import steps
+from rxrx1_jax.training.run_dir import RunError
 from rxrx1_jax.training.steps import StepSpec, TrainState
 
 AXIS = "batch"  # the mapped axis under pmap
+DETERMINISTIC = "--xla_gpu_deterministic_ops"  # rxrx1_jax.main sets it before JAX starts
 
 # Of XLA's compiler, for the training step: 630 in place of 741 MB of temporary memory for ResNet-50
 # at 128 px, 16 rows, at the same speed.
@@ -56,16 +59,33 @@ def run_evaluation(
 
 @dataclass(frozen=True)
 class Devices:
-    """All devices, and how programs run on them. Raises ValueError for an unknown parallelism."""
+    """All devices, and how programs run on them.
+
+    Raises RunError: an unknown parallelism; pmap on a GPU that JAX was not started for.
+    """
 
     parallelism: str = "jit"
+    deterministic: bool = True  # the same bits in each run, on GPUs too
 
     def __post_init__(self) -> None:
         valid = FIELDS["train.parallelism"].valid
         if self.parallelism not in valid:
-            raise ValueError(
+            raise RunError(
                 f"train.parallelism is {self.parallelism!r}; choose one of {', '.join(valid)}"
             )
+        given = os.environ.get("XLA_FLAGS", "")
+        if self.parallelism == "pmap" and self._options and DETERMINISTIC not in given:
+            raise RunError(
+                f"train.parallelism=pmap is not deterministic on a GPU without {DETERMINISTIC}=true"
+                " in XLA_FLAGS: set it before JAX starts, or choose jit, or"
+                " train.deterministic=False"
+            )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Of XLA's compiler, for every program of `jax.jit`; `jax.pmap` takes none."""
+        on_gpu = jax.default_backend() == "gpu"
+        return {DETERMINISTIC.strip("-"): True} if self.deterministic and on_gpu else {}
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -88,7 +108,7 @@ class Devices:
         if self.parallelism == "jit":
             return jax.jit(
                 partial(run_steps, spec, stream), donate_argnums=0, out_shardings=self.copied,
-                compiler_options=COMPILER_OPTIONS if on_cpu() else None,
+                compiler_options=COMPILER_OPTIONS if on_cpu() else self._options or None,
             )  # fmt: skip
         mapped = jax.pmap(
             partial(run_steps, spec, stream, axis_name=AXIS), AXIS,
@@ -102,7 +122,8 @@ class Devices:
         """`run_evaluation` on all devices; rows are those of the draw, see `local_rows`."""
         run = partial(run_evaluation, step, stream)
         if self.parallelism == "jit":
-            return jax.jit(run, out_shardings=self.by_row)
+            options = self._options or None
+            return jax.jit(run, out_shardings=self.by_row, compiler_options=options)
         mapped = jax.pmap(run, AXIS, in_axes=(None, None, Draw(0, 0, None)))
         unstack = jax.jit(
             partial(jax.tree.map, lambda x: x.reshape(-1, *x.shape[2:])),

@@ -55,6 +55,7 @@ class Run:
         old, free = flat(config), default()
         change(config, changes or {})
         run_dir.check_settings(path, old, flat(config), FREE)
+        config.model.dtype = old["model.dtype"]  # "auto" is what it was
         # Of the settings of a training nothing is asked here.
         change(free, {field: value for field, value in flat(config).items() if field in FREE})
         check(free)

@@ -202,7 +202,7 @@ def check_settings(
 ) -> None:
     """Raises RunError, naming the first field in which the run in `workdir` has another value."""
     for field in sorted(old.keys() - set(free)):
-        if old[field] != new[field]:
+        if new[field] not in (old[field], "auto"):
             raise RunError(
                 f"{workdir}: holds a run with {field}={old[field]!r}, this one has "
                 f"{new[field]!r}; choose another --workdir or the old setting"

@@ -1,7 +1,7 @@
 """What a run works on, made from its settings and the data: input, network, steps, state."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,9 +19,11 @@ from rxrx1_jax.data.reading import one_pass
 from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
 from rxrx1_jax.model.networks import NetworkSpec
+from rxrx1_jax.model.resnet import on_cpu
 from rxrx1_jax.training import optimizers, parallel, run_dir, steps
 
 SpecStep = Callable[[steps.StepSpec, steps.TrainState, Batch], Mapping[str, jax.Array]]
+Beside = Callable[["Setup"], int | None]  # bytes of a device that training needs beside images
 Evaluator = Callable[[steps.TrainState, Store, Draw], Mapping[str, jax.Array]]
 
 
@@ -136,16 +138,20 @@ class Setup:
         return store, self.stream.draws(order, stored, 0, count)
 
 
-def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
+def prepare(
+    config: ConfigDict, images: Images | None = None, beside: Beside = lambda _: None
+) -> Setup:
     """Checks the settings against each other and the data, and sets up a training.
 
     images: in place of the dataset that the settings name.
     """
+    config = config.copy_and_resolve_references()
+    if config.model.dtype == "auto":
+        config.model.dtype = "float32" if on_cpu() else "bfloat16"
     config_lib.check(config, jax.device_count())
     images = find_images(config) if images is None else images
     split = make_split(config, images)
-    size = config.optim.batch_size
-    if len(split.train) < size:
+    if len(split.train) < (size := config.optim.batch_size):
         raise run_dir.RunError(
             f"optim.batch_size={size}: the split has only {len(split.train)} training sites;"
             " choose a smaller one"
@@ -156,8 +162,9 @@ def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
     vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
-    kept = np.concatenate([splits.train_rows(images.sites, split), *split.scored.values()])
-    stream = make_stream(config, images, split, vocabulary, np.unique(kept))
+    trained = splits.train_rows(images.sites, split)
+    kept = np.unique(np.concatenate([trained, *split.scored.values()]))
+    stream = make_stream(config, images, split, vocabulary)
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
         model=create_model(config, axis), tx=tx, schedule=schedule, vocabulary=vocabulary,
@@ -165,7 +172,10 @@ def prepare(config: ConfigDict, images: Images | None = None) -> Setup:
         label_smoothing=config.optim.label_smoothing, ema_decay=config.optim.ema_decay,
         accumulation=config.optim.accumulation, seed=config.train.seed,
     )  # fmt: skip
-    setup = Setup(config, stream, spec, parallel.Devices(config.train.parallelism), order)
+    devices = parallel.Devices(config.train.parallelism, config.train.deterministic)
+    setup = Setup(config, stream, spec, devices, order)
+    where = cache.choose(config.data.cache, images, len(kept), beside(setup))
+    setup = replace(setup, stream=replace(stream, cache=where, kept=kept))
     _try_plug_ins(setup)
     return setup
 
@@ -179,17 +189,16 @@ def for_evaluation(
         vocabulary=vocabulary, total_steps=1, ema_decay=config.optim.ema_decay,
     )  # fmt: skip
     stream = make_stream(config, images, split, vocabulary)
-    return Setup(config, stream, spec, parallel.Devices(config.train.parallelism))
+    if (where := config.data.cache) != "auto":  # images are read once, as a rule
+        stream = replace(stream, cache=cache.choose(where, images, len(images)))
+    devices = parallel.Devices(config.train.parallelism, config.train.deterministic)
+    return Setup(config, stream, spec, devices)
 
 
 def make_stream(
-    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary,
-    kept: np.ndarray | None = None,
-) -> Stream:  # fmt: skip
-    """How the settings turn sites into input. Raises RunError: not these images.
-
-    kept: rows that are read again and again; None: all are read once, as in an evaluation.
-    """
+    config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
+) -> Stream:
+    """How the settings turn sites into input, none kept. Raises RunError: not these images."""
     augment = Augmentation(
         config.train.seed, config.data.augment, config.data.crop,
         tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),
@@ -197,21 +206,19 @@ def make_stream(
     normalise = config_lib.load("data.normalisation", config.data.normalisation)
     host = Host(config.data.threads, mesh=parallel.Devices().mesh)
     dtype = jnp.dtype(config.model.dtype)
-    where = "none" if kept is None and config.data.cache == "auto" else config.data.cache
-    where = cache.choose(where, images, len(images if kept is None else kept))
     try:
-        return Stream(images, split, vocabulary, normalise, augment, dtype, host, where, kept)
+        return Stream(images, split, vocabulary, normalise, augment, dtype, host)
     except ValueError as error:
         raise run_dir.RunError(f"data.{error}") from error
 
 
 def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Module:
     """The network of the settings."""
-    head = config_lib.load("model.head", config.model.head)
-    network = config_lib.load("model.name", config.model.name)
-    dtype = jnp.dtype(config.model.dtype)
+    model, head = config.model, config_lib.load("model.head", config.model.head)
+    network = config_lib.load("model.name", model.name)
     try:
-        return network(NetworkSpec(head, config.model.width, dtype, bn_axis_name))
+        spec = NetworkSpec(head, model.width, jnp.dtype(model.dtype), bn_axis_name, model.remat)
+        return network(spec)
     except Exception as error:  # it is anybody's
         what = config_lib.described(error)
         raise run_dir.RunError(f"model.name={config.model.name!r}: {what}") from error
@@ -239,8 +246,7 @@ def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple
 
 
 def _try_plug_ins(setup: Setup) -> None:
-    """Raises RunError if sampler, normalisation, augmentation, network, head, loss and optimizer do
-    not fit each other or the data. What it traces is what the first step would trace."""
+    """Raises RunError for parts that do not fit each other or the data: traces the first step."""
     assert setup.order is not None
     config, rows = setup.config, setup.config.optim.batch_size
     try:
@@ -256,13 +262,10 @@ def _try_plug_ins(setup: Setup) -> None:
     except DatasetError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        defaults = {
-            "data.sampler": "shuffled", "data.normalisation": "plate_control",
-            "data.augmentation": "", "model.name": "", "model.head": "linear", "optim.name": "sgd",
-            "optim.schedule": "cosine", "optim.loss": "cross_entropy",
-        }  # fmt: skip
-        given = {name: config[name.partition(".")[0]][name.partition(".")[2]] for name in defaults}
-        named = ", ".join(f"{name}={x!r}" for name, x in given.items() if x != defaults[name])
+        named = ", ".join(
+            f"{name}={x!r}" for name, x in config_lib.flat(config).items() if name in
+            config_lib.POINTS and (name == "model.name" or x != config_lib.FIELDS[name].default)
+        )  # fmt: skip
         raise run_dir.RunError(f"{named}: {config_lib.described(error)}") from error
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, Images
-from rxrx1_jax.training import checkpoint, diverged, evaluate, processes, progress, run_dir
+from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare, summary
 from rxrx1_jax.training.steps import TrainState
@@ -43,15 +43,30 @@ def train_and_evaluate(
     workdir, config = user_path(workdir), complete(config)
     run_dir.check_workdir(workdir)
     with processes.Notice() as notice:
-        setup = prepare(config, images)
+        setup = set_up(config, workdir, images)
+        plan.check(setup)
         fingerprint = run_dir.describe_data(
             setup.images, setup.split, setup.vocabulary.classes
         )
         parent = _parent(setup, fingerprint) if config.train.parent else None
         with run_dir.hold(workdir):
-            run_dir.open_run(workdir, config, fingerprint)
+            run_dir.open_run(workdir, setup.config, fingerprint)
             processes.check_shared(workdir / "config.json")
-            return Training(setup, workdir, fingerprint, notice).run(parent)
+            try:
+                return Training(setup, workdir, fingerprint, notice).run(parent)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise run_dir.RunError(plan.ran_out(setup)) from error
+
+
+def set_up(config: ConfigDict, workdir: Path, images: Images | None = None) -> Setup:
+    """`setup.prepare`; what the settings leave open is as in the run, or in its parent."""
+    for run in map(Path, (workdir, config.train.parent or workdir)):
+        if config.model.dtype == "auto" and (run / "config.json").exists():
+            config = config.copy_and_resolve_references()
+            config.model.dtype = run_dir.read_settings(run).model.dtype
+    return prepare(config, images, plan.beside)
 
 
 @dataclass(frozen=True)
@@ -133,12 +148,13 @@ class Training:
         if told:
             raise processes.Preempted(start)
         store, draws = setup.train_store(), setup.train_draws(start)
+        train_step = plan.checked_step(setup)
         # 1. next batch  2. update  3. metrics  4. checkpoint  5. evaluation  6. told to end?
         for step in range(start + 1, total + 1):
             asked = time.monotonic()
             draw = next(draws)
             got = time.monotonic()
-            state, metrics = setup.train_step(state, store, draw)
+            state, metrics = train_step(state, store, draw)
             log.train(step, metrics, asked, got)
             told, evaluated = given(), evaluate.Evaluated()
             if step in save_steps:

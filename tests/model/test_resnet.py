@@ -295,6 +295,31 @@ def test_demo_network_has_finite_gradients_on_constant_images():
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize("create", [
+    partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 8), partial(resnet.DemoResNet, 16),
+])  # fmt: skip
+def test_remat_computes_blocks_again_and_gives_the_same_numbers(create):
+    """Operation by operation: XLA's CPU back-end may merge what is computed twice."""
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 6)).astype(np.float32)
+    variables = initialised(create(), images)
+    found = []
+    for remat in (False, True):
+        model = create(remat=remat)
+        assert jax.tree.structure(shapes(model, images, 10)) == jax.tree.structure(variables)
+
+        def loss(params, model=model):
+            logits, updated = model.apply(
+                variables | {"params": params}, images, {}, make_info(10, train=True),
+                mutable=["batch_stats"],
+            )  # fmt: skip
+            return jnp.sum(jnp.sin(logits)), (logits, updated["batch_stats"])
+
+        found.append(jax.grad(loss, has_aux=True)(variables["params"]))
+    for once, again in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(again, once, rtol=1e-4, atol=1e-5)
+    assert operations(create(remat=True), "cuda").total() > operations(create(), "cuda").total()
+
+
 def operations(model, platform):
     """How often each operation, with its types and attributes, is in a lowered gradient."""
     images = jax.ShapeDtypeStruct((2, 64, 64, 6), jnp.float32)

@@ -1,0 +1,235 @@
+"""What a training needs of its devices, known before anything is compiled; refuses what cannot fit.
+
+A step keeps the outputs of convolutions for its backward pass. Measured on an H100 and an H200
+(ResNet-50, 128 to 512 px, bfloat16 and float32), its temporary memory is 1.83 to 1.91 times their
+bytes, which a trace of the network gives in half a second. Products of matrices count as
+convolutions do.
+"""
+
+import functools
+import itertools
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, jaxprs_in_params
+
+from rxrx1_jax.config import change
+from rxrx1_jax.data import cache
+from rxrx1_jax.data.info import Info
+from rxrx1_jax.training.progress import STEPS_AHEAD
+from rxrx1_jax.training.run_dir import RunError
+from rxrx1_jax.training.setup import Setup, create_model
+from rxrx1_jax.training.steps import CONTEXT
+
+TEMPORARY = 1.9  # bytes of a step for each byte of its convolutions' outputs
+MARGIN = 1.1  # of the estimate: what needs more than so many times the memory is refused
+DRAWS = STEPS_AHEAD + 2  # of planes on a device at once: in steps, and on their way
+WARM, TIMED = 2, 8  # steps of a plan: that compile, that are timed
+
+
+class Need(NamedTuple):
+    """Bytes of each device."""
+
+    state: int
+    activations: int  # temporary memory of the step
+    batches: int  # in flight
+    cache: int  # data that are kept there
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_size(size)}" for name, size in self._asdict().items() if size)
+        return f"{_size(self.total)} of each device ({parts})"
+
+
+def need(setup: Setup, changes: Mapping[str, Any] | None = None) -> Need:
+    """The estimate for a training of these settings. changes: {field: value} in place of them."""
+    config = setup.config.copy_and_resolve_references()
+    change(config, changes or {})
+    rows, parts = config.optim.batch_size // jax.device_count(), config.optim.accumulation
+    held, again = _row_bytes(setup, config.model.dtype, config.model.remat)
+    stream, planes = setup.stream, math.prod(setup.images.image_shape)
+    channels, *sides = setup.images.image_shape
+    image = channels * math.prod(config.data.crop or side for side in sides)
+    image *= jnp.dtype(config.model.dtype).itemsize * min(parts, 2)  # cut into parts: a copy
+    rows_kept = 0 if stream.kept is None else len(stream.kept)
+    kept = planes * (rows_kept + 1) if stream.cache == "device" else 0
+    batches = rows * (image + (0 if kept else DRAWS * planes))
+    sums = _bytes(setup.abstract_state.params) if parts > 1 else 0  # of the parts' gradients
+    activations = round(rows / parts * (held + again)) + sums
+    return Need(_bytes(setup.abstract_state), activations, batches, kept)
+
+
+def limit() -> int:
+    """Bytes that a program may have of each device: the least over the devices of all processes; 0
+    where it is not known (CPUs)."""
+    found = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    return cache.least(min(found), 0)[0] or 0
+
+
+def beside(setup: Setup) -> int | None:
+    """Bytes that a training needs beside its images (`cache.choose`); None on CPUs."""
+    return need(setup).total if limit() else None
+
+
+def check(setup: Setup) -> Need:
+    """The estimate. Raises RunError: clearly beyond the memory; model.remat without blocks."""
+    model = setup.config.model
+    if model.remat and not _row_bytes(setup, model.dtype, True)[1]:
+        raise RunError(
+            f"model.remat=True: {model.name} has no blocks to compute again; expected one of our"
+            " networks, or False"
+        )
+    found, there = need(setup), limit()
+    if there and found.total > MARGIN * there:
+        raise RunError(too_large(setup, found, there))
+    return found
+
+
+def checked_step(setup: Setup) -> Callable[..., Any]:
+    """`setup.train_step`, whose first call compares the compiler's own figures with the memory.
+
+    Raises RunError there. Under pmap only the estimate is compared.
+    """
+    there, seen, lower = limit(), list[Need](), getattr(setup.train_step, "lower", None)
+    if not there or lower is None:
+        return setup.train_step
+
+    def step(*arguments: Any) -> Any:
+        if not seen:  # compiled once: the call below finds the program
+            figures = lower(*arguments).compile().memory_analysis()
+            seen.append(need(setup)._replace(activations=figures.temp_size_in_bytes))
+            if seen[0].total > there:
+                raise RunError(too_large(setup, seen[0], there))
+        return setup.train_step(*arguments)
+
+    return step
+
+
+def too_large(setup: Setup, found: Need, there: int) -> str:
+    """One line: what is needed, what there is, and the changes of the settings that would fit."""
+    has = f"{jax.devices()[0].device_kind} has {_size(there)}"
+    return f"a step needs {found}, {has}; {_what_fits(setup, there)}"
+
+
+def ran_out(setup: Setup) -> str:
+    """The same, of a device that was out of memory although the estimate had seen room."""
+    found = need(setup)
+    less = round(0.9 * min(found.total, limit() or found.total))
+    kind = jax.devices()[0].device_kind
+    return f"{kind} is out of memory; a step needs {found}; {_what_fits(setup, less)}"
+
+
+def _what_fits(setup: Setup, there: int) -> str:
+    fits = [
+        f"{field}={value} ({_size(total)})"
+        for changes in _smaller(setup.config, functools.partial(need, setup), there)
+        for field, value in changes.items()
+        if (total := need(setup, changes).total) <= there
+    ]
+    smaller = "a smaller network or image (model.width, data.crop)"
+    return f"what would fit: {' or '.join(fits) or smaller}"
+
+
+def _smaller(config: Any, need: Callable[..., Need], there: int) -> Iterator[dict[str, Any]]:
+    """Changes that take less memory; of batches the largest that fits, of parts the fewest."""
+    rows, parts = config.optim.batch_size // jax.device_count(), config.optim.accumulation
+    one = jax.device_count() * parts
+    batches = ({"optim.batch_size": one * n} for n in range(rows // parts - 1, 0, -1))
+    more = ({"optim.accumulation": n} for n in range(parts + 1, rows + 1) if rows % n == 0)
+    for changes in (batches, more):
+        yield from itertools.islice((x for x in changes if need(x).total <= there), 1)
+    if not config.model.remat:
+        yield {"model.remat": True}
+    if config.model.dtype == "float32":
+        yield {"model.dtype": "bfloat16"}
+
+
+def show(setup: Setup, workdir: Path) -> Iterator[str]:
+    """The lines of --mode=plan. Raises RunError, after the first, if the run would be refused."""
+    there, device = limit(), jax.devices()[0].device_kind
+    has = f"; {device} has {_size(there)}" if there else ""
+    yield f"memory: a step needs {need(setup)}{has}"
+    check(setup)
+    kept = setup.config.train.keep + 2  # the best, and the one that is being written
+    saved = _bytes(setup.abstract_state)
+    there_is = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there_is).free
+    yield (
+        f"disk: {_size(kept * saved)} ({kept} checkpoints of {_size(saved)}), {_size(free)} are"
+        " free"
+    )
+    state, store, draws = setup.init(), setup.train_store(), setup.train_draws(0)
+    step, times = checked_step(setup), []
+    for draw in itertools.islice(draws, WARM + TIMED):
+        begun = time.monotonic()
+        state, metrics = step(state, store, draw)
+        jax.block_until_ready(metrics)
+        times.append(time.monotonic() - begun)
+    seconds = statistics.median(times[WARM:] or times)
+    size, total = setup.config.optim.batch_size, setup.spec.total_steps
+    yield (
+        f"time: {seconds:.3f} s per step of {size} sites ({size / seconds:,.0f} sites per second),"
+        f" {total:,} steps: {total * seconds / 3600:.2f} hours on {jax.device_count()} x {device},"
+        " without evaluations"
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@functools.lru_cache(maxsize=8)
+def _row_bytes(setup: Setup, dtype: str, remat: bool) -> tuple[float, float]:
+    """`_kept` per row of a batch, of the network with this type of the computation."""
+    config = setup.config.copy_and_resolve_references()
+    change(config, {"model.dtype": dtype, "model.remat": remat})
+    rows = max(1, config.optim.batch_size // jax.device_count() // config.optim.accumulation)
+    channels, *sides = setup.images.image_shape
+    height, width = (config.data.crop or side for side in sides)
+    images = jax.ShapeDtypeStruct((rows, height, width, channels), jnp.dtype(dtype))
+    codes = dict.fromkeys(CONTEXT, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    model, state = create_model(config), setup.abstract_state
+
+    def forward(params: Any, batch_stats: Any, images: jax.Array, codes: Any) -> Any:
+        return model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, codes,
+            Info(setup.vocabulary, True, jnp.float32(0)), mutable=["batch_stats", "intermediates"],
+            rngs={"dropout": jax.random.key(0)},
+        )  # fmt: skip
+
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm needs it for bfloat16
+        traced = jax.make_jaxpr(forward)(state.params, state.batch_stats, images, codes)
+    held, again = _kept(traced.jaxpr)
+    return held / rows, again / rows
+
+
+def _kept(jaxpr: Jaxpr) -> tuple[float, float]:
+    """Temporary bytes of a training step with this forward pass: held from it to the backward pass,
+    and of the largest block that is computed again there (0: none is)."""
+    held = again = 0.0
+    for equation in jaxpr.eqns:
+        outputs = _bytes([x.aval for x in equation.outvars])
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            held += TEMPORARY * outputs
+        for inner in jaxprs_in_params(equation.params):
+            inner_held, inner_again = _kept(inner)
+            if equation.primitive.name.startswith("remat"):
+                held, again = held + outputs, max(again, inner_held + inner_again)
+            else:
+                held += inner_held * equation.params.get("length", 1)  # of a scan
+                again = max(again, inner_again)
+    return held, again
