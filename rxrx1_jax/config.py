@@ -85,7 +85,8 @@ def read(text: str) -> ConfigDict:
 
     Raises ConfigError.
     """
-    name, colon, arg = text.partition(":")
+    whole = user_path(text).is_file()  # a folder's name may have a colon, too
+    name, colon, arg = (text, "", "") if whole else text.partition(":")
     path = find_file(name)
     try:
         if path.suffix == ".json":
@@ -234,7 +235,10 @@ def _factory(field: str, name: str) -> Callable[..., Any]:
         expected = nearest(name, FIELDS[field].valid)
         raise ConfigError(f"{field}={name!r}: expected {expected}, or your own as module.name")
     try:
-        return getattr(importlib.import_module(module or POINTS[field]), attribute)
+        found = getattr(importlib.import_module(module or POINTS[field]), attribute)
+        if not callable(found):
+            raise AttributeError(f"it is {type(found).__name__}")
+        return found
     except (ImportError, AttributeError) as error:
         expected = "expected a function in a module that Python can import from here"
         raise ConfigError(f"{field}={name!r}: {error}; {expected}") from error

@@ -7,7 +7,6 @@ does as well:
     python -m rxrx1_jax.lda12 --pixel_stats=pixel_stats.csv --metadata=metadata.csv
 """
 
-import argparse
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -49,10 +48,7 @@ def table_of(sites: "Sites", pixels: int, splits_of: "Mapping[str, list[Split]]"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rxrx1_jax.lda12", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command.Plain("lda12", __doc__ or "")
     parser.add_argument("--data_dir", type=user_path, default="data", metavar="DIR",
                         help="as the setting data.dir")  # fmt: skip
     parser.add_argument("--name", default="rxrx1/native", help="as the setting data.name")

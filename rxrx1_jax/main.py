@@ -82,8 +82,8 @@ def read_config(options: argparse.Namespace, to_train: bool = True) -> config_li
         config = run_dir.read_settings(options.workdir)
     else:
         raise config_lib.ConfigError(
-            f"{options.workdir}: no run there (no config.json), so --config is needed, for example "
-            "--config=demo"
+            f"{options.workdir}: no run here (no config.json); expected"
+            f" {run_dir.runs_near(options.workdir)}, or --config (as --config=demo) for a new one"
         )
     config_lib.change(config, options.fields)
     if to_train:

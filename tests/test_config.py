@@ -213,6 +213,7 @@ def test_a_config_file_that_is_not_there(tmp_path, monkeypatch):
     for name in ("dem", "configs/demo.py", "leaderboard"):
         message = refusal(config_lib.read, name)
         assert name in message and "demo" in message
+    assert "URL" in refusal(config_lib.read, "gs://b/own.py:fold=1")
     assert config_lib.find_file("leaderboard", "--methods", "TRAINED = ").is_file()
 
 
@@ -228,11 +229,13 @@ def test_a_config_file_that_is_not_there(tmp_path, monkeypatch):
 )
 def test_a_saved_config_is_a_config(tmp_path, content, said):
     saved = config_lib.read("demo:fold=1").to_dict() | {"dataset": {}, "made_with": {"settings": 2}}
-    path = tmp_path / "config.json"
+    path = tmp_path / "a:b" / "config.json"
+    path.parent.mkdir()
     path.write_text(json.dumps(saved))
     assert config_lib.read(str(path)) == config_lib.read("demo:fold=1")
-    assert config_lib.read(f"{path}:optim.epochs=3").optim.epochs == 3
-    assert f"--config={path}" in refusal(config_lib.read, str(tmp_path))  # its folder
+    other = path.rename(tmp_path / "config.json")
+    assert config_lib.read(f"{other}:optim.epochs=3").optim.epochs == 3
+    assert f"--config={other}" in refusal(config_lib.read, str(tmp_path))  # its folder
     if not isinstance(content, str):
         content(saved)
         content = json.dumps(saved)
@@ -274,7 +277,7 @@ def test_arguments_reach_the_factory(own_module):
         ("coral(weight=open('x'))", "name"), ("coral(", "name"), ("coral, irm", "2"), ("", "0"),
         ("1] + [2", "name"), ("no_such_module.loss", "no_such_module"),
         ("math.no_such_loss", "no_such_loss"), ("(lambda: 1)()", "name"),
-        ("own_plug_ins.bad", "KeyError: 'nothing'"),
+        ("own_plug_ins.bad", "KeyError: 'nothing'"), ("math.pi", "float"),
     ],
 )  # fmt: skip
 def test_what_is_no_plug_in_is_refused_by_a_line(own_module, text, said):

@@ -18,20 +18,27 @@ if TYPE_CHECKING:
 PLAIN = {"±": "+-", "–": "-", "×": "x", "…": "..."}  # where the locale's letters have no others
 
 
-class Parser(argparse.ArgumentParser):
-    """Of `python -m rxrx1_jax.NAME RUN...`; wrong usage is one line and status 2."""
+class Plain(argparse.ArgumentParser):
+    """Of `python -m rxrx1_jax.NAME`; wrong usage is one line and status 2."""
 
     def __init__(self, name: str, about: str, **options: Any) -> None:
         super().__init__(
             prog=f"python -m rxrx1_jax.{name}", description=about, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter, **options,
         )  # fmt: skip
-        self.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run")
-        self.add_argument("--data_dir", type=user_path, metavar="DIR",
-                          help="where the data are now; else where the run found them")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help says more\n")
+
+
+class Parser(Plain):
+    """Of `python -m rxrx1_jax.NAME RUN...`."""
+
+    def __init__(self, name: str, about: str, **options: Any) -> None:
+        super().__init__(name, about, **options)
+        self.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run")
+        self.add_argument("--data_dir", type=user_path, metavar="DIR",
+                          help="where the data are now; else where the run found them")  # fmt: skip
 
 
 def open_run(path: Path, data_dir: Path | None) -> "Run":

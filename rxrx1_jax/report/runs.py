@@ -16,6 +16,7 @@ from rxrx1_jax.methods.statistics import Score, Unit
 from rxrx1_jax.report import files
 from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.training.predictions import accuracies
+from rxrx1_jax.training.run_dir import runs_near
 
 PROTOCOLS = {
     "batch": "Batch",
@@ -127,10 +128,8 @@ def load_runs(paths: Sequence[Path]) -> dict[Screen, list[FinishedRun]]:
 
 
 def load_run(path: Path) -> FinishedRun:
-    if not path.is_dir():
-        raise ReportError(f"{path}: no such folder; expected the workdir of a finished run")
     if not (path / "config.json").exists():
-        raise ReportError(f"{path}: no run (no config.json); expected a workdir of rxrx1_jax.main")
+        raise ReportError(f"{path}: no run (no config.json); expected {runs_near(path)}")
     for name in ("results.json", "predictions.parquet", "metrics.jsonl"):
         if not (path / name).exists():
             raise ReportError(f"{path}: unfinished run (no {name}); {UNFINISHED}")

@@ -58,10 +58,7 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
     """(settings of a run, config.json as it was written). Raises RunError."""
     path = workdir / "config.json"
     if not path.exists():
-        above = [folder for folder in workdir.parents if (folder / "config.json").is_file()]
-        files = (*workdir.glob("*/config.json"), *workdir.glob("*/*/config.json"))
-        near = " or ".join(map(str, above[:1] or sorted(file.parent for file in files)[:3]))
-        raise RunError(f"{workdir}: no run here (no config.json); expected {near or 'a run'}")
+        raise RunError(f"{workdir}: no run here (no config.json); expected {runs_near(workdir)}")
     try:
         saved = json.loads(path.read_text())
         settings = config_lib.upgrade(saved)
@@ -72,6 +69,14 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
             f"{path}: not the settings of a run of this version: {error}; restore it as the run "
             "wrote it"
         ) from error
+
+
+def runs_near(folder: Path) -> str:
+    """The run that a folder lies in, else those below it."""
+    above = [path for path in folder.absolute().parents if (path / "config.json").is_file()]
+    files = (*folder.glob("*/config.json"), *folder.glob("*/*/config.json"))
+    near = above[:1] or sorted(file.parent for file in files)[:3]
+    return " or ".join(map(str, near)) or "the folder of a run"
 
 
 def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
@@ -133,6 +138,8 @@ def check_output(folder: Path) -> None:
 
 def check_workdir(workdir: Path) -> None:
     """Raises RunError unless `workdir` is a run that can be trained, or can become one."""
+    if "\\" in str(workdir.absolute()):  # TensorStore, which writes the arrays, takes none
+        raise RunError(f"{workdir}: a backslash in the path; choose another --workdir")
     if not workdir.is_dir():
         parent = next(path for path in workdir.absolute().parents if path.exists())
         if workdir.exists() or not parent.is_dir():

@@ -79,11 +79,12 @@ def make_plan(
     config_lib.change(settings, overrides)
     size, obstacle = 0, ""
     try:
+        config_lib.check(settings)
         split = splits.configured(dataset.sites, settings.data)
         size, batch = len(split.train), settings.optim.batch_size
         if size < batch:
             obstacle = f"{size} training sites, fewer than optim.batch_size={batch}"
-    except splits.SplitError as error:
+    except (config_lib.ConfigError, splits.SplitError) as error:
         obstacle = str(error)
     if not obstacle and (path / "config.json").exists():
         classes = splits.classes_of(dataset.sites, settings.data.protocol)

@@ -6,9 +6,11 @@ import pytest
 
 from configs import demo
 from rxrx1_jax import config as config_lib
+from rxrx1_jax.data import records
 from rxrx1_jax.leaderboard import jobs as jobs_lib
 from rxrx1_jax.leaderboard import methods as methods_lib
 from rxrx1_jax.methods.catalogue import METHODS
+from rxrx1_jax.training import sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,17 @@ def test_faults_of_the_methods_file_are_named(tmp_path, text, said):
     with pytest.raises(methods_lib.MethodsError, match=said) as error:
         load(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+def test_a_value_that_cannot_be_is_told_before_work(tmp_path):
+    """With its field; the other methods and seeds are not held up."""
+    methods = load(tmp_path, "TRAINED = {'a': {}, 'b': {'optim.momentum': 2}}")
+    config = config_lib.read("smoke:data.dir=nowhere")
+    images = records.open_images("", config.data.name)
+    for overrides, said in ((methods.trained["b"], "momentum=2.0"), ({"train.seed": -1}, "seed=-1"),
+                            (methods.trained["a"], "")):  # fmt: skip
+        obstacle = sweep.make_plan(config, images, tmp_path, overrides).obstacle
+        assert said in obstacle and bool(said) == bool(obstacle)
 
 
 def test_the_file_of_the_project():

@@ -68,13 +68,15 @@ def test_paths_are_expanded_once(run, tmp_path, monkeypatch):
 
 OF_RUNS = [("report", "--baseline"), *((name, flag) for name in ("report", "correct", "diagnose")
                                        for flag in ("RUN", "--out", "--data_dir"))]  # fmt: skip
+OF_LDA12 = [("lda12", flag) for flag in ("--data_dir", "--metadata")]
 OF_MANY = [(name, flag) for name in COMMANDS[1:3] for flag in ("--workdir", "--data_dir")]
 
 
-@pytest.mark.parametrize(("name", "flag"), [*OF_RUNS, *OF_MANY])
+@pytest.mark.parametrize(("name", "flag"), [*OF_RUNS, *OF_MANY, *OF_LDA12])
 def test_a_url_is_one_line(name, flag):
     given = ["gs://b/r"] if flag == "RUN" else [f"{flag}=gs://b/r"]
-    given += ["run"] if (name, flag) in OF_RUNS else ["--config=demo"]
+    given += ["run"] if (name, flag) in OF_RUNS else []
+    given += ["--config=demo"] if (name, flag) in OF_MANY else []
     given += ["--workdir=w"] if flag == "--data_dir" and (name, flag) in OF_MANY else []
     given += ["--methods=leaderboard"] if name == "leaderboard" else []
     done = run_command(name, *given)

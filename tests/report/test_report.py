@@ -256,6 +256,9 @@ def test_runs_that_must_not_be_compared(demo, tmp_path):
     other = make_run(tmp_path / "other", {"RPE": (3, 3)}, fold=1, train__seed=1)
     with pytest.raises(ReportError, match="other .*batch1 .*test sites"):
         load_runs([*demo, other])
+    for folder in (other / "checkpoints", other.parent):
+        with pytest.raises(ReportError, match=f"expected .*{other}"):
+            load_runs([folder])
 
 
 def test_a_run_of_version_0_2_is_a_repetition_of_one_of_today(tmp_path):

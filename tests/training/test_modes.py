@@ -72,6 +72,7 @@ def test_a_run_is_enough_and_stays_as_it_is(smoke, tmp_path, mode):
         (["--data_dir=gs://bucket/data"], "gs://"),
         (["--out=/dev/null/out"], "--out"),
         (["--workdir=gs://bucket/run"], "gs://"),
+        (["--workdir=a\\b", "--config=smoke", "--mode=train"], "backslash"),
     ],
 )
 def test_what_a_mode_cannot_do_is_told_before_work(smoke, options, said):
@@ -81,8 +82,9 @@ def test_what_a_mode_cannot_do_is_told_before_work(smoke, options, said):
 
 def test_another_folder_than_the_runs(smoke):
     for folder in (smoke.parent, smoke / "checkpoints"):
-        code, last = main(folder)
-        assert code == 1 and last.endswith(str(smoke))
+        for mode in ("evaluate", "train"):
+            code, last = main(folder, mode=mode)
+            assert code == 1 and f"expected {smoke}" in last
 
 
 def settings(run, **changes):

@@ -42,7 +42,7 @@ def build(arguments: Sequence[str]) -> epath.Path:
         last = said.getvalue().strip().splitlines()[-1]
         raise ReleaseError(last.partition("error: ")[2] or last) from None
     config = args.command.generation.config
-    if config is None and args.command.generation.config_idx is None:
+    if not config and args.command.generation.config_idx is None:
         raise ReleaseError(f"--config is missing: one of {', '.join(NAMES)}, or a part as JSON")
     name = config
     if config is not None and config.startswith("{"):

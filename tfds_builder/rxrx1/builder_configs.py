@@ -20,6 +20,7 @@ from .synthetic import Screen
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes a folder
 _TYPES = {
     "name": str,
+    "description": str | None,
     "size": int,
     "source_size": int | None,
     "crop": bool,
@@ -97,6 +98,9 @@ class Rxrx1Config(tfds.core.BuilderConfig):
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
                 wanted = getattr(kind, "__name__", kind)
                 raise ReleaseError(f"Rxrx1Config.{field}: found {value!r}, expected {wanted}")
+        for field in ("version", "supported_versions", "release_notes", "tags"):
+            if getattr(self, field):
+                raise ReleaseError(f"Rxrx1Config.{field}: it is the builder's own; leave it out")
         if not _NAME.fullmatch(self.name):
             raise ReleaseError(
                 f"Rxrx1Config.name: found {self.name!r}, expected letters, digits, '_', '-', '.'"
