@@ -95,6 +95,7 @@ def command(monkeypatch, capsys):
     ("arguments", "words"),
     [
         ([], ["--config", "synthetic", "native"]),
+        (["--config="], ["--config", "synthetic", "native"]),
         (["--config=nativ"], ["'native'"]),
         (["--config=native", "--nope=1"], ["--nope=1"]),
         (["--config=native", "--file_format=zip"], ["'zip'"]),

@@ -189,6 +189,8 @@ def test_monai_config_takes_the_sites_that_are_there(tmp_path, monkeypatch):
     [
         ("Rxrx1Config.name: found 'a/b'", {"name": "a/b"}),
         ("Rxrx1Config.name: found 5", {"name": 5}),
+        ("Rxrx1Config.description: found 5", {"description": 5}),
+        ("Rxrx1Config.version: ", {"version": "3.0.0"}),
         ("Rxrx1Config.size: found '64'", {"size": "64"}),
         ("Rxrx1Config.size: found True", {"size": True}),
         ("Rxrx1Config.source_size: found 64.0", {"source_size": 64.0}),
