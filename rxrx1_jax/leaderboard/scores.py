@@ -184,7 +184,8 @@ def load_correction(path: Path, correction: str) -> dict[str, Any] | None:
     """Accuracies of a run's stored correction; None where it is missing, refused or out of date."""
     if not assess.is_assessed(path, [correction]) or assess.read(path)[correction]["refused"]:
         return None
-    return accuracies(read_predictions(path / "corrections" / f"{correction}.parquet"))
+    file = path / "corrections" / f"{correction}.parquet"
+    return accuracies(read_predictions(file, "remove it and start the leaderboard again"))
 
 
 def training_accuracy(run: FinishedRun) -> list[float]:

@@ -85,8 +85,8 @@ def test_runs_corrections_and_the_page(worked):
             gain = np.subtract(values, found["base"])
             assert float(rows[name][2].split()[0]) == pytest.approx(gain.mean(), abs=0.051)
     assert list(rows)[2] == "LDA-12" and "intensities" in text
-    assert {"base + centre_scale_plate", "**inductive: the image, and the control statistics of "
-            "its plate that normalise it**"} <= rows.keys()  # fmt: skip
+    assert "base + centre_scale_plate" in rows
+    assert [name.split(":")[0] for name in rows if name[:2] == "**"][0] == "**inductive"
     # The settings of each run are those of its method, fold and seed.
     config = json.loads((paths["raw"][1] / "config.json").read_text())
     assert (config["data"]["normalisation"], config["train"]["seed"]) == ("none", 1)
