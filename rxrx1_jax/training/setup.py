@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -277,24 +276,16 @@ def summary(setup: Setup, start: int) -> str:
                      if role != "test")  # fmt: skip
     unlabelled = int((sites["sirna_id"] < 0).sum())
     where = getattr(setup.images, "path", setup.images.about["name"])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract_state.params))
     parts = [
         f"{where}: {config.data.protocol} split, fold {config.data.fold}, cell type "
         f"{config.data.cell_type}, normalisation {config.data.normalisation}",
         f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
         f"of {wells[1]:,} wells{others}, {len(setup.vocabulary.classes):,} siRNA classes"
         + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
-        f"{config.model.name}, {setup.spec.total_steps:,} steps of {config.optim.batch_size} sites"
-        f" on {jax.device_count()} x {jax.devices()[0].device_kind}",
-        f"resumed at step {start:,}" if start else parameter_table(setup.abstract_state.params),
+        f"{config.model.name} of {parameters:,} parameters, {setup.spec.total_steps:,} steps of"
+        f" {config.optim.batch_size} sites on {jax.device_count()} x"
+        f" {jax.devices()[0].device_kind}",
+        *([f"resumed at step {start:,}"] if start else []),
     ]
     return "\n".join(parts)
-
-
-def parameter_table(params: Any) -> str:
-    """One line for each top-level module: its name and number of parameters, then the total."""
-    counts = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()
-    }
-    width = max(len(name) for name in (*counts, "total"))
-    lines = [f"{name:{width}} {count:>12,}" for name, count in counts.items()]
-    return "\n".join([*lines, f"{'total':{width}} {sum(counts.values()):>12,}"])

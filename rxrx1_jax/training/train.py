@@ -114,7 +114,9 @@ class Training:
                 if name != "test":
                     accuracy = 100 * result["accuracy"]["site"]["all"]
                     log.say(f"{name}: accuracy by site {accuracy:.1f} %")
-        return evaluate.write_results(setup, workdir, state, total, evaluated)
+        results = evaluate.write_results(setup, workdir, state, total, evaluated)
+        log.say(f"complete, {workdir}/results.json; next: python -m rxrx1_jax.report {workdir}")
+        return results
 
     def _start(self, parent: Path | None) -> tuple[TrainState, list[dict[str, float]]]:
         """The state to train from, and what the log knew there."""

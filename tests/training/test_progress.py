@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rxrx1_jax.training import progress, run_dir, setup
+from rxrx1_jax.training import progress, run_dir
 
 
 def step_metrics(loss, gradient_norm=1):
@@ -277,10 +277,3 @@ def test_a_failing_write_stops_the_loop(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             for step in range(1, 1000):
                 train(log, step)
-
-
-def test_parameter_table_counts():
-    table = setup.parameter_table({"a": {"k": jnp.zeros((2, 3))}, "b": jnp.zeros(1000)})
-    assert [line.split() for line in table.splitlines()] == [
-        ["a", "6"], ["b", "1,000"], ["total", "1,006"]
-    ]  # fmt: skip
