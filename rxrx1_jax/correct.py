@@ -97,7 +97,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument(
         "--out", type=user_path, metavar="DIR",
-        help="folder for the tables (corrections.md) and all that is computed, in place of the runs",
+        help="folder for the tables (corrections.md) and what is computed, in place of the runs",
     )  # fmt: skip
     options = parser.parse_args()
 

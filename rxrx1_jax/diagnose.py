@@ -48,7 +48,7 @@ def main() -> int:
     parser = command.Parser("diagnose", about, epilog=NOTES)
     parser.add_argument(
         "--out", type=user_path, metavar="DIR",
-        help="folder for the tables (diagnosis.md) and all that is computed, in place of the runs",
+        help="folder for the tables (diagnosis.md) and what is computed, in place of the runs",
     )  # fmt: skip
     options = parser.parse_args()
 
