@@ -107,9 +107,9 @@ def markdown(results: dict[str, Any]) -> str:
 def _runs(runs: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         "| network, px, batch, data.cache | first step, s | step, images/s | loop | loop / step"
-        " | evaluation | / forward pass | model FLOPs utilisation | peak memory, GB |"
+        " | evaluation | / forward pass | model FLOPs utilisation | memory planned, GB | used |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for run in runs:
         part, found = run["part"], run["found"]
         peak = PEAK_TFLOPS.get(found["device"], (math.nan, math.nan))[part["dtype"] != "bfloat16"]
@@ -120,7 +120,8 @@ def _runs(runs: list[dict[str, Any]]) -> Iterator[str]:
             f"{part['network']}, {part['px']}, {part['rows']}, {part['cache']}",
             f"{found['first_step_seconds']:.0f}", f"{found['step']:,.0f}", f"{found['loop']:,.0f}",
             f"{found['loop'] / found['step']:.3f}", f"{found['evaluation']:,.0f}",
-            f"{found['evaluation'] / found['forward']:.2f}", share, memory,
+            f"{found['evaluation'] / found['forward']:.2f}", share,
+            f"{found['planned_bytes'] / 1e9:.1f}", memory,
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

@@ -93,13 +93,14 @@ def measure_setup(part: Part, prepare: Callable[[], Any]) -> dict[str, Any]:
     """The step, the forward pass and the evaluation of what `prepare` sets up."""
     import jax
 
-    from rxrx1_jax.training import evaluate, steps
+    from rxrx1_jax.training import evaluate, plan, steps
 
     began = time.perf_counter()
     setup = prepare()
     state, store, draw = setup.init(), setup.train_store(), next(setup.train_draws(0))
     state, metrics = jax.block_until_ready(setup.train_step(state, store, draw))
     found: dict[str, Any] = {"first_step_seconds": time.perf_counter() - began}
+    found["planned_bytes"] = plan.need(setup).total
 
     def step(count: int) -> None:
         nonlocal state, metrics

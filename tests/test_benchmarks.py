@@ -140,7 +140,8 @@ def test_accelerator_in_miniature(tmp_path, monkeypatch, capsys):
     found = {result["part"]["kind"]: result["found"] for result in saved.values()}
     assert set(found) == {"run", "linen", "torch", "determinism"}
     ours = found["run"]
-    assert all(ours[name] > 0 for name in ("step", "loop", "forward", "evaluation", "flops"))
+    names = ("step", "loop", "forward", "evaluation", "flops", "planned_bytes")
+    assert all(ours[name] > 0 for name in names)
     text = (tmp_path / "accelerator.md").read_text()
     assert text in capsys.readouterr().out
     assert f"| {ours['step']:,.0f} |" in text and "no such part" in text
@@ -149,7 +150,7 @@ def test_accelerator_in_miniature(tmp_path, monkeypatch, capsys):
 def test_tables_of_an_accelerator():
     part = accelerator.Part("run", px=224)
     found = {"step": 5000.0, "loop": 4900.0, "forward": 16000.0, "evaluation": 12000.0,
-             "flops": 24e9, "first_step_seconds": 31.0, "peak_bytes": 11e9,
+             "flops": 24e9, "first_step_seconds": 31.0, "peak_bytes": 11e9, "planned_bytes": 12e9,
              "device": "NVIDIA H100 80GB HBM3"}  # fmt: skip
     of = {"run": found, "torch": {"step": 4000.0}, "torch.compile": {"step": 4800.0},
           "determinism": {"equal": False, "differs": "metrics"}}  # fmt: skip
@@ -158,7 +159,7 @@ def test_tables_of_an_accelerator():
     }
     text = accelerator.markdown({"about": "here", "parts": results})
     # 5,000 images/s of 24 GFLOP are 120 of 989 TFLOP/s.
-    assert "| 0.980 | 12,000 | 0.75 | 12.1% | 11.0 |" in text
+    assert "| 0.980 | 12,000 | 0.75 | 12.1% | 12.0 | 11.0 |" in text
     assert "| 224 | 5,000 | – | 4,000 | 4,800 | 1.042 |" in text and "metrics" in text
 
 
