@@ -179,8 +179,18 @@ def test_lda12_is_the_first_row_on_the_data_of_the_baseline(methods, outcomes, m
     said = " ".join(tables.claims(more, rows))
     mean = np.mean([o.run.accuracy["site"]["all"] for o in outcomes
                     if (o.job.trained, o.job.protocol) == ("base", "batch")])  # fmt: skip
-    assert f"{100 * (expected['site']['all'] - mean):+.1f} points" in said
-    assert ("intensities, not" in said) == (expected["site"]["all"] > mean)
+    assert f"is {100 * (expected['site']['all'] - mean):+.1f} (" in said
+    compared = scores.gains(more, rows)["LDA-12"][1]
+    assert ("more than intensities" in said) == (compared.high >= 0)
+    for base, below, sure in ((0.1, "1 of 3", False), (0.9, "0 of 3", True)):
+        level = {"base": base, "LDA-12": 0.5}
+        told = []
+        for row in rows:
+            mean, step = level.get(row.trained, 0.95), 0.01 * (row.trained == "base")
+            accuracy = {u: {"site": {"all": mean + step * u.fold}} for u in row.accuracy}
+            told.append(row._replace(accuracy=accuracy))
+        said = " ".join(tables.claims(more, told))
+        assert f"above {below} " in said and ("more than intensities" in said) != sure
 
 
 @pytest.mark.parametrize(
