@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rxrx1_jax.methods.statistics import Score, difference, ratio
@@ -77,12 +78,11 @@ def lines_of(groups: Sequence[Group], unit: str, separate: bool = False) -> list
 
 
 def links(runs: Sequence[FinishedRun]) -> Links:
-    """To the folders of runs, each by its fold."""
-    return Links(tuple((str(run.unit.fold), run.path) for run in sorted(runs, key=_by_unit)))
-
-
-def _by_unit(run: FinishedRun) -> tuple[object, ...]:
-    return *run.unit, run.cell_type
+    """To the folder of a run of each fold, on all cell types where there is one."""
+    found: dict[str, Path] = {}
+    for run in sorted(runs, key=lambda run: (run.unit, run.cell_type != "all", run.cell_type)):
+        found.setdefault(str(run.unit.fold), run.path)
+    return Links(tuple(found.items()))
 
 
 def gaps(lines: list[Line]) -> list[list[Cell]]:
