@@ -1,9 +1,11 @@
 """Files appear whole or not at all, also where several processes write the same one."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -27,3 +29,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes the text in UTF-8, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON text. Raises ValueError, also for brackets in brackets without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error

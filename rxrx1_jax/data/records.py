@@ -6,7 +6,6 @@ shuffle, exact resume and per-host shares cost nothing.
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rxrx1_jax.config import described, load, nearest, user_path
+from rxrx1_jax.data.files import parse_json
 from rxrx1_jax.data.images import (
     CHANNEL_STATISTICS,
     NUMBERS,
@@ -158,7 +158,7 @@ def _versions(folder: Path) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise DatasetError(
             f"{path} is missing; expected a folder that `tfds build` finished: build the dataset"

@@ -3,7 +3,6 @@
 A fault is one line: the file, the place in it, what was expected, and what to do.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from rxrx1_jax import config
+from rxrx1_jax.data.files import parse_json
 
 
 class ReportError(ValueError):
@@ -108,7 +108,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         do, where = "remove the line", f"line {number}: "
         try:
-            entry = json.loads(line) if line else {}
+            entry = parse_json(line) if line else {}
         except ValueError as error:
             raise ReportError(f"{path}: {where}not JSON; {do}") from error
         schema = dict.fromkeys(entry if isinstance(entry, dict) else (), NUMBER) | METRICS
@@ -166,8 +166,8 @@ def read_predictions(path: Path, do: str = EVALUATE) -> pa.Table:
 def read_json(path: Path, do: str) -> Any:
     """do: what a user can do about a fault."""
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise ReportError(f"{path}: not JSON ({error}); {do}") from error
 
 

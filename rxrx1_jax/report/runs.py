@@ -151,6 +151,11 @@ def load_run(path: Path) -> FinishedRun:
                 f"{path}: results.json has {what} {stated:.6g}, predictions.parquet gives "
                 f"{found:.6g}; {files.EVALUATE}"
             )
+    if results["accuracy"] != accuracy:
+        raise ReportError(
+            f"{path}: results.json has other accuracies of cell types or experiments than "
+            f"predictions.parquet gives; {files.EVALUATE}"
+        )
     pairs = sorted(zip(*(table[c].to_pylist() for c in ("site_id", "label")), strict=True))
     test = hashlib.blake2b(repr(pairs).encode(), digest_size=8).hexdigest()
     metrics = files.read_metrics(path / "metrics.jsonl")

@@ -7,7 +7,6 @@ numbers and the rest is JSON: reading runs no code.
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from rxrx1_jax.config import FREE, described
+from rxrx1_jax.data.files import parse_json
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.training import orbax_mends
 from rxrx1_jax.training.checksums import checks
@@ -243,9 +243,9 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
 
 def _json(path: Path, name: str) -> Any:
     try:
-        return json.loads((path / name).read_text())
+        return parse_json((path / name).read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(UNREADABLE.format(path=path, reason=error)) from error
+        raise CheckpointError(UNREADABLE.format(path=path, reason=f"{name}: {error}")) from error
 
 
 def _score(metrics: dict[str, float]) -> float:

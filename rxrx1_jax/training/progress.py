@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rxrx1_jax.data.files import write_text
+from rxrx1_jax.data.files import parse_json, write_text
 from rxrx1_jax.training import diverged, run_dir
 from rxrx1_jax.training.board import Board
 from rxrx1_jax.training.steps import METRICS
@@ -226,7 +226,7 @@ def _drop_after(path: Path, step: int) -> list[dict[str, float]]:
     lines = path.read_bytes().splitlines()
     for number, text in enumerate(lines, 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if not isinstance(line, dict) or not isinstance(line.get("step"), int):
                 raise ValueError("no object with a step")
             if not all(isinstance(value, int | float) for value in line.values()):

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import flat
 from rxrx1_jax.data import splits
-from rxrx1_jax.data.files import write_text
+from rxrx1_jax.data.files import parse_json, write_text
 from rxrx1_jax.data.images import Images
 
 LOCK = ".lock"  # held by the training that is at work in the directory
@@ -60,7 +60,7 @@ def read_saved(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
     if not path.exists():
         raise RunError(f"{workdir}: no run here (no config.json); expected {runs_near(workdir)}")
     try:
-        saved = json.loads(path.read_text())
+        saved = parse_json(path.read_bytes())
         settings = config_lib.upgrade(saved)
         config_lib.flat({"dataset": saved.get("dataset", {})})
         return settings, saved
@@ -291,7 +291,7 @@ def is_complete(workdir: Path) -> bool:
 def read_results(workdir: Path) -> dict[str, Any]:
     path = workdir / "results.json"
     try:
-        results = json.loads(path.read_text())
+        results = parse_json(path.read_bytes())
         if not all(isinstance(results[name], int) for name in ("step", "total_steps")):
             raise TypeError("step and total_steps are not whole numbers")
     except (ValueError, TypeError, KeyError) as error:

@@ -119,6 +119,14 @@ def test_an_error_is_one_line(tmp_path, command, arguments, words):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("arguments", ["nope", "verify", "show x", "show x --out=o --plate=two"])
+def test_wrong_usage_is_one_line(command, capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        command(*arguments.split())
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+
+
 def test_no_home_folder(tiny, tmp_path, command, monkeypatch):
     """As for a user of a container that no file of its names."""
 

@@ -155,7 +155,7 @@ def test_a_changed_truncated_or_missing_file(copy, name, change):
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"table": 1}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"table": 1}', "{", "[" * 10**5])
 def test_descriptions_that_are_none(copy, name, content):
     (copy / name).write_text(content)
     said = refused(copy)

@@ -110,8 +110,10 @@ def test_nothing_is_asked_of_training(own):
         ("config.json", b"[]", "config.json"),
         ("config.json", b'{"data": {}}', "config.json"),
         ("config.json", b"\xff\0", "config.json"),
+        ("config.json", b"[" * 10**5, "config.json"),
         ("checkpoints/8/about", None, "about"),
         ("checkpoints/8/about/metadata", b"[]", "about/metadata"),
+        ("checkpoints/8/about/metadata", b"[" * 10**5, "about/metadata"),
         ("checkpoints/8/about/metadata", b'{"vocabulary": 3}', "about/metadata"),
         ("checkpoints/8/_CHECKPOINT_METADATA", b"5", "checkpoints/8"),
         ("checkpoints/8/state", None, "checkpoints/8"),
@@ -133,7 +135,10 @@ def test_a_run_with_parts_missing_or_of_another_form(own, file, content, said):
     assert code == 1 and said in last, last
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"step": "8", "total_steps": 8}', "\0"])
+OTHER_RESULTS = ["[]", "{}", "{", "[" * 10**5, '{"step": "8", "total_steps": 8}', "\0"]
+
+
+@pytest.mark.parametrize("content", OTHER_RESULTS)
 def test_results_of_another_form(own, content):
     (own / "results.json").write_text(content)
     code, last = main(own, mode="train")

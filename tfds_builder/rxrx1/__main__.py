@@ -13,6 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .quiet import quiet
 
@@ -69,9 +70,16 @@ def look(options: argparse.Namespace) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; --help says more\n")
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of one command. Ends the process with one line where they cannot be."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tfds_builder.rxrx1",
         description="Build the dataset, check it and look at it.",
     )
