@@ -12,6 +12,7 @@ they can be as large as the embeddings. Its columns are the id and class_<sirna_
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from rxrx1_jax.data.images import METADATA, NUMBERS, TEXT, structured
 
 UNITS = ("site", "well")
 FEATURE, CLASS = "feature_", "class_"
+DIGEST = "digest"  # of all columns, so that an edited file is not taken for a run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,7 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
     """
     path = user_path(path)
     with _of(path):
-        table = pq.read_table(path)
+        table = _table(path)
         about = _about(table.schema)
         unit, source = about.get("unit", "site"), json.loads(about.get("source", "{}"))
         features = [name for name in table.column_names if name.removeprefix(FEATURE).isdigit()]
@@ -138,7 +140,7 @@ def read(path: str | os.PathLike, log_probs: bool = False) -> Embeddings:
     scores, classes = None, None
     if log_probs:
         with _of(log_probs_path(path)):
-            beside, row_id = pq.read_table(log_probs_path(path)), f"{unit}_id"
+            beside, row_id = _table(log_probs_path(path)), f"{unit}_id"
             same = _about(beside.schema) == about
             if not same or beside[row_id].to_pylist() != table[row_id].to_pylist():
                 raise ValueError(f"not made with {path.name}; embed again")
@@ -196,8 +198,30 @@ def _replace(path: Path, columns: Mapping[str, Any], about: Mapping[str, str]) -
         name: pa.array(values, pa.int32() if name in NUMBERS else None)
         for name, values in columns.items()
     }
+    table = pa.table(arrays)
+    about = {**about, DIGEST: _digest(table)}
     with replacing(path) as partial:
-        pq.write_table(pa.table(arrays).replace_schema_metadata(about), partial, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(about), partial, compression="zstd")
+
+
+def _table(path: Path) -> pa.Table:
+    """What `_replace` wrote, as it was written, or anybody's table. Raises ValueError."""
+    table = pq.read_table(path)
+    given = (table.schema.metadata or {}).get(DIGEST.encode(), b"").decode()
+    if given and given != _digest(table):
+        raise ValueError("its content is not what was written; embed again")
+    return table
+
+
+def _digest(table: pa.Table) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_string(column.type):
+            data = "\n".join(map(str, column.to_pylist())).encode()
+        else:
+            data = column.to_numpy().tobytes()
+        digest.update(f"{name} {column.type}\n".encode() + data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

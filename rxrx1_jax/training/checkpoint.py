@@ -70,6 +70,7 @@ def manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     What a kill left half-written is removed: for the training alone, under its lock.
     """
     orbax_mends.apply()
+    find(workdir, "best")  # orbax reads the scores; one that is damaged is a line here
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     checkpoints = ocp.CheckpointManager(
         (workdir / "checkpoints").absolute(),
@@ -141,7 +142,7 @@ def find(workdir: str | Path, which: str = "last") -> Path | None:
     steps = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal()}
     if which == "best":
         scored = [
-            (_json(path, "metrics/metrics")["score"], step)
+            (_kept_score(path), step)
             for step, path in steps.items()
             if (path / "metrics").exists()
         ]
@@ -246,6 +247,16 @@ def _json(path: Path, name: str) -> Any:
         return parse_json((path / name).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(UNREADABLE.format(path=path, reason=f"{name}: {error}")) from error
+
+
+def _kept_score(path: Path) -> float:
+    name = "metrics/metrics"
+    found = _json(path, name)
+    try:
+        return float(found["score"])
+    except (LookupError, TypeError, ValueError) as error:
+        reason = f"{name}: {described(error)}"
+        raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -143,6 +143,13 @@ def test_files_that_cannot_be_read(made, tmp_path):
             with pytest.raises(ValueError, match="e.parquet: "):
                 function(tmp_path / "e.parquet")
     (tmp_path / "e.parquet").write_bytes(whole)
+    table = pq.read_table(tmp_path / "e.parquet")
+    labels = pa.array([0] * 8, pa.int32())
+    place = table.column_names.index("sirna_id")
+    for edited in (table.set_column(place, "sirna_id", labels), table[1:], table.drop(["plate"])):
+        pq.write_table(edited, tmp_path / "edited.parquet")
+        with pytest.raises(ValueError, match="edited.parquet: "):
+            read(tmp_path / "edited.parquet")
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "e_log_probs.parquet")
     with pytest.raises(ValueError, match="e_log_probs.parquet: "):
         read(tmp_path / "e.parquet", log_probs=True)

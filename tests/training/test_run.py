@@ -138,10 +138,13 @@ def test_a_run_without_a_checkpoint(workdir, tmp_path):
 
 def test_a_score_that_cannot_be_read(workdir, tmp_path):
     path = copied(workdir, tmp_path)
-    (path / "checkpoints" / "8" / "metrics" / "metrics").write_text("{")
-    assert int(Run.open(path).load().step) == 8
-    with pytest.raises(checkpoint.CheckpointError, match="8: cannot be read"):
-        Run.open(path).load("best")
+    for text in ("{", "[]", '{"score": null}'):
+        (path / "checkpoints" / "8" / "metrics" / "metrics").write_text(text)
+        assert int(Run.open(path).load().step) == 8
+        with pytest.raises(checkpoint.CheckpointError, match="8: cannot be read .metrics"):
+            Run.open(path).load("best")
+        with pytest.raises(checkpoint.CheckpointError), checkpoint.manager(path, 2):
+            pass  # a training there
 
 
 def test_names_of_version_0_2(images):
