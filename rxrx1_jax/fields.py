@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = (
-    "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.parallelism",
+    "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.loggers",
+    "train.parallelism",
 )  # fmt: skip
 PATHS = ("data.dir", "train.parent")  # kept absolute
 
@@ -21,6 +22,7 @@ POINTS = {
     "optim.name": "rxrx1_jax.training.optimizers",
     "optim.schedule": "rxrx1_jax.training.optimizers",
     "optim.loss": "rxrx1_jax.model.losses",
+    "train.loggers": "rxrx1_jax.training.loggers",
 }
 
 
@@ -97,6 +99,7 @@ FIELDS = {
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
     "train.deterministic": Field(True, "GPUs too give the same bits in each run"),
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
+    "train.loggers": Field("tensorboard", "who gets the curves, a list", ("tensorboard",)),
     "train.log_every": Field(50, "steps", least=1),
     "train.eval_every": Field(10, "epochs; 0 = at the end only"),
     "train.checkpoint_every": Field(1, "epochs", least=1),

@@ -5,6 +5,7 @@ the outputs into a table of predictions (one row per site, the columns of predic
 accuracies come from that table, so every figure of a report can be computed again from the file.
 `embed` makes `Embeddings`. """
 
+import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -131,6 +132,9 @@ def curves(evaluated: Evaluated) -> dict[str, float]:
             found[f"{name}_loss"] = result["loss"]
             found[f"{name}_accuracy"] = result["accuracy"]["site"]["all"]
             found[f"{name}_accuracy_by_well"] = result["accuracy"]["well"]["all"]
+            by_cell_type = result["accuracy"]["site"]["cell_type"]
+            for cell_type, accuracy in by_cell_type.items() if len(by_cell_type) > 1 else ():
+                found[f"{name}_accuracy_of_" + re.sub(r"[^\w-]", "_", cell_type)] = accuracy
     return found
 
 

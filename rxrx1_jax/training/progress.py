@@ -1,6 +1,6 @@
-"""The log of a training: console with time left, metrics.jsonl, TensorBoard, and the NaN stop."""
+"""The log of a training: console with time left, metrics.jsonl, loggers, and the NaN stop."""
 
-import functools
+import contextlib
 import json
 import queue
 import statistics
@@ -16,7 +16,7 @@ import numpy as np
 
 from rxrx1_jax.data.files import parse_json, write_text
 from rxrx1_jax.training import diverged, run_dir
-from rxrx1_jax.training.board import Board
+from rxrx1_jax.training.loggers import Loggers, Start
 from rxrx1_jax.training.steps import METRICS
 
 # Calls of the training step that are not yet complete, beyond which the loop is held back: enough
@@ -41,16 +41,16 @@ class Log:
     nothing is written. A context manager: leaving it ends the thread.
 
     An interruption leaves no trace: the intervals are the same, and so is every value that is not a
-    time. The lines that come again are dropped, and TensorBoard is told to forget their points.
+    time. The lines that come again are dropped. The loggers get them again, after the line of the
+    step that training starts from, where it has one.
     """
 
-    def __init__(self, workdir: Path, *, step: int, steps: int, steps_per_epoch: float,
-                 batch_size: int, every: int, recent: Sequence[dict[str, float]] = (),
-                 evaluations: Collection[int] = ()):  # fmt: skip
-        """step, recent: where training starts, and what `recent` was at that step before.
+    def __init__(self, start: Start, *, steps_per_epoch: float, batch_size: int, every: int,
+                 recent: Sequence[dict[str, float]] = (), evaluations: Collection[int] = ()):
+        """start: of the run, for its loggers. recent: what `recent` was at start.step before.
         evaluations: the steps after which there is one."""
-        self._workdir, self._start = workdir, step
-        self._steps, self._per_epoch, self._batch_size = steps, steps_per_epoch, batch_size
+        self._start, self._steps = start, start.steps
+        self._per_epoch, self._batch_size = steps_per_epoch, batch_size
         self._every, self._evaluations = every, sorted(evaluations)
         self._recent = deque(recent, maxlen=every)  # of the last steps, on the host
         self._step_times: list[float] = []
@@ -60,23 +60,32 @@ class Log:
         self._begun = time.monotonic()
         self._last: float | None = None  # when the step before was complete
         self._main = jax.process_index() == 0
-        self._path = workdir / "metrics.jsonl"
-        self._again = _drop_after(self._path, step) if self._main else []
+        self._path = start.workdir / "metrics.jsonl"
+        self._again = _drop_after(self._path, start.step) if self._main else []
         self._ahead = threading.Semaphore(STEPS_AHEAD)
         self._queue: queue.Queue[tuple[int, jax.Array, float, float] | None] = queue.Queue()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
-        self._thread.start()
         # A slow disk must not make the thread see the end of a step late.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="log writer")
         self._written: deque[Future[None]] = deque()
 
+        self._loggers = Loggers(start)  # called in the writer's thread alone
+
     def __enter__(self) -> "Log":
+        if self._main:
+            self._writer.submit(self._loggers.open).result()
+            for values in self._again:
+                again = self._writer.submit(self._loggers, self._start.step, values)
+                self._written.append(again)
+        self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(None)
         self._thread.join()
+        with contextlib.suppress(*([Exception] if error else [])):  # it says more
+            self._writer.submit(self._loggers.close, kind, error, trace).result()
         self._writer.shutdown()
 
     def train(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
@@ -107,8 +116,9 @@ class Log:
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Figures of an evaluation after `step`, which was flushed; its time is no step's."""
-        text = "  ".join(f"{n.replace('_', ' ')} {_figure(n, x)}" for n, x in values.items())
-        self._publish(step, values, text)
+        text = "  ".join(f"{n.replace('_', ' ')} {_figure(n, x)}" for n, x in values.items()
+                         if "_of_" not in n)  # fmt: skip
+        self._writer.submit(self._publish, step, values, text).result()
         before, self._last = self._last, time.monotonic()
         if before is not None:
             self._typical[1].append(self._last - before)
@@ -204,14 +214,7 @@ class Log:
         line = {"step": step, "epoch": round(step / self._per_epoch, 4), **values}
         with open(self._path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self._board.draw(step, values)
-
-    @functools.cached_property
-    def _board(self) -> "Board":
-        board = Board(self._workdir / "tensorboard", self._start)
-        for again in self._again:
-            board.draw(self._start, again)
-        return board
+        self._loggers(step, values)
 
 
 def _drop_after(path: Path, step: int) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import FREE, change, check, default, flat, user_path
+from rxrx1_jax.config import FREE, POINTS, change, check, default, flat, user_path
 from rxrx1_jax.data import embeddings as embeddings_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
@@ -57,7 +57,8 @@ class Run:
         run_dir.check_settings(path, old, flat(config), FREE)
         config.model.dtype = old["model.dtype"]  # "auto" is what it was
         # Of the settings of a training nothing is asked here.
-        change(free, {field: value for field, value in flat(config).items() if field in FREE})
+        free_values = [field for field in FREE if field not in POINTS]
+        change(free, {field: flat(config)[field] for field in free_values})
         check(free)
         run = cls(path, config, saved.get("dataset", {}), saved.get("made_with", {}))
         if images is not None:

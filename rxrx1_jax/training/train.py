@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, Images
 from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
+from rxrx1_jax.training.loggers import Start
+from rxrx1_jax.training.picture import draw_sites
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare, summary
 from rxrx1_jax.training.steps import TrainState
@@ -91,9 +94,10 @@ class Training:
             if not (start and (workdir / "metadata.csv").exists()):
                 sites = setup.images.sites
                 splits.write_split(workdir / "metadata.csv", sites, setup.split, METADATA)
+        about = Start(workdir, flat(config), start, total, partial(draw_sites, setup))
         log = progress.Log(
-            workdir, step=start, steps=total, steps_per_epoch=setup.steps_per_epoch,
-            batch_size=config.optim.batch_size, every=config.train.log_every, recent=recent,
+            about, steps_per_epoch=setup.steps_per_epoch, batch_size=config.optim.batch_size,
+            every=config.train.log_every, recent=recent,
             evaluations=_milestones(config.train.eval_every, setup) | {total},
         )  # fmt: skip
         with checkpoint.manager(workdir, config.train.keep) as checkpoints, log:

@@ -1,5 +1,6 @@
 """docs/extend.md's own parts, run as they are written there."""
 
+import json
 import re
 import shlex
 import sys
@@ -46,6 +47,8 @@ def test_all_of_them_in_one_run(tmp_path, my_parts):
     change(config, settings)
     results = train.train_and_evaluate(config, tmp_path / "run")
     assert results["step"] == results["total_steps"] and np.isfinite(results["loss"])
+    newest = json.loads((tmp_path / "run" / "newest.json").read_text())
+    assert (newest["step"], newest["test/loss"]) == (results["step"], results["loss"])
     run = Run.open(tmp_path / "run")
     state, classes = run.load(), run.vocabulary.classes
     assert set(state.params) >= {"LayerNorm_0", "fc"} and not state.batch_stats

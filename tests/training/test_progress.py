@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.kill_training import TIMES
 from rxrx1_jax.training import progress, run_dir
+from rxrx1_jax.training.loggers import Start
 
 
 def step_metrics(loss, gradient_norm=1):
@@ -17,10 +20,11 @@ def step_metrics(loss, gradient_norm=1):
 
 
 def open_log(path, step=0, steps=6, every=2, recent=(), evaluations=()):
+    picture = np.zeros((2, 3, 3), np.uint8)
+    start = Start(path, {"train.loggers": "tensorboard"}, step, steps, lambda: picture)
     return progress.Log(
-        path, step=step, steps=steps, steps_per_epoch=3, batch_size=8, every=every, recent=recent,
-        evaluations=evaluations,
-    )  # fmt: skip
+        start, steps_per_epoch=3, batch_size=8, every=every, recent=recent, evaluations=evaluations
+    )
 
 
 def lines(path):
@@ -177,7 +181,17 @@ def points(folder):
             if event.session_log.status == SessionLog.START:
                 shown = [(tag, step) for tag, step in shown if step < event.step]
             shown += [(value.tag, event.step) for value in event.summary.value]
-    return shown
+    return [(tag, step) for tag, step in shown if step]  # the others describe the run
+
+
+def written(folder):
+    """(tag, step) of what metrics.jsonl has."""
+    groups = {name: f"train/{name}" for name in ("learning_rate", "gradient_norm")}
+    groups |= {name: f"time/{name}" for name in TIMES}
+    return {
+        (groups.get(name) or re.sub("^(train|test)_", r"\1/", name), line["step"])
+        for line in lines(folder) for name in line if name not in ("step", "epoch")
+    }  # fmt: skip
 
 
 def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
@@ -194,8 +208,7 @@ def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
                 log.evaluation(4, {"test_loss": 1.0})
     shown = points(tmp_path / "tensorboard")
     assert len(shown) == len(set(shown))
-    written = [(name, line["step"]) for line in lines(tmp_path) for name in line]
-    assert set(shown) == {(name, step) for name, step in written if name not in ("step", "epoch")}
+    assert set(shown) == written(tmp_path)
 
 
 @pytest.mark.parametrize("every", [2, 50])  # at the end of an interval, and inside one
@@ -224,18 +237,16 @@ def test_a_clock_that_runs_backwards_holds_nothing_up(tmp_path, monkeypatch, cap
         log.flush()
         log.evaluation(6, {"test_loss": 1.25, "test_accuracy": 0.5})
     assert lines(tmp_path)[-1] == {"step": 6, "epoch": 2.0, "test_loss": 1.25, "test_accuracy": 0.5}
-    assert ("test_loss", 6) in points(tmp_path / "tensorboard")
+    assert ("test/loss", 6) in points(tmp_path / "tensorboard")
     assert "test accuracy 50.0 %" in capsys.readouterr().out
 
 
 def test_a_killed_log_has_drawn_what_it_has_written(tmp_path):
-    log = open_log(tmp_path)
+    log = open_log(tmp_path).__enter__()
     for step in range(1, 5):
         train(log, step)
     log.flush()  # nothing ends the log
-    written = {(name, line["step"]) for line in lines(tmp_path) for name in line}
-    shown = set(points(tmp_path / "tensorboard"))
-    assert shown == {(name, step) for name, step in written if name not in ("step", "epoch")}
+    assert set(points(tmp_path / "tensorboard")) == written(tmp_path)
 
 
 @pytest.mark.parametrize(
