@@ -239,6 +239,8 @@ def _faults(sites: np.ndarray, bytes_of: list[int]) -> dict[str, np.ndarray]:
     shard, offset, size = (sites[name].astype(np.int64) for name in ("shard", "offset", "size"))
     beyond = (shard < 0) | (shard >= len(bytes_of))
     end = np.array([*bytes_of, 0])[np.where(beyond, -1, shard)]
+    names = ("experiment", "plate", "well", "site", "cell_type")  # the ids say them again
+    rows = list(zip(*(sites[name].tolist() for name in names), strict=True))
     return {
         "shard": beyond,
         "offset": ~beyond & ((offset < 0) | (size <= 0) | (offset + size > end)),
@@ -246,6 +248,9 @@ def _faults(sites: np.ndarray, bytes_of: list[int]) -> dict[str, np.ndarray]:
         "sirna_id": _differs(sites["well_id"], sites["sirna_id"])
         | _differs(sites["sirna"], sites["sirna_id"]),
         "well_type": _differs(sites["well_id"], sites["well_type"]),
+        "well_id": np.array(["_".join(map(str, row[:3])) for row in rows]) != sites["well_id"],
+        "site": np.array(["_".join(map(str, row[:4])) for row in rows]) != sites["site_id"],
+        "cell_type": np.array([not row[0].startswith(f"{row[4]}-") for row in rows]),
         "control_std": ~np.isfinite(sites["control_mean"] + sites["control_std"]).all(1),
     }
 
