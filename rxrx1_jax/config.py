@@ -29,7 +29,10 @@ from ml_collections import ConfigDict
 from rxrx1_jax.fields import FIELDS, PATHS, POINTS, VERSION, ConfigError, PathError
 from rxrx1_jax.fields import FREE as FREE
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+KINDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text",
+    tuple: "two whole numbers, as (10, 15)",
+}  # fmt: skip
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -168,6 +171,7 @@ def check(settings: Mapping[str, Any], devices: int = 1) -> None:
             raise ConfigError(f"{field}={value!r}: expected one of {', '.join(valid)}")
     optim, size, parts = config.optim, config.optim.batch_size, config.optim.accumulation
     pmap, several = config.train.parallelism == "pmap", devices > 1
+    profile = config.train.profile
     for what, fault in {
         f"optim.batch_size={size}: expected a multiple of {devices} devices x {parts} micro-batches"
         " (optim.accumulation)": size % (devices * parts),
@@ -175,6 +179,8 @@ def check(settings: Mapping[str, Any], devices: int = 1) -> None:
             config.eval.batch_size % devices,
         f"optim.loss={optim.loss!r}: expected train.parallelism=jit, it needs the whole batch":
             pmap and several and optim.loss != "cross_entropy",
+        f"train.profile={profile}: expected steps, first and last, or (0, 0)":
+            profile != (0, 0) and not 1 <= profile[0] <= profile[1],
         "train.bn_sync=False: expected train.parallelism=pmap, as jit takes whole batches":
             several and not pmap and not config.train.bn_sync,
     }.items():  # fmt: skip
@@ -261,12 +267,14 @@ def _value(field: str, given: Any, as_text: bool = False) -> Any:
     text = given if isinstance(given, str) else ""
     value = "" if default == "" and (given is None or text == "None") else given
     if as_text and text and kind is not str:
-        with contextlib.suppress(KeyError, ValueError):
-            value = WORDS[text.lower()] if kind is bool else kind(text)
+        with contextlib.suppress(KeyError, SyntaxError, ValueError):
+            said = {bool: lambda text: WORDS[text.lower()], tuple: ast.literal_eval}
+            value = said.get(kind, kind)(text)
     with contextlib.suppress(OverflowError, ValueError):  # 1e2 is no whole number, but near to one
         expected += f", as {int(float(text))}" if kind is int and "." not in text else ""
-    wanted: Any = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
-    if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
+    wanted: Any = {int: numbers.Integral, float: numbers.Real, tuple: tuple | list}.get(kind, kind)
+    fits = isinstance(value, wanted) and isinstance(value, bool) == (kind is bool)
+    if not fits or (kind is tuple and [type(x) for x in value] != [int, int]):
         raise ConfigError(f"{field}={given!r}: expected {expected}")
     try:
         value = kind(value)

@@ -8,7 +8,7 @@ VERSION = 2  # of the settings; raise it when a field is added or changes its me
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = (
     "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.loggers",
-    "train.parallelism",
+    "train.parallelism", "train.profile",
 )  # fmt: skip
 PATHS = ("data.dir", "train.parent")  # kept absolute
 
@@ -101,6 +101,7 @@ FIELDS = {
     "train.bn_sync": Field(True, "BatchNorm over the whole batch; False (pmap only): per device"),
     "train.loggers": Field("tensorboard", "who gets the curves, a list", ("tensorboard",)),
     "train.log_every": Field(50, "steps", least=1),
+    "train.profile": Field((0, 0), "first and last step of a trace, as (10, 15); (0, 0) = none"),
     "train.eval_every": Field(10, "epochs; 0 = at the end only"),
     "train.checkpoint_every": Field(1, "epochs", least=1),
     "train.keep": Field(2, "checkpoints kept", least=1),

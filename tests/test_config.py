@@ -62,6 +62,7 @@ def test_the_shipped_configs_are_valid(name):
         ("data.dir", "/a b/=c", "/a b/=c"), ("data.dir", "1", str(Path("1").absolute())),
         ("data.dir", "~/a[1]", str(Path.home() / "a[1]")), ("train.parent", "~", str(Path.home())),
         ("data.name", "true", "true"), ("data.augment", "no", False),
+        ("train.profile", "(10, 15)", (10, 15)), ("train.profile", "1,2", (1, 2)),
     ],
 )  # fmt: skip
 def test_text_of_a_command_line_becomes_a_value_of_the_fields_type(field, text, value):
@@ -84,7 +85,8 @@ def test_text_of_a_command_line_becomes_a_value_of_the_fields_type(field, text, 
         ("optim.learning_rate", [0.1], "number"), ("optim.epochs", "1e2", "100"),
         ("optim.clip_norm", 10**400, "too large"), ("data.name", "a\nb", "one line"),
         ("data.dir", "gs://b/d", "mount"), ("data.dir", "", "path"),
-        ("train.parent", "s3://b", "mount"),
+        ("train.parent", "s3://b", "mount"), ("train.profile", "3", "(10, 15)"),
+        ("train.profile", "10-15", "(10, 15)"), ("train.profile", (1, 2.5), "(10, 15)"),
     ],
 )  # fmt: skip
 def test_a_wrong_key_or_type_is_a_line_with_what_is_valid(field, given, said):
@@ -106,7 +108,7 @@ def test_a_wrong_key_or_type_is_a_line_with_what_is_valid(field, given, said):
         ("data.seed", -1, "0"), ("train.seed", 2**32, str(2**32)), ("data.seed", 2**63, str(2**32)),
         ("optim.epochs", 10**9, "100001"), ("train.keep", 2**31, str(2**31)),
         ("data.threads", 10**8, "1025"), ("eval.batch_size", 2**20, "65537"),
-        ("data.cache", "tape", "device"),
+        ("data.cache", "tape", "device"), ("train.profile", (5, 4), "(0, 0)"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_refused_with_the_valid_ones(field, value, said):
@@ -131,6 +133,7 @@ def test_what_a_user_sets_in_python_is_checked():
         ("optim.batch_size", "32", "whole number"), ("data.crop", "x", "whole number"),
         ("optim.epochs", 32.0, "whole number"), ("data.normalisation", None, "text"),
         ("data.augment", "no", "true or false"), ("optim.momentum", "0.9", "number"),
+        ("train.profile", "(1, 2)", "(10, 15)"),
         ("optim.momentum", float("nan"), "[0, 1)"), ("data.crop", np.ones(2), "whole number"),
     ],
 )

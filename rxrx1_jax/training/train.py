@@ -18,6 +18,7 @@ from rxrx1_jax.data.images import METADATA, Images
 from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
 from rxrx1_jax.training.loggers import Start
 from rxrx1_jax.training.picture import draw_sites
+from rxrx1_jax.training.profile import Trace
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare, summary
 from rxrx1_jax.training.steps import TrainState
@@ -100,12 +101,14 @@ class Training:
             every=config.train.log_every, recent=recent,
             evaluations=_milestones(config.train.eval_every, setup) | {total},
         )  # fmt: skip
+        trace = Trace(workdir, log, *config.train.profile)
         with checkpoint.manager(workdir, config.train.keep) as checkpoints, log:
             log.say(summary(setup, start))
             if start < total:
                 log.say("compiling the training step; a large network takes a minute or more")
             try:
-                state, evaluated = self.fit(state, log, checkpoints)
+                with trace:
+                    state, evaluated = self.fit(state, log, checkpoints, trace)
             except diverged.Diverged as error:
                 batch = setup.train_batch(error.step - 1)
                 ids = setup.images.sites["site_id"]
@@ -135,8 +138,9 @@ class Training:
         return checkpoint.restore(saved, self.setup.abstract_state, resume=True), saved.recent
 
     def fit(
-        self, state: TrainState, log: progress.Log, checkpoints: ocp.CheckpointManager
-    ) -> tuple[TrainState, evaluate.Evaluated]:
+        self, state: TrainState, log: progress.Log, checkpoints: ocp.CheckpointManager,
+        trace: Trace,
+    ) -> tuple[TrainState, evaluate.Evaluated]:  # fmt: skip
         """Trains `state` (donated) from its step to the last, with evaluations and checkpoints.
 
         The loop only draws batches and dispatches: the log waits for the device, checkpoints are
@@ -157,11 +161,12 @@ class Training:
         train_step = plan.checked_step(setup)
         # 1. next batch  2. update  3. metrics  4. checkpoint  5. evaluation  6. told to end?
         for step in range(start + 1, total + 1):
-            asked = time.monotonic()
-            draw = next(draws)
-            got = time.monotonic()
-            state, metrics = train_step(state, store, draw)
-            log.train(step, metrics, asked, got)
+            with trace.step(step):
+                asked = time.monotonic()
+                draw = next(draws)
+                got = time.monotonic()
+                state, metrics = train_step(state, store, draw)
+                log.train(step, metrics, asked, got)
             told, evaluated = given(), evaluate.Evaluated()
             if step in save_steps:
                 log.flush()
