@@ -8,7 +8,7 @@ VERSION = 2  # of the settings; raise it when a field is added or changes its me
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = (
     "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.loggers",
-    "train.parallelism", "train.profile",
+    "train.parallelism", "train.profile", "train.steps_per_call",
 )  # fmt: skip
 PATHS = ("data.dir", "train.parent")  # kept absolute
 
@@ -95,6 +95,8 @@ FIELDS = {
     "optim.accumulation": Field(1, "micro-batches per step; divides batch_size", least=1),
     "train.seed": Field(0, "of initialisation, data order and augmentation", below=2**32),
     "train.max_steps": Field(0, "steps at most, for a trial; 0 = those of optim.epochs"),
+    "train.steps_per_call": Field(
+        0, "steps that one call of the program runs; 0 = by their time, 1 on CPUs", below=1_025),
     "train.parent": Field("", "path of a run whose last checkpoint this one continues"),
     "train.parallelism": Field("jit", "how a step is spread over devices", ("jit", "pmap")),
     "train.deterministic": Field(True, "GPUs too give the same bits in each run"),

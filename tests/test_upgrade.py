@@ -16,6 +16,7 @@ from rxrx1_jax import main
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.report import __main__ as report
 from rxrx1_jax.training import run_dir
+from rxrx1_jax.training.fingerprints import describe_data
 
 RUN = Path(__file__).parent / "data_0_2" / "run"
 SCREEN = {
@@ -82,7 +83,7 @@ def test_other_data_are_refused(run, data):
         if field:
             sites[field][split.train[0]] += 1
         dataset.sites = sites
-        described = run_dir.describe_data(dataset, split, classes)
+        described = describe_data(dataset, split, classes)
         if field:
             with pytest.raises(run_dir.RunError, match="dataset.data_fingerprint"):
                 run_dir.open_run(run, config, described)

@@ -45,7 +45,7 @@ class Origin(NamedTuple):
     """What a checkpoint was trained with."""
 
     vocabulary: Vocabulary
-    fingerprint: Mapping[str, str]  # of data and split: `run_dir.describe_data`
+    fingerprint: Mapping[str, str]  # of data and split: `fingerprints.describe_data`
     settings: Mapping[str, Any]  # {field: value}
     total_steps: int
 

@@ -47,9 +47,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_numerics(workdir: Path, old: Mapping[str, Any], config: ConfigDict) -> None:
+def check_numerics(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises RunError where what changes the numbers is not the run's; says what else differs."""
-    new = made_with(config) | {"cores": cores()}
     differs = [name for name in new if old.get(name, new[name]) != new[name]]
     for name in numerics().keys() & set(differs):
         raise RunError(

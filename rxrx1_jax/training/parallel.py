@@ -42,11 +42,25 @@ def run_steps(
     spec: StepSpec, stream: Stream, state: TrainState, store: Store, draw: Draw,
     axis_name: str | None = None,
 ) -> tuple[TrainState, jax.Array]:  # fmt: skip
-    """Trains on the draw: the new state, and float32 [1, 4], the metrics of `steps.METRICS`."""
-    progress = state.step.astype(jnp.float32) / spec.total_steps
-    batch = stream.batch(store, draw, 0, True, progress)
-    state, metrics = steps.train_step(spec, state, batch, axis_name)
-    return state, metrics[None]
+    """Trains on the draw: the new state, and float32 [k, 4], the metrics of `steps.METRICS`.
+
+    Rows from draw.count on are 0.
+    """
+
+    def one(i: jax.Array | int, state: TrainState) -> tuple[TrainState, jax.Array]:
+        progress = state.step.astype(jnp.float32) / spec.total_steps
+        batch = stream.batch(store, draw, i, True, progress)
+        return steps.train_step(spec, state, batch, axis_name)
+
+    def further(i: jax.Array, done: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+        state, metrics = one(i, done[0])
+        return state, done[1].at[i].set(metrics)
+
+    if (k := draw.chosen.shape[0]) == 1:
+        state, metrics = one(0, state)
+        return state, metrics[None]
+    nothing = jnp.zeros((k, len(steps.METRICS)), jnp.float32)
+    return jax.lax.fori_loop(0, draw.count, further, (state, nothing))
 
 
 def run_evaluation(

@@ -31,15 +31,20 @@ class Trace:
         if self._on:
             self._end()
 
+    @property
+    def cuts(self) -> set[int]:
+        """Steps that a call of several must not run past."""
+        return {self.first - 1, self.last} - {-1, 0}
+
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Inside of it the step is dispatched."""
+        """Inside of it the call that ends with the step is dispatched."""
         if self.first <= step <= self.last and not self._on:
             self.log.flush()  # the steps before are done
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # each call of Python slows the step and fills the file
             jax.profiler.start_trace(self.workdir / "profile", profiler_options=options)
-            self._on, self.first = True, step
+            self._on = True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
         if self._on and step == self.last:
@@ -52,6 +57,6 @@ class Trace:
         files = (self.workdir / "profile").rglob("*.trace.json.gz")
         file = max(files, key=lambda path: path.stat().st_mtime_ns)
         self.log.say(
-            f"trace from step {self.first}: open {file} at https://ui.perfetto.dev, or `pip install"
-            f" xprof` and `xprof {self.workdir}/profile`"
+            f"trace of steps {self.first} to {self.last}: open {file} at https://ui.perfetto.dev,"
+            f" or `pip install xprof` and `xprof {self.workdir}/profile`"
         )

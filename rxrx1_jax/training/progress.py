@@ -58,7 +58,8 @@ class Log:
         # Of the last steps and evaluations, for the time left.
         self._typical: tuple[deque[float], deque[float]] = deque(maxlen=TYPICAL), deque(maxlen=9)
         self._begun = time.monotonic()
-        self._last: float | None = None  # when the step before was complete
+        self._last: float | None = None  # when the call before was complete
+        self._seen, self._calls, self._complete = start.step, 0, 0  # last step; calls: begun, seen
         self._main = jax.process_index() == 0
         self._path = start.workdir / "metrics.jsonl"
         self._again = _drop_after(self._path, start.step) if self._main else []
@@ -89,22 +90,26 @@ class Log:
         self._writer.shutdown()
 
     def train(self, step: int, metrics: jax.Array, asked: float, got: float) -> None:
-        """Metrics, float32 [k, 4] as in METRICS, of the k steps up to `step`, just dispatched.
+        """Metrics, float32 [k, 4] as in METRICS, of a call just dispatched. Its last step: `step`.
 
-        Steps count from 1. asked, got: time.monotonic() before and after the loop drew its batch.
+        Steps count from 1. asked, got: time.monotonic() before and after the loop drew its batches.
 
-        Of several processes all raise Diverged at the same step. Each finds it one to three steps
-        after the one at fault. A step that only some of them had begun would never end. All
-        therefore run on to the same step, then raise.
+        Of several processes all raise Diverged at the same call. Each finds it one to three calls
+        after the one at fault. A call that only some of them had begun would never end. All
+        therefore run on to the same call, then raise.
         """
         self._ahead.acquire()
-        error = self._error
-        last = step
+        self._calls += 1
+        error, last = self._error, self._calls
         if isinstance(error, diverged.Diverged) and jax.process_count() > 1:
-            last = error.step + STEPS_AHEAD + 1
-        if error is not None and step >= last:
+            last = self._complete + 1 + STEPS_AHEAD + 1
+        if error is not None and self._calls >= last:
             raise error
         self._queue.put((step, metrics, asked, got))
+
+    def step_seconds(self) -> float:
+        """Median time of the last steps, all flushed; at least two calls."""
+        return statistics.median([*self._typical[0], *self._step_times])
 
     def flush(self) -> None:
         """Waits for every step so far and checks it: before an evaluation or a checkpoint."""
@@ -147,7 +152,7 @@ class Log:
                 self._queue.task_done()
 
     def _add(self, last: int, metrics: jax.Array, asked: float, got: float) -> None:
-        rows = np.asarray(metrics).tolist()
+        rows = np.asarray(metrics)[: last - self._seen].tolist()
         now = time.monotonic()
         self._ahead.release()
         before, self._last = self._last, now
@@ -163,6 +168,7 @@ class Log:
                 self._step_times.append((now - before) / len(rows))
             if step % self._every == 0 or step == self._steps:
                 self._end_interval(step)
+        self._seen, self._complete = last, self._complete + 1
 
     def _end_interval(self, step: int) -> None:
         interval = list(self._recent)[-((step - 1) % self._every + 1) :]

@@ -16,6 +16,7 @@ from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.training import checkpoint, evaluate, parallel, predictions, run_dir, setup
+from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.setup import Setup
 from rxrx1_jax.training.steps import TrainState
 
@@ -226,7 +227,7 @@ class Run:
             split = setup.make_split(self.config, images)
         except splits.SplitError as error:
             return None, str(error)
-        found = run_dir.describe_data(images, split, self.vocabulary.classes)
+        found = describe_data(images, split, self.vocabulary.classes)
         differs = run_dir.other_data(self.fingerprint, found, {"version", "order"})
         return (None, differs) if differs else (split, "")
 

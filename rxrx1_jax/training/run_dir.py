@@ -10,35 +10,27 @@ predictions_NAME.parquet                       that of another set of the split 
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
 import socket
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import flat
-from rxrx1_jax.data import splits
 from rxrx1_jax.data.files import parse_json, write_text
-from rxrx1_jax.data.images import Images
+from rxrx1_jax.training.fingerprints import FINGERPRINTS_0_2
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
 _OPENING = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json(\.\w+)?\.tmp")
-# What a run of version 0.2 holds of its data: these columns in the order of the records, and rows.
-FINGERPRINTS_0_2 = ("data_fingerprint", "split_fingerprint")
-COLUMNS_0_2 = (
-    "cell_type", "column", "control_mean", "control_std", "dataset", "experiment", "plate", "row",
-    "sirna", "sirna_id", "site", "site_id", "well", "well_id", "well_type",
-)  # fmt: skip
+
 
 
 class RunError(ValueError):
@@ -79,27 +71,28 @@ def runs_near(folder: Path) -> str:
     return " or ".join(map(str, near)) or "the folder of a run"
 
 
-def open_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+def open_run(
+    workdir: Path, config: ConfigDict, dataset: dict[str, Any], how: dict[str, Any] | None = None
+) -> None:
     """Makes a run of the directory, or checks that it holds one of the same settings and data.
 
     A run that has nothing to resume from yet is begun again with these settings.
 
-    dataset: `describe_data`, kept with the settings.
+    dataset: `describe_data`, kept with the settings. how: what a resumed run says if it differs.
     """
     import jax
 
     from rxrx1_jax.training import environment
 
+    made_with = environment.made_with(config) | {"cores": environment.cores()} | (how or {})
     if check_run(workdir, config, dataset):
         if not is_complete(workdir):
-            environment.check_numerics(workdir, read_saved(workdir)[1].get("made_with", {}), config)
+            old = read_saved(workdir)[1].get("made_with", {})
+            environment.check_numerics(workdir, old, made_with)
         return
     if jax.process_index() == 0:
         written = {name: value for name, value in dataset.items() if name not in FINGERPRINTS_0_2}
-        settings = {
-            **config.to_dict(), "dataset": written,
-            "made_with": environment.made_with(config) | {"cores": environment.cores()},
-        }
+        settings = {**config.to_dict(), "dataset": written, "made_with": made_with}
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "environment.json", environment.environment())
@@ -164,44 +157,6 @@ def check_workdir(workdir: Path) -> None:
             f"{workdir}: not empty and without config.json, so it is not a run; choose another "
             "--workdir"
         )
-
-
-def describe_data(images: Images, split: splits.Split, classes: np.ndarray) -> dict[str, Any]:
-    """Version and fingerprints of the data and of the split, as this version and as 0.2 made them.
-
-    data: labels, control statistics and pixels (`adler32`) of all sites. split: role of each site.
-    Both go by site_id. order: that of the records, which the draws of a training depend on.
-    """
-    sites, roles = images.sites, splits.site_roles(split, len(images.sites))
-    order = np.argsort(sites["site_id"], kind="stable")
-    named, given = sites["site_id"][order].tolist(), roles[order].tolist()
-    content = ("sirna_id", "control_mean", "control_std", "adler32")
-    columns = [sites[name][order] for name in content if name in (sites.dtype.names or ())]
-    used = [f"{name},{role}" for name, role in zip(named, given, strict=True) if role != "other"]
-    parts = (np.flatnonzero(roles == name) for name in ("id_test", "val"))
-    rows = [np.flatnonzero(roles == name) for name in ("train", "test")]
-    rows += [classes, *(part for part in parts if len(part))]
-    old = [sites[name] for name in COLUMNS_0_2 if name in (sites.dtype.names or ())]
-    return {
-        "version": images.about["version"],
-        "data": _fingerprint(["\n".join(named).encode(), *_as_bytes(columns)]),
-        "split": _fingerprint(["\n".join(used).encode()]),
-        "order": _fingerprint(["\n".join(sites["site_id"].tolist()).encode()]),
-        "data_fingerprint": _fingerprint(_as_bytes(old)),
-        "split_fingerprint": _fingerprint(_as_bytes(rows)),
-    }
-
-
-def _as_bytes(arrays: Iterable[np.ndarray]) -> Iterator[bytes]:
-    for array in arrays:
-        yield f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
-
-
-def _fingerprint(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def check_settings(

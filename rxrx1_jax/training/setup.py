@@ -1,6 +1,6 @@
 """What a run works on, made from its settings and the data: input, network, steps, state."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -85,8 +85,8 @@ class Setup:
     def evaluator(self, step: SpecStep) -> Evaluator:
         """A step of `training.steps`, or one like it, on all devices; compiled once."""
         if step not in self._evaluators:
-            own = self.devices.evaluator(partial(step, self.spec), self.stream)
-            self._evaluators[step] = own
+            ours = partial(step, self.spec)
+            self._evaluators[step] = self.devices.evaluator(ours, self.stream)
         return self._evaluators[step]
 
     @cached_property
@@ -103,10 +103,13 @@ class Setup:
             )
         return self.stream.store(rows, labels)
 
-    def train_draws(self, start: int) -> Iterator[Draw]:
-        """The training batches from step `start` on."""
+    def train_draws(
+        self, start: int, stop: int | None = None, k: int = 1, cuts: Iterable[int] = ()
+    ) -> Iterator[Draw]:
+        """The training batches from step `start` on, as `Stream.draws` gives them."""
         assert self.order is not None
-        return self.stream.draws(self.order, self.train_rows, start, self.spec.total_steps)
+        stop = stop or self.spec.total_steps
+        return self.stream.draws(self.order, self.train_rows, start, stop, k, cuts)
 
     def batches(self, rows: np.ndarray, batch_size: int = 0) -> Iterator[Batch]:
         """Evaluation batches of `rows`, each row once, in order and padded, on the devices.
@@ -266,26 +269,3 @@ def _try_plug_ins(setup: Setup) -> None:
             config_lib.POINTS and (name == "model.name" or x != config_lib.FIELDS[name].default)
         )  # fmt: skip
         raise run_dir.RunError(f"{named}: {config_lib.described(error)}") from error
-
-
-def summary(setup: Setup, start: int) -> str:
-    """The first lines of a run."""
-    config, sites, split = setup.config, setup.images.sites, setup.split
-    wells = [len(np.unique(sites["well_id"][rows])) for rows in (split.train, split.test)]
-    others = "".join(f", {role} {len(rows):,} sites" for role, rows in split.scored.items()
-                     if role != "test")  # fmt: skip
-    unlabelled = int((sites["sirna_id"] < 0).sum())
-    where = getattr(setup.images, "path", setup.images.about["name"])
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract_state.params))
-    parts = [
-        f"{where}: {config.data.protocol} split, fold {config.data.fold}, cell type "
-        f"{config.data.cell_type}, normalisation {config.data.normalisation}",
-        f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
-        f"of {wells[1]:,} wells{others}, {len(setup.vocabulary.classes):,} siRNA classes"
-        + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
-        f"{config.model.name} of {parameters:,} parameters, {setup.spec.total_steps:,} steps of"
-        f" {config.optim.batch_size} sites on {jax.device_count()} x"
-        f" {jax.devices()[0].device_kind}",
-        *([f"resumed at step {start:,}"] if start else []),
-    ]
-    return "\n".join(parts)

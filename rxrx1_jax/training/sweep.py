@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.training import run_dir
+from rxrx1_jax.training.fingerprints import describe_data
 
 
 class Plan(NamedTuple):
@@ -88,7 +89,7 @@ def make_plan(
         obstacle = str(error)
     if not obstacle and (path / "config.json").exists():
         classes = splits.classes_of(dataset.sites, settings.data.protocol)
-        data = run_dir.describe_data(dataset, split, classes)
+        data = describe_data(dataset, split, classes)
         run_dir.check_run(path, settings, data)
     return Plan(path, dict(overrides), size, obstacle)
 

@@ -16,12 +16,15 @@ from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, Images
 from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
+from rxrx1_jax.training.calls import room, train_calls
+from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.loggers import Start
 from rxrx1_jax.training.picture import draw_sites
 from rxrx1_jax.training.profile import Trace
 from rxrx1_jax.training.run import Run
-from rxrx1_jax.training.setup import Setup, prepare, summary
+from rxrx1_jax.training.setup import Setup, prepare
 from rxrx1_jax.training.steps import TrainState
+from rxrx1_jax.training.summary import summary
 
 # The settings that a run may have other than its parent.
 CONTINUED = {
@@ -49,12 +52,13 @@ def train_and_evaluate(
     with processes.Notice() as notice:
         setup = set_up(config, workdir, images)
         plan.check(setup)
-        fingerprint = run_dir.describe_data(
+        fingerprint = describe_data(
             setup.images, setup.split, setup.vocabulary.classes
         )
         parent = _parent(setup, fingerprint) if config.train.parent else None
         with run_dir.hold(workdir):
-            run_dir.open_run(workdir, setup.config, fingerprint)
+            how = {"cache": setup.stream.cache, "looped": room(setup) > 1}
+            run_dir.open_run(workdir, setup.config, fingerprint, how)
             processes.check_shared(workdir / "config.json")
             try:
                 return Training(setup, workdir, fingerprint, notice).run(parent)
@@ -157,13 +161,11 @@ class Training:
             told = not self._evaluate_midway(state, log, evaluated)
         if told:
             raise processes.Preempted(start)
-        store, draws = setup.train_store(), setup.train_draws(start)
+        store, asked = setup.train_store(), time.monotonic()
         train_step = plan.checked_step(setup)
-        # 1. next batch  2. update  3. metrics  4. checkpoint  5. evaluation  6. told to end?
-        for step in range(start + 1, total + 1):
+        # 1. next batches  2. updates  3. metrics  4. checkpoint  5. evaluation  6. told to end?
+        for step, draw in train_calls(setup, start, eval_steps | save_steps | trace.cuts, log):
             with trace.step(step):
-                asked = time.monotonic()
-                draw = next(draws)
                 got = time.monotonic()
                 state, metrics = train_step(state, store, draw)
                 log.train(step, metrics, asked, got)
@@ -182,6 +184,7 @@ class Training:
                 self._save(checkpoints, state, log, None)
                 checkpoint.wait(checkpoints)
                 raise processes.Preempted(step)
+            asked = time.monotonic()
         checkpoint.wait(checkpoints)
         return state, evaluated
 

@@ -19,7 +19,8 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import InMemory
 from rxrx1_jax.report import __main__ as report
-from rxrx1_jax.training import optimizers, run_dir, train
+from rxrx1_jax.training import optimizers, train
+from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.run import Run
 
 RENAMED = {"HUVEC-02": "HUVEC-17", "U2OS-01": "U2OS-05"}  # of the tiny release: one val, one test
@@ -115,7 +116,7 @@ def test_the_other_sets_belong_to_the_fingerprint(finished):
     sites = finished.images.sites
     split = splits.make_split(sites, "wilds")
     changed, classes = split._replace(val=split.val[1:]), splits.classes_of(sites, "wilds")
-    described = (run_dir.describe_data(finished.images, s, classes) for s in (split, changed))
+    described = (describe_data(finished.images, s, classes) for s in (split, changed))
     one, two = (data["split"] for data in described)
     assert one != two
     recorded = json.loads((finished.workdir / "config.json").read_text())["dataset"]

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.training import environment, optimizers, run_dir, train
+from rxrx1_jax.training.fingerprints import describe_data
 
 DATA = {"version": "2.0.0", "data": "a1", "split": "b2", "order": "c3"}
 
@@ -206,7 +207,7 @@ def split_of(train, test):
 
 def fingerprints(images, split, **changes):
     changed = SimpleNamespace(**{**vars(images), **changes})
-    found = run_dir.describe_data(changed, split, np.array([0, 1], np.int32))
+    found = describe_data(changed, split, np.array([0, 1], np.int32))
     return found["data"], found["split"], found["order"]
 
 

@@ -195,8 +195,8 @@ def test_a_diverged_run_stops_and_keeps_the_checkpoint_before(images, tmp_path, 
     last = round(ready.steps_per_epoch)
     drawn, draw = [], setup.Setup.train_draws
 
-    def poisoned(self, start):
-        for step, one in enumerate(draw(self, start), start + 1):
+    def poisoned(self, start, *calls):
+        for step, one in enumerate(draw(self, start, *calls), start + 1):
             drawn.append(step)
             bad = step > last  # from the first step after a checkpoint on
             blank = one.chosen.at[..., 0].set(len(self.train_rows))
