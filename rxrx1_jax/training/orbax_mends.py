@@ -1,5 +1,6 @@
 """What orbax and etils do wrong for us, mended in this process."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -19,7 +20,8 @@ def apply() -> None:
     gpath.PosixGPath.glob = _glob
 
     def hook(fault: Any) -> None:
-        if str(fault.exc_value) != "Event loop is closed":
+        orbax = inspect.iscoroutine(fault.object) and "orbax" in fault.object.cr_code.co_filename
+        if not orbax and str(fault.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(fault)
 
     sys.unraisablehook = hook
