@@ -17,6 +17,7 @@ from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.training import checkpoint, evaluate, parallel, predictions, run_dir, setup
 from rxrx1_jax.training.fingerprints import describe_data
+from rxrx1_jax.training.origin import check_origin
 from rxrx1_jax.training.setup import Setup
 from rxrx1_jax.training.steps import TrainState
 
@@ -79,7 +80,7 @@ class Run:
 
     def _described(self, which: str) -> checkpoint.Saved:
         saved = checkpoint.describe(self.checkpoint(which))
-        checkpoint.check_origin(saved, flat(self.config), self.fingerprint)
+        check_origin(saved, flat(self.config), self.fingerprint)
         return saved
 
     @cached_property

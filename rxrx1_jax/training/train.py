@@ -19,6 +19,7 @@ from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, 
 from rxrx1_jax.training.calls import room, train_calls
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.loggers import Start
+from rxrx1_jax.training.origin import check_origin, check_resumable
 from rxrx1_jax.training.picture import draw_sites
 from rxrx1_jax.training.profile import Trace
 from rxrx1_jax.training.run import Run
@@ -137,8 +138,8 @@ class Training:
             return self.setup.init(), []
         saved = checkpoint.describe(path)
         if own:
-            checkpoint.check_origin(saved, flat(self.setup.config), self.fingerprint)
-        checkpoint.check_resumable(saved, self.setup.vocabulary)
+            check_origin(saved, flat(self.setup.config), self.fingerprint)
+        check_resumable(saved, self.setup.vocabulary)
         return checkpoint.restore(saved, self.setup.abstract_state, resume=True), saved.recent
 
     def fit(

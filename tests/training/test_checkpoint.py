@@ -11,6 +11,7 @@ from small_state import VOCABULARY, abstract, assert_equal, make_state, restore,
 
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.training import checkpoint
+from rxrx1_jax.training.origin import check_resumable
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,9 @@ def test_no_checkpoint_is_none(tmp_path):
 )
 def test_other_names_and_classes_are_refused(saved, changes, said):
     about = checkpoint.describe(checkpoint.find(saved[0]))
-    checkpoint.check_resumable(about, VOCABULARY)
+    check_resumable(about, VOCABULARY)
     with pytest.raises(checkpoint.CheckpointError, match=said):
-        checkpoint.check_resumable(about, VOCABULARY._replace(**changes))
+        check_resumable(about, VOCABULARY._replace(**changes))
 
 
 @pytest.mark.devices
