@@ -100,13 +100,18 @@ def read(text: str) -> ConfigDict:
         return complete(made)
     except ConfigError as error:
         raise ConfigError(f"--config={text}: {error}") from error
-    except Exception as error:  # it is a program, anybody's
-        trace = traceback.extract_tb(error.__traceback__)
-        lines = [f":{frame.lineno}" for frame in trace if frame.filename == str(path)]
-        raise ConfigError(f"{path}{''.join(lines[-1:])}: {described(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise fault_of(path, error) from error
 
 
-def described(error: Exception) -> str:
+def fault_of(path: Path, error: BaseException) -> ConfigError:
+    """What to say of an error of the program in a file, anybody's."""
+    trace = traceback.extract_tb(error.__traceback__)
+    lines = [f":{frame.lineno}" for frame in trace if frame.filename == str(path)]
+    return ConfigError(f"{path}{''.join(lines[-1:])}: {described(error)}")
+
+
+def described(error: BaseException) -> str:
     """An error of anybody's program as one line, with its kind where its text may be a bare key."""
     text = next(iter(str(error).strip().splitlines()), "")
     told = text and isinstance(error, TypeError | ValueError)
@@ -245,7 +250,7 @@ def _factory(field: str, name: str) -> Callable[..., Any]:
         if not callable(found):
             raise AttributeError(f"it is {type(found).__name__}")
         return found
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SystemExit) as error:
         expected = "expected a function in a module that Python can import from here"
         raise ConfigError(f"{field}={name!r}: {error}; {expected}") from error
 

@@ -13,9 +13,10 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rxrx1_jax import config as config_lib
+from rxrx1_jax.report import command
 from rxrx1_jax.training import faults
 
 MODES = {
@@ -26,14 +27,12 @@ MODES = {
     "plan": "memory, disk and time of the training, which is not begun",
 }
 
-class Parser(argparse.ArgumentParser):
+
+class Parser(command.Plain):
     """The arguments that rxrx1_jax.main shares with the commands that start it many times."""
 
-    def __init__(self, module: str, about: str) -> None:
-        super().__init__(
-            prog=f"python -m {module}", description=about, allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+    def __init__(self, name: str, about: str) -> None:
+        super().__init__(name, about)
         self.add_argument("--config", help="one of ours by its name, or a file (a path); then "
                           ":fold=1,optim.epochs=5 sets fields (of data by bare name)")  # fmt: skip
         self.add_argument("--config.FIELD", metavar="VALUE", help="any field that "
@@ -64,9 +63,6 @@ class Parser(argparse.ArgumentParser):
             fields["data.dir"] = options.data_dir
         options.fields = fields
         return options
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; --help says more\n")
 
 
 def read_config(options: argparse.Namespace, to_train: bool = True) -> config_lib.ConfigDict:
@@ -99,7 +95,7 @@ def arguments_of_config(options: argparse.Namespace) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code. Exits with a line that begins with "error: "."""
-    parser = Parser("rxrx1_jax.main", __doc__ or "")
+    parser = Parser("main", __doc__ or "")
     modes = "; ".join(f"{mode}: {what}" for mode, what in MODES.items())
     parser.add_argument("--mode", choices=MODES, default="train", help=modes)
     parser.add_argument("--out", type=config_lib.user_path, help="folder for what evaluate, "
@@ -109,19 +105,21 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & {*argv}:
         parser.epilog = _fields(argv)
     options = parser.parse(argv)
-    workdir, out = options.workdir, options.out or options.workdir
+    workdir: Path = options.workdir
+    out: Path = options.out or workdir
     if options.out and options.mode == "train":
         parser.error(f"--out={options.out}: expected with --mode=evaluate, predict or embed")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache()))
     # By default only what takes a second to compile is kept.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    with faults.told(out):
+
+    def work() -> int:
         config = read_config(options, to_train=options.mode in ("train", "plan"))
         # Read when a backend starts.
-        flags, name = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops"
+        flags, name = os.environ.get("XLA_FLAGS", ""), faults.DETERMINISTIC.partition("=")[0]
         on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
         if config.train.deterministic and name not in flags and not on_cpu:
-            os.environ["XLA_FLAGS"] = f"{flags} {name}=true".strip()
+            os.environ["XLA_FLAGS"] = f"{flags} {faults.DETERMINISTIC}".strip()
         # Imported here, so that --help and a wrong field are answered at once.
         from absl import logging
 
@@ -129,6 +127,7 @@ def main(argv: list[str]) -> int:
 
         logging.set_verbosity(logging.FATAL)  # the errors of orbax are raised, too
         processes.join()
+        status = 0
         try:
             if options.mode == "train":
                 train.train_and_evaluate(config, workdir)
@@ -137,22 +136,24 @@ def main(argv: list[str]) -> int:
                     print(line, flush=True)
             else:
                 print(_work(options, config_lib.flat(config), out))
-            processes.leave()
         except processes.Preempted as stop:
-            processes.leave()
             print(f"{workdir}: {stop}", file=sys.stderr)
-            return processes.EXIT_CODE
-    return 0
+            status = processes.EXIT_CODE
+        processes.leave()
+        return status
+
+    # A ValueError may be a fault of a plug-in or of ours, which needs its traceback.
+    return command.run(work, out, told=())
 
 
 def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> str:
     """Does what a mode does with a trained run; returns what to say of it."""
-    from rxrx1_jax.training import run_dir
     from rxrx1_jax.training.run import EMBEDDINGS, Run
 
     run = Run.open(options.workdir, settings)
     run.checkpoint()
-    run_dir.check_output(out)
+    command.check_writable("--out", out, folder=True)
+    out.mkdir(parents=True, exist_ok=True)
     if options.mode == "evaluate":
         accuracy = run.evaluate(out)["accuracy"]
         by_site, by_well = (100 * accuracy[unit]["all"] for unit in ("site", "well"))
@@ -176,8 +177,10 @@ def _cache() -> Path:
 def _fields(argv: list[str]) -> str:
     """The fields with the values of the --config that is asked for, and what is valid."""
     given = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
-    with faults.told():
+    try:
         config = config_lib.read(given[-1]) if given else config_lib.default()
+    except config_lib.ConfigError as error:
+        return f"error: {error}"
     whose = given[-1] if given else "the paper"
     lines = [f"fields of the config, with the values of {whose} (--config.train.seed=1 sets one):"]
     for field, value in config_lib.flat(config).items():

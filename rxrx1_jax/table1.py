@@ -80,7 +80,7 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    parser = main_lib.Parser("rxrx1_jax.table1", __doc__ or "")
+    parser = main_lib.Parser("table1", __doc__ or "")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--task", type=int, choices=range(len(RUNS)), metavar="I",
                      help=f"run the I-th run alone, 0 to {len(RUNS) - 1}; no table")  # fmt: skip

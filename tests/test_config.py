@@ -185,6 +185,7 @@ def test_a_config_file_of_the_users_own(tmp_path):
         ("def get_config():\n    return {'optim': {'lr': 1}}", "optim.learning_rate"),
         ("def get_config():\n    return {'optim': 1}", "optim=1"),
         ("def get_config():\n    raise OSError('a\\nb')", "own.py:2: OSError: a"),
+        ("import sys\nsys.exit(3)", "own.py:2: SystemExit: 3"),
     ],
 )
 def test_a_config_file_at_fault_is_a_line(tmp_path, content, said):

@@ -53,7 +53,7 @@ def test_errors_are_one_line(tmp_path, monkeypatch, arguments, said):
 
 
 def test_what_a_child_is_told():
-    parser = main.Parser("rxrx1_jax.table1", "")
+    parser = main.Parser("table1", "")
     words = ["--config=demo:seed=1", "--config.data.dir=/a b"]
     words += ["--config.optim.loss", "irm(weight=2)"]
     options = parser.parse([*words, "--workdir=~/runs"])

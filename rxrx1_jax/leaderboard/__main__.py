@@ -25,7 +25,7 @@ from rxrx1_jax.report import command
 
 
 def main(argv: list[str]) -> int:
-    parser = main_lib.Parser("rxrx1_jax.leaderboard", __doc__ or "")
+    parser = main_lib.Parser("leaderboard", __doc__ or "")
     parser.add_argument("--methods", required=True,
                         help="the methods file: `leaderboard`, which is ours, or a path")
     parser.add_argument("--folds", default="0,1,2", help="folds; 0,1,2 unless given")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rxrx1_jax.config import ConfigError, change, find_file, nearest
+from rxrx1_jax.config import ConfigError, change, fault_of, find_file, nearest
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.evidence import BUDGETS
 
@@ -45,9 +45,13 @@ def load(path: str, config: ConfigDict) -> Methods:
     The file holds TRAINED, and may hold CORRECTIONS, GAP, BUDGETS and CONTROLS, as
     configs/leaderboard.py explains them.
 
-    Raises MethodsError naming the entry at fault.
+    Raises MethodsError naming the entry at fault; ConfigError: the line.
     """
-    names = runpy.run_path(str(find_file(path, "--methods", "TRAINED = ")))
+    file = find_file(path, "--methods", "TRAINED = ")
+    try:
+        names = runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
+        raise fault_of(file, error) from error
     trained = names.get("TRAINED")
     if not isinstance(trained, dict) or not trained:
         raise MethodsError(f"{path}: expected TRAINED = {{name: {{field: value}}}}, not empty")

@@ -27,7 +27,7 @@ def find(name: str) -> Method:
     if module:
         try:
             found = getattr(importlib.import_module(module), attribute, None)
-        except ImportError as error:
+        except (ImportError, SystemExit) as error:
             raise ValueError(f"method {name!r}: {error}") from error
     if not isinstance(found, Method):
         raise ValueError(

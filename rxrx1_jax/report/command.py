@@ -1,9 +1,10 @@
-"""What the commands on runs share: paths, faults in one line, lines for any terminal."""
+"""What the commands share: paths, faults in one line, lines for any terminal."""
 
 import argparse
 import codecs
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,10 +68,15 @@ def places(runs: Sequence[Path], out: Path | None) -> list[Path]:
     return found
 
 
-def run(work: Callable[[], int | None], where: Path | None = None) -> int:
+def run(
+    work: Callable[[], int | None], where: Path | None = None,
+    told: tuple[type[Exception], ...] = (ValueError, ImportError),
+) -> int:  # fmt: skip
     """Does the work of a command and returns its status; faults end it with one line and 1.
 
-    where: as in `faults.told`.
+    Args:
+      where: as in `faults.one_line`.
+      told: further errors that are told in one line: of anybody's method.
     """
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
@@ -80,12 +86,12 @@ def run(work: Callable[[], int | None], where: Path | None = None) -> int:
         status = work() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader has seen enough, as in `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         line = faults.one_line(error, where or "")
-        if not line and isinstance(error, ValueError | ImportError):  # also of anybody's method
+        if not line and isinstance(error, told):
             line = " ".join(str(error).split())
         if not line:
             raise
@@ -93,6 +99,13 @@ def run(work: Callable[[], int | None], where: Path | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return os.EX_TEMPFAIL
+
+
+def _is_unread() -> bool:
+    """Whether the reader of stdout has gone, as `head -1` does: then it is the pipe that broke."""
+    watch = select.poll()
+    watch.register(sys.stdout, 0)  # errors are told unasked
+    return bool(watch.poll(0))
 
 
 def check_writable(option: str, path: Path, folder: bool) -> None:

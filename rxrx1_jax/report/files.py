@@ -3,6 +3,7 @@
 A fault is one line: the file, the place in it, what was expected, and what to do.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,10 @@ ENVIRONMENT = {  # each where it is there
     "devices": Kind("a list", lambda value: isinstance(value, list)),
     "packages": Kind("an object", lambda value: isinstance(value, dict)),
 }
-METRICS = {"step": _whole(0), "epoch": NUMBER}  # of each line
+METRICS = {  # of each line
+    "step": _whole(0),
+    "epoch": Kind("0 or more", lambda value: _is_number(value) and 0 <= value < math.inf),
+}
 
 _STRING = Kind("text", lambda column: types.is_string(column) or types.is_large_string(column))
 _INTEGER = Kind("whole numbers", types.is_integer)

@@ -1,39 +1,24 @@
 """What ends a command in one line, `error: ...`, and exit code 1. Needs no JAX."""
 
-import contextlib
 import errno
 import os
-import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 # Of the variables that JAX reads, those that choose devices.
 VARIABLES = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES", "XLA_FLAGS")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # rxrx1_jax.main adds it to XLA_FLAGS
 MEMORY = (
     "lower optim.batch_size or raise optim.accumulation (training), lower eval.batch_size "
     "(evaluation), model.width or data.crop, or choose model.dtype=bfloat16"
 )
 
 
-@contextlib.contextmanager
-def told(where: str | os.PathLike = "") -> Iterator[None]:
-    """Inside of it an error that a user can mend ends the program with its line.
-
-    where: the folder that is written to, for errors that do not name a file.
-    """
-    try:
-        yield
-    except Exception as error:
-        if line := one_line(error, where):
-            sys.exit(f"error: {line}")
-        raise
-
-
 def one_line(error: Exception, where: str | os.PathLike = "") -> str:
     """What to tell of an error; empty if it is a fault of the program, which needs its traceback.
 
     Told are the package's own errors, those of the system, and those of the devices.
+    where: the folder that is written to, for errors that do not name a file.
     """
     kind, text = type(error), " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
@@ -43,7 +28,8 @@ def one_line(error: Exception, where: str | os.PathLike = "") -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return f"out of memory ({text[:200] or 'of this machine'}): {MEMORY}"
     if source.endswith(("jax/_src/xla_bridge.py", "jax/_src/config.py")):
-        given = ", ".join(f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ)
+        values = {k: os.environ.get(k, "").replace(DETERMINISTIC, "").strip() for k in VARIABLES}
+        given = ", ".join(f"{name}={value}" for name, value in values.items() if value)
         said = text.partition(" (")[0] or "no such device"
         return f"JAX does not start ({said}); check {given or 'the installation of JAX'}"
     if kind.__name__ == "JaxRuntimeError":

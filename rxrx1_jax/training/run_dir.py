@@ -15,7 +15,6 @@ import os
 import re
 import socket
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,16 +116,6 @@ def check_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> boo
     if differs := other_data(saved.get("dataset", {}), dataset, free):
         raise RunError(f"{workdir}: {differs}; choose another --workdir or the old data")
     return True
-
-
-def check_output(folder: Path) -> None:
-    """Makes the folder; raises RunError where no file can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror}; choose another --out=FOLDER") from error
 
 
 def check_workdir(workdir: Path) -> None:

@@ -237,9 +237,11 @@ def test_methods_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "found_methods.py").write_text(
         "from rxrx1_jax.methods.evidence import Method\nmine = Method(version=3)\nother = 1\n"
     )
+    (tmp_path / "ending.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert find("found_methods.mine").version == 3
-    for name in ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine"):
+    names = ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine", "ending.mine")
+    for name in names:
         with pytest.raises(ValueError, match=name):
             catalogue.find(name)
 

@@ -49,13 +49,15 @@ def test_an_ascii_terminal_gets_the_table(run, tmp_path):
     assert done.returncode == 0 and b"17.5 +- 3.5" in done.stdout, done.stderr
 
 
-def test_a_reader_that_has_gone_ends_it_without_a_word(run, tmp_path):
-    code = ASK.format("report").partition("except")[0] + "finally: pass"
-    line = f'"{sys.executable}" -c \'{code}\' "{run}" --out="{tmp_path}/page" | head -1'
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, capture_output=True,
-                          check=False)  # fmt: skip
+@pytest.mark.parametrize(
+    "words", ["report '{run}' --out={out}", "main --config=smoke --workdir={out} --mode=plan"]
+)
+def test_a_reader_that_has_gone_ends_it_without_a_word(run, tmp_path, words):
+    words = words.format(run=run, out=tmp_path / "out")
+    line = f"set -o pipefail; '{sys.executable}' -m rxrx1_jax.{words} | head -1"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, check=False)
     assert done.stderr == b"" and done.stdout.count(b"\n") == 1 and done.returncode in (0, 1)
-    assert (tmp_path / "page" / "index.html").exists()
+    assert (tmp_path / "out" / "index.html").exists() == words.startswith("report")
 
 
 def test_paths_are_expanded_once(run, tmp_path, monkeypatch):
@@ -115,3 +117,21 @@ def test_an_error_is_one_line(monkeypatch, error, code, said):
     monkeypatch.setattr("rxrx1_jax.report.runs.load_runs", fail)
     done = run_command("report", "run")
     assert done.code == code and said in done.last and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [(ZeroDivisionError("x"), ZeroDivisionError), (BrokenPipeError("x"), SystemExit)],
+)
+def test_a_fault_of_ours_is_raised_and_a_logger_s_pipe_is_not_stdout(error, end):
+    def fail():
+        raise error
+
+    with pytest.raises(end, match="x$"):
+        command.run(fail)
+
+
+def test_a_value_error_in_training_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("rxrx1_jax.main.read_config", lambda *_, **__: int("x"))
+    with pytest.raises(ValueError, match="'x'"):
+        run_command("main", "--workdir=nowhere")

@@ -101,6 +101,7 @@ def twice(path):
         (METRICS, more('{"step": 600, "epo'), ["line 37", "JSON"]),
         (METRICS, lambda path: path.write_bytes(b"\xff\x00\x01"), ["line 1", "JSON"]),
         (METRICS, more('{"step": 3}'), ["line 37", "epoch"]),
+        (METRICS, more('{"step": 3, "epoch": NaN}'), ["line 37", "epoch", "nan"]),
         (METRICS, more('{"step": -3, "epoch": 1}'), ["line 37", "step", "-3"]),
         (METRICS, more('{"step": 3, "epoch": 1, "test_loss": "x"}'), ["line 37", "test_loss"]),
         (PREDICTIONS, remove, ["unfinished", "predictions.parquet"]),
