@@ -42,8 +42,7 @@ MUST = {
 
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = folds x seeds that were asked for."""
-    one_world = len({unit.world for row in rows for unit in row.accuracy}) == 1
-    compared = gains(methods, rows)
+    compared, units = gains(methods, rows), _units(rows)
     p = holm([found.p for _, found in compared.values()])
     adjusted = dict(zip(compared, p, strict=True))
     cells: list[list[Cell]] = []
@@ -56,7 +55,6 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
             gain(compared[row.name][1]), Value(adjusted[row.name], 3),
             *map(percent, map(row.score, FIGURES.values())), links,
         ])  # fmt: skip
-    units = "worlds" if not one_world else "folds"
     notes = [
         NOTE.replace("over folds", f"over {units}"),
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
@@ -73,7 +71,7 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
 def spread_table(methods: Methods, rows: Sequence[Row]) -> Table:
     """How far the parts of a row's accuracy lie apart."""
     folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
-    one_world = len({world for world, _ in folds}) == 1
+    one_world = _units(rows) == "folds"
     named = [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
     compared = gains(methods, rows)
     cells: list[list[Cell]] = []
@@ -90,29 +88,36 @@ def spread_table(methods: Methods, rows: Sequence[Row]) -> Table:
     return Table("The gain in each fold", head, cells, notes)
 
 
+def headline(methods: Methods, rows: Sequence[Row]) -> str:
+    """The result in a sentence: which rows differ from the baseline. None is chosen by its rank."""
+    found = [(name, one) for name, (_, one) in gains(methods, rows).items()
+             if not math.isnan(one.p)]  # fmt: skip
+    if not found:
+        return f"No row can be told from {methods.baseline}: that takes three {_units(rows)}."
+    pairs = zip(found, holm([one.p for _, one in found]), strict=True)
+    sure = {name: one.mean > 0 for (name, one), p in pairs if p < SIGNIFICANT}
+    better = [name for name, above in sure.items() if above]
+    return (
+        f"{len(better)} of {len(found)} rows are better than {methods.baseline} and"
+        f" {len(sure) - len(better)} worse ({ADJUSTED} below {SIGNIFICANT:.2f})"
+        f"{': ' if better else ''}{', '.join(better)}."
+    )
+
+
 def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
     """What the table can say and what it cannot, from its own figures."""
     found = {name: comparison for name, (_, comparison) in gains(methods, rows).items()}
     tested = [one for one in found.values() if not math.isnan(one.p)]
-    worlds = {unit.world for row in rows for unit in row.accuracy}
-    units = "worlds" if len(worlds) > 1 else "folds of this screen"
-    if not tested:
-        lines = [f"It cannot say that any row differs from {methods.baseline}: that takes three"
-                 f" {units}."]  # fmt: skip
-    else:
-        pairs = zip(tested, holm([one.p for one in tested]), strict=True)
-        sure = [one.mean > 0 for one, p in pairs if p < SIGNIFICANT]
+    lines = ["It cannot say how methods rank on real images."]
+    if tested:
         clear = sum(one.p < SIGNIFICANT for one in tested)
         width = float(np.median([one.high - one.low for one in tested]))
-        lines = [
-            f"It can say which rows would differ from {methods.baseline} on other {units}: "
-            f"{sum(sure)} are better and {len(sure) - sum(sure)} worse with {ADJUSTED} below "
-            f"{SIGNIFICANT:.2f}. {clear} of {len(tested)} intervals exclude 0; if no method did "
-            f"anything, {len(tested) / 20:.1f} would.",
-            f"It cannot see a gain below about {50 * width:.0f} points, half of its median "
-            "interval.",
+        lines += [
+            f"{clear} of {len(tested)} intervals exclude 0. If no method did anything,"
+            f" {len(tested) / 20:.1f} would.",
+            f"It cannot see a gain on other {_units(rows)} below about {50 * width:.0f} points,"
+            " half of its median interval.",
         ]
-    lines.append("It cannot say how methods rank on real images.")
     of = {row.name: summarise(row.by_site).mean for row in rows}
     if LDA12 in of and methods.baseline in of:
         trained = [row for row in rows if row.correction == NONE and row.trained != LDA12]
@@ -127,20 +132,9 @@ def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def headline(methods: Methods, rows: Sequence[Row]) -> str:
-    """The result in a sentence: the highest gain of the narrowest budget."""
-    found = gains(methods, rows)
-    compared = [row for row in rows if found[row.name][1].n and row.trained != LDA12]
-    if not compared:
-        return f"No method has a fold and seed in common with {methods.baseline}."
-    first = [row for row in compared if row.budget == compared[0].budget]
-    best = max(first, key=lambda row: found[row.name][1].mean)
-    p = dict(zip(found, holm([one.p for _, one in found.values()]), strict=True))[best.name]
-    chance = "" if p < SIGNIFICANT else " The highest of so many is as high by chance."
-    return (
-        f"{best.name} is {gain(found[best.name][1]).apart(methods.baseline)}: the highest of "
-        f"{len(first)} methods that see {SEEN[best.budget]}; {ADJUSTED}: {Value(p, 3)}.{chance}"
-    )
+def _units(rows: Sequence[Row]) -> str:
+    """What an interval is over."""
+    return "worlds" if len({unit.world for row in rows for unit in row.accuracy}) > 1 else "folds"
 
 
 def _by_budget(rows: Sequence[Row], cells: list[list[Cell]]) -> Iterator[tuple[Row, Links]]:
