@@ -199,7 +199,8 @@ def test_a_config_file_at_fault_is_a_line(tmp_path, content, said):
 @pytest.mark.parametrize(
     "given, said",
     [
-        ("~/a [1]", "/home/me/a [1]"), ("a/~", "a/~"), ("~root/a", f"{pwd.getpwnam('root').pw_dir}/a"), ("a:b/c", "a:b/c"),
+        ("~/a [1]", "/home/me/a [1]"), ("a/~", "a/~"), ("a:b/c", "a:b/c"),
+        ("~root/a", f"{pwd.getpwnam('root').pw_dir}/a"),
         (Path("~"), "/home/me"), ("gs://b/d", "mount"), (Path("s3://b/d"), "mount"),
         ("http://h/d", "URL"), ("file:///d", "URL"), ("", "path"), ("a\0b", "path"),
         ("~nobody-of-that-name/a", "~nobody-of-that-name"),
