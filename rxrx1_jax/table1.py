@@ -2,8 +2,8 @@
 
     python -m rxrx1_jax.table1 --config=batch_split --workdir=runs/table1
 
-runs or resumes the 30 runs, prints the table beside the paper's, and writes it and the report page
-to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone, for an array
+runs or resumes the 30 runs, prints tables with the paper's figures below ours, and writes them and
+the report page to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone, for an array
 job (launch/slurm_table1.sh). Any field of the config can be changed, as for rxrx1_jax.main.
 
 A run is `python -m rxrx1_jax.main` with data.protocol, fold and cell_type set, in
@@ -61,19 +61,17 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
             state = "not finished" if (plan.path / "config.json").exists() else "not started"
             reason = plan.obstacle or reasons.get(plan.path, state)
             missing.setdefault(reason, []).append(plan.path.name)
-    from rxrx1_jax.report.page import write_page  # here: --help needs no matplotlib
+    from rxrx1_jax.report.page import results_of, write_page  # here: --help needs no matplotlib
 
-    screens = load_runs(complete)
-    parts = []
-    for screen, runs in screens.items():
-        parts += [table1.paper_table(runs).markdown(), table1.beside_paper(screen, runs).markdown()]
+    results = results_of(load_runs(complete))
+    parts = [table.markdown() for _, _, tables in results.values() for table in tables.values()]
     if missing:
         lines = [f"- {', '.join(names)}: {reason}\n" for reason, names in missing.items()]
         parts.append("Not in the table:\n\n" + "".join(lines))
     text = "\n".join(parts)
     print(f"\n{text}")
     if complete:
-        page, remarks = write_page(screens, workdir / "report")
+        page, remarks = write_page(results, workdir / "report")
         write_text(page.with_name("table1.md"), text)
         print("\n".join([*remarks, f"Page: {page}"]))
     return bool(complete) and all(plan.obstacle or plan.path in complete for plan in plans)

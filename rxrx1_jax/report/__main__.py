@@ -29,11 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         command.check_writable("--out", options.out, folder=True)
         more = [options.baseline] if options.baseline else []
-        screens = load_runs([*options.runs, *more])
-        results = page.results_of(screens, options.baseline)
-        written, remarks = page.write_page(
-            screens, options.out, options.baseline, options.data_dir
-        )
+        results = page.results_of(load_runs([*options.runs, *more]), options.baseline)
+        written, remarks = page.write_page(results, options.out, options.data_dir)
         for screen, (result, groups, tables) in results.items():
             runs = [run for of in groups for run in of.runs]
             print(result, table1.describe(screen, runs), sep="\n", end="\n\n")

@@ -101,14 +101,15 @@ class Page:
         return self.out / "index.html"
 
 
+# screen: its result in a sentence, the rows of its tables, the tables
+Results = dict[Screen, tuple[str, list[Group], dict[str, Table]]]
+
+
 def results_of(
     screens: Mapping[Screen, Sequence[FinishedRun]], baseline: Path | None = None
-) -> dict[Screen, tuple[str, list[Group], dict[str, Table]]]:
-    """{screen: (its result in a sentence, the rows of its tables, the tables)}.
-
-    Raises ReportError: two runs are the same, or the baseline is on other data.
-    """
-    found = {}
+) -> Results:
+    """Raises ReportError: two runs are the same, or the baseline is on other data."""
+    found: Results = {}
     for screen, runs in screens.items():
         groups = group(runs, as_table1=baseline is None)
         if groups[0].of_table1:
@@ -121,15 +122,13 @@ def results_of(
 
 
 def write_page(
-    screens: Mapping[Screen, Sequence[FinishedRun]], out: Path, baseline: Path | None = None,
-    data_dir: Path | None = None,
-) -> tuple[Path, list[str]]:  # fmt: skip
+    results: Results, out: Path, data_dir: Path | None = None
+) -> tuple[Path, list[str]]:
     """Writes OUT/index.html, its pictures and tables. Returns it and what was left out."""
     page = Page("RxRx1: accuracy on test sites", out)
     remarks: list[str] = []
-    results = results_of(screens, baseline)
     for number, (screen, (result, groups, made)) in enumerate(results.items(), start=1):
-        prefix = f"{number}-" if len(screens) > 1 else ""
+        prefix = f"{number}-" if len(results) > 1 else ""
         runs = [run for of in groups for run in of.runs]
         page.paragraph(result, "result")
         page.heading(f"{screen.name} {screen.version}")

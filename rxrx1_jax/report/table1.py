@@ -127,35 +127,6 @@ def accuracy_table(groups: Sequence[Group], unit: str, separate: bool) -> Table:
     return Table(caption, HEAD, rows, notes)
 
 
-def paper_table(runs: Sequence[FinishedRun]) -> Table:
-    """The paper's Table 1: its two splits by site, each row above the paper's own.
-
-    A cell without runs is a dash. The runs are of one normalisation.
-    """
-    groups = group(runs)
-    parts_of = {line.row: line for line in lines_of(groups, "site")}
-    separate = {line.row: line for line in lines_of(groups, "site", separate=True)}
-    nothing: list[Score] = [{} for _ in COLUMNS]
-    ours, parts = [], []
-    for protocol in ("batch", "random_site"):
-        row = (protocol, runs[0].row[1])
-        parts.append(parts_of.get(row, Line(row_label(row), row, nothing, Links(()))))
-        # `lines_of` leaves out a row that has runs on all cell types alone.
-        only_all = parts[-1]._replace(scores=parts[-1].scores[:1] + nothing[1:])
-        ours.append(separate.get(row, only_all))
-    here = [line.cells() for line in ours] + gaps(ours)
-    rows: list[list[Cell]] = []
-    for own, (label, *cells) in zip(here, _paper_rows(), strict=True):
-        rows += [own, [f"The paper: {label}", *cells]]
-    rows += [[f"{label}, model on all cell types", *cells]
-             for label, *cells in (line.cells() for line in parts)]  # fmt: skip
-    notes = [
-        SPREAD_NOTE + " Cell types: separate models, each trained on that cell type alone; in the "
-        "last two rows a break-down of the model trained on all."
-    ]
-    return Table("Table 1. Test accuracy by site, %", HEAD, rows, notes)
-
-
 def beside_paper(screen: Screen, runs: Sequence[FinishedRun]) -> Table:
     """What keeps the figures of the two from being one."""
     source = SOURCES.get(screen.source, screen.source)

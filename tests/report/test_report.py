@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from arrays import make_sites
 from browser import check_page, check_text, needs_chromium, texts
 from commands import run_command
 from finished_runs import EXPERIMENTS, all_right, edited, make_run
@@ -133,25 +134,6 @@ def test_runs_of_single_cell_types_alone(tmp_path):
     assert len(tables) == 3 and "50.0 %" in table1.headline(group(runs))
     first = tables["by-site-separate-models"].rows[0]
     assert list(map(str, first)) == ["Batch", "0", "–", "–", "50.0", "–", "–"]
-
-
-def test_the_papers_table_sets_each_row_above_the_papers(demo, tmp_path):
-    own = u2os_models(tmp_path, "random_site")
-    rows = cells(table1.paper_table(one_screen([*demo, *own])[1]))
-    assert list(rows)[:8] == [
-        *("Batch", "The paper: Batch", "Random (by site)", "The paper: Random"),
-        *("Random (by site) - batch", "The paper: Random - batch"),
-        *("Random (by site) / batch", "The paper: Random / batch"),
-    ]
-    # Other models than those on all cell types: 90 and 80 % for U2OS, nothing for the others.
-    assert rows["Batch"] == ["0 1 2", "35.0 ± 0.0", *"––––"]
-    assert rows["Random (by site)"][1:] == ["72.5 ± 3.5", *"–––", "85.0 ± 7.1"]
-    assert rows["Random (by site) - batch"][-5:] == ["+37.5 ± 3.5", *"––––"]
-    assert rows["The paper: Random"][-1] == "22.0 ± 0.4"
-    assert rows["Batch, model on all cell types"][2:4] == ["50.0 ± 10.0", "40.0 ± 0.0"]
-    # Runs of one split alone leave dashes in the other's row.
-    alone = cells(table1.paper_table(one_screen(demo[:3])[1]))
-    assert alone["Random (by site)"][-5:] == [*"–––––"]
 
 
 def test_each_run_is_a_row_that_leads_to_its_folder(demo, groups):
@@ -280,21 +262,12 @@ def test_a_run_of_version_0_2_is_a_repetition_of_one_of_today(tmp_path):
 class FakeRecords:
     """Screen of two siRNAs; siRNA 7 is in every experiment. Pixel = experiment gain x gradient."""
 
-    path = "nowhere"
-
     def __init__(self):
-        rows = []
-        for cell_type in EXPERIMENTS:
-            for e in range(1, 4):
-                experiment = f"{cell_type}-{e:02d}"
-                rows.append((cell_type, experiment, 1, "B03", 1, "positive_control", 1108))
-                if e == 1:
-                    rows.append((cell_type, experiment, 1, "C03", 1, "treatment", 2))
-                for site in (1, 2):
-                    rows.append((cell_type, experiment, 2, "D04", site, "treatment", 7))
-        fields = [("cell_type", "U8"), ("experiment", "U12"), ("plate", "i4"), ("well", "U4")]
-        fields += [("site", "i4"), ("well_type", "U20"), ("sirna_id", "i4")]
-        self.sites = np.array(rows, fields)
+        wells = [(f"{name}-0{e}", 2, "D04", "treatment", 7) for name in EXPERIMENTS for e in "123"]
+        for name in EXPERIMENTS:
+            wells += [(f"{name}-01", 1, "B03", "positive_control", 1108),
+                      (f"{name}-01", 1, "C03", "treatment", 2)]  # fmt: skip
+        self.sites = make_sites(wells)
 
     def __getitem__(self, i: int) -> np.ndarray:
         rng = np.random.default_rng(i)
@@ -306,10 +279,8 @@ class FakeRecords:
 def written(demo, tmp_path_factory) -> Path:
     """The folder of a page."""
     out = tmp_path_factory.mktemp("page") / "page"
-    with (
-        mock.patch.object(page, "open_images", side_effect=lambda *_: FakeRecords()) as find,
-    ):
-        _, remarks = page.write_page(load_runs(demo), out, data_dir=out / "moved")
+    with mock.patch.object(page, "open_images", side_effect=lambda *_: FakeRecords()) as find:
+        _, remarks = page.write_page(page.results_of(load_runs(demo)), out, out / "moved")
     assert find.call_args.args == (out / "moved", "rxrx1/synthetic:1.0.0") and remarks == []
     return out
 
@@ -341,7 +312,7 @@ def test_text_of_figures_can_be_read_on_a_telephone(written):
 @needs_chromium
 def test_nothing_is_wider_than_the_page(written, methods, tmp_path):
     check_page(written / "index.html", tmp_path)
-    compared, _ = page.write_page(load_runs(methods), tmp_path / "compared")
+    compared, _ = page.write_page(page.results_of(load_runs(methods)), tmp_path / "compared")
     check_page(compared, tmp_path)
 
 
