@@ -39,6 +39,8 @@ def train_calls(
     if k > 1 and not setup.config.train.steps_per_call:
         trial = min(start + TRIAL, stop)
         yield from _some(setup, start, trial, k, range(start, trial))
+        if trial == stop:  # a single step has no time
+            return
         log.flush()
         cuts.update(range(trial, stop, _together(log.step_seconds(), k)))
         start = trial

@@ -113,6 +113,13 @@ def test_calls_are_as_long_as_the_time_of_a_step_asks(by_fours, images, tmp_path
     assert lengths[: calls.TRIAL] == [1] * calls.TRIAL and max(lengths) == 3
 
 
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_a_short_training_is_timed_as_far_as_it_goes(images, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(calls, "room", lambda setup: calls.ROOM)
+    config = tiny_config(data__cache="device", train__max_steps=steps)
+    assert train.train_and_evaluate(config, tmp_path / "run", images)["step"] == steps
+
+
 def test_a_resume_in_another_form_of_the_program_says_so(images, tmp_path, capsys):
     interrupted(images, tmp_path / "run")
     trained(images, tmp_path / "run", train__steps_per_call=1, data__cache="none")
