@@ -186,8 +186,6 @@ def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict
         keep &= predicted.role == role
     if not keep.any():
         raise ValueError(f"no site with a label and role={role!r}; expected one at least")
-    log_probs, label = predicted.log_probs[keep], label[keep]
-    loss = -log_probs[np.arange(len(label)), label]
     return accuracies(
-        predictions_table(predicted.sites[keep], predicted.classes, log_probs, loss)
+        predictions_table(predicted.sites[keep], predicted.classes, predicted.log_probs[keep])
     )

@@ -2,9 +2,10 @@
 
     python -m rxrx1_jax.table1 --config=batch_split --workdir=runs/table1
 
-runs or resumes the 30 runs, prints tables with the paper's figures below ours, and writes them and
-the report page to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone, for an array
-job (launch/slurm_table1.sh). Any field of the config can be changed, as for rxrx1_jax.main.
+runs or resumes the 30 runs, prints the tables, the paper's figures below ours, and writes them and
+the report page to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone,
+for an array job (launch/slurm_table1.sh). Any field of the config can be changed, as for
+rxrx1_jax.main.
 
 A run is `python -m rxrx1_jax.main` with data.protocol, fold and cell_type set, in
 WORKDIR/PROTOCOL-CELLTYPE-FOLD and in a process of its own: a crash leaves the others alone, and

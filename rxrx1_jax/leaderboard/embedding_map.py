@@ -27,16 +27,6 @@ def principal_components(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return u[:, :2] * s[:2] * sign, s[:2] ** 2 / (s**2).sum()
 
 
-def far_apart(profiles: np.ndarray, count: int) -> list[int]:
-    """Rows of `profiles` [P, D] far from each other: the farthest from the mean, and then always
-    the one whose nearest chosen row is farthest (Gonzalez 1985)."""
-    chosen = [int(((profiles - profiles.mean(axis=0)) ** 2).sum(axis=1).argmax())]
-    while len(chosen) < min(count, len(profiles)):
-        apart = [((profiles - profiles[k]) ** 2).sum(axis=1) for k in chosen]
-        chosen.append(int(np.min(apart, axis=0).argmax()))
-    return chosen
-
-
 def figure(
     stages: Sequence[tuple[str, np.ndarray]], sites: np.ndarray, column: str, unseen: set[str]
 ) -> Figure:
@@ -45,11 +35,10 @@ def figure(
     Args:
       stages: (title, embeddings [n, D]) of the same sites.
       sites: [n] rows of Records.sites, of siRNAs that are in every experiment.
-      column: "experiment" or "sirna_id"; of many, those that lie far apart at first are coloured.
+      column: "experiment" or "sirna_id"; of many the first are coloured.
       unseen: experiments that the network was not trained on, drawn hollow.
     """
-    means, groups = mean_profiles(stages[0][1], sites[column])
-    shown = sorted(groups[k] for k in far_apart(means, SHOWN))
+    shown = np.unique(sites[column])[:SHOWN].tolist()
     out = Figure(figsize=(WIDTH, WIDTH / 2 + 0.5 + 0.19 * len(shown)), layout="constrained")
     for axis, (title, x) in zip(out.subplots(1, len(stages)), stages, strict=True):
         keys = (sites[name] for name in ("experiment", "sirna_id"))

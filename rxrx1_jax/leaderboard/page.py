@@ -183,7 +183,8 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
             f"the mean embedding of a siRNA in an experiment, of the positive controls of "
             f"{cell_type} (the same siRNAs on every plate, no classes of the network), on the "
             "first two principal components of each map. Hollow: experiments not trained on. Of "
-            f"{counts[cell_type]} experiments, and of the siRNAs, those far apart are coloured.",
+            f"{counts[cell_type]} experiments, and of the siRNAs, the first {embedding_map.SHOWN} "
+            "are coloured.",
         )
 
 

@@ -87,9 +87,7 @@ def predictions_of(
 def _table(evidence: Evidence, log_probs: np.ndarray) -> pa.Table:
     """Predictions of the test sites, in the order of the evidence, which knows their labels."""
     sites = evidence.sites[evidence.role == "test"]
-    label = np.searchsorted(evidence.classes, sites["sirna_id"])
-    loss = -log_probs[np.arange(len(label)), label]
-    return predictions.predictions_table(sites, evidence.classes, log_probs, loss)
+    return predictions.predictions_table(sites, evidence.classes, log_probs)
 
 
 def _made_by(source: Mapping[str, str], name: str) -> dict[str, str]:

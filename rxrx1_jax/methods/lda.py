@@ -91,7 +91,4 @@ def lda12(sites: Sites, pixels: int, split: Split, protocol: str) -> pa.Table:
     evidence = Evidence(
         found, site_roles(split, len(sites))[rows], intensities(found, pixels), None, classes
     )
-    log_probs, test = scores(Method(classify=lda), evidence), sites[split.test]
-    label = np.searchsorted(classes, test["sirna_id"])
-    loss = -log_probs[np.arange(len(label)), label]
-    return predictions_table(test, classes, log_probs, loss)
+    return predictions_table(sites[split.test], classes, scores(Method(classify=lda), evidence))

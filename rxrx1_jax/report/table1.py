@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rxrx1_jax.methods.statistics import Score, difference, ratio
-from rxrx1_jax.report.runs import PROTOCOLS, FinishedRun, Group, Screen, group, row_label
+from rxrx1_jax.report.runs import PROTOCOLS, FinishedRun, Group, Screen
 from rxrx1_jax.report.tables import NOTHING, Cell, Links, Table, Value, percent
 
 # Column key -> heading. Cell types in the paper's order and spelling.

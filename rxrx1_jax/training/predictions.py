@@ -24,15 +24,16 @@ SITE_COLUMNS = (
 
 
 def predictions_table(
-    sites: np.ndarray, classes: np.ndarray, log_probs: np.ndarray, loss: np.ndarray,
-    role: np.ndarray | None = None,
+    sites: np.ndarray, classes: np.ndarray, log_probs: np.ndarray,
+    loss: np.ndarray | None = None, role: np.ndarray | None = None,
 ) -> pa.Table:  # fmt: skip
     """One row a site: what it is, its label, its prediction, the top five, its well's prediction.
 
     Args:
       sites: structured array [m] with SITE_COLUMNS (`Records.sites[rows]`).
       classes: [K] sirna_id of each class.
-      log_probs: f32 [m, K]. loss: f32 [m].
+      log_probs: f32 [m, K].
+      loss: f32 [m]; None: of classes that are sorted, minus the label's log-probability.
       role: str [m], of each site in the split; None: "test".
 
     Returns:
@@ -42,6 +43,8 @@ def predictions_table(
       are given as sirna_ids; among equals the first of `classes` wins.
     """
     m, k = log_probs.shape
+    if loss is None:
+        loss = -log_probs[np.arange(m), np.searchsorted(classes, sites["sirna_id"])]
     if len(sites) != m or len(loss) != m or len(classes) != k:
         raise ValueError(
             f"sizes disagree: {len(sites)} sites, {len(classes)} classes, {len(loss)} losses, "

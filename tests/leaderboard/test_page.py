@@ -68,6 +68,16 @@ def test_nothing_is_wider_than_the_page(written, tmp_path):
     check_page(written / "index.html", tmp_path)
 
 
+def test_principal_components_against_the_covariance():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6)) @ rng.normal(size=(6, 6)) + 5
+    found, share = embedding_map.principal_components(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T))
+    expected = (x - x.mean(0)) @ vectors[:, ::-1][:, :2]
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
+    np.testing.assert_allclose(share, values[::-1][:2] / values.sum())
+
+
 def test_maps_show_both_stages_in_the_same_looks(tmp_path):
     rng = np.random.default_rng(0)
     sites = np.array([(f"HUVEC-0{e}", s) for e in range(1, 9) for s in range(9)] * 2,

@@ -174,12 +174,6 @@ def test_several_runs_are_averaged_and_paired(run):
     assert p.value == pytest.approx(2 * stats.t.sf(abs(difference.mean()) / error, 2))
 
 
-def test_two_runs_of_one_fold_and_seed_are_refused(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "copy")
-    done = run_command("correct", run, copy, "--methods", "centroids")
-    assert done.code and str(copy) in done.last and "fold" in done.last
-
-
 def test_runs_that_cannot_be_corrected(tmp_path):
     with pytest.raises(run_dir.RunError, match="config.json"):
         predictions_of(tmp_path, ["none"])
@@ -213,12 +207,6 @@ def begun(monkeypatch):
     runs = []
     monkeypatch.setattr(corrections, "predictions_of", lambda run, *_: runs.append(run.path) or {})
     return runs
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_work(run, tmp_path, begun):
-    (tmp_path / "file").touch()
-    done = run_command("correct", run, f"--out={tmp_path}/file/out")
-    assert done.code == 1 and "--out" in done.last and not begun
 
 
 def test_a_read_only_run_is_corrected_elsewhere(run, tmp_path, monkeypatch):

@@ -139,7 +139,3 @@ def test_help_has_a_line_per_column():
     lines = [line.strip() for line in run_command("diagnose", "--help").out.splitlines()]
     for name, about in diagnosis.COLUMNS.items():
         assert any(line.startswith(name) and line.endswith(about) for line in lines)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    assert "config.json" in run_command("diagnose", tmp_path).last
