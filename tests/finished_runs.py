@@ -84,6 +84,16 @@ def all_right(sites: int, wells: int) -> dict[str, tuple[int, int]]:
     return dict.fromkeys(EXPERIMENTS, (sites, wells))
 
 
+def change_settings(run: Path, **changes: Any) -> None:
+    """section__name=value, in the settings of a run and in those of its checkpoint of step 8."""
+    for field, value in changes.items():
+        section, name = field.split("__")
+        with edited(run / "config.json") as config:
+            config[section][name] = value
+        with edited(run / "checkpoints" / "8" / "about" / "metadata") as about:
+            about["settings"][f"{section}.{name}"] = value
+
+
 @contextmanager
 def edited(path: Path) -> Iterator[Any]:
     """The content of a JSON file, written back with what was changed in it."""

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from rxrx1_jax.config import FIELDS, ConfigError
+from rxrx1_jax.config import ConfigError
 from rxrx1_jax.data import reading
 from rxrx1_jax.data.images import Images
 
@@ -50,10 +50,8 @@ def choose(asked: str, images: Images, rows: int, step: int | None = None) -> st
     Args:
       step: bytes of a device that training needs beside the images; None: half of its memory.
 
-    Raises ConfigError: an unknown name, or images that do not fit where they shall be kept.
+    Raises ConfigError: images that do not fit where they shall be kept.
     """
-    if asked not in (valid := FIELDS["data.cache"].valid):
-        raise ConfigError(f"data.cache={asked!r}: expected one of {', '.join(valid)}")
     size, copies = rows * math.prod(images.image_shape), jax.local_device_count()
     device, host = least(*free())
     room = {"host": host // 2, "device": host // 2 // copies, "none": size, "auto": size}

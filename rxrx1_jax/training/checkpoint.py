@@ -142,7 +142,7 @@ def find(workdir: str | Path, which: str = "last") -> Path | None:
     steps = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal()}
     if which == "best":
         scored = [
-            (_kept_score(path), step)
+            (_json(path, "metrics/metrics", lambda found: float(_score(found))), step)
             for step, path in steps.items()
             if (path / "metrics").exists()
         ]
@@ -152,18 +152,16 @@ def find(workdir: str | Path, which: str = "last") -> Path | None:
 
 def describe(path: Path) -> Saved:
     """What the checkpoint says of itself. Raises CheckpointError."""
-    old = (path / "classes").exists()
-    items = ("classes", "log") if old else ("about",)
-    found = [_json(path, f"{name}/metadata") for name in items]
-    try:
-        about = {"fingerprint": {}, "settings": {}, "total_steps": 0, **found[-1]}
+    old = (path / "classes").exists()  # of version 0.2
+    classes: Any = _json(path, "classes/metadata", np.int32) if old else None
+
+    def saved(about: Any) -> Saved:
         vocabulary = None if old else Vocabulary.from_json(about["vocabulary"])
-        classes = vocabulary.classes if vocabulary else np.array(found[0], np.int32)
+        about = {"fingerprint": {}, "settings": {}, "total_steps": 0, **about}
         parts = (about[name] for name in Saved._fields[3:])
-        return Saved(path, vocabulary, classes, *parts)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{items[-1]}/metadata: {described(error)}"
-        raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
+        return Saved(path, vocabulary, getattr(vocabulary, "classes", classes), *parts)
+
+    return _json(path, f"{'log' if old else 'about'}/metadata", saved)
 
 
 def abstract(saved: Saved, sharding: jax.sharding.Sharding) -> TrainState:
@@ -212,19 +210,11 @@ def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
     return abstract.replace(**rest, **found)
 
 
-def _json(path: Path, name: str) -> Any:
+def _json(path: Path, name: str, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of the content of a JSON file."""
     try:
-        return parse_json((path / name).read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(UNREADABLE.format(path=path, reason=f"{name}: {error}")) from error
-
-
-def _kept_score(path: Path) -> float:
-    name = "metrics/metrics"
-    found = _json(path, name)
-    try:
-        return float(found["score"])
-    except (LookupError, TypeError, ValueError) as error:
+        return read(parse_json((path / name).read_bytes()))
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         reason = f"{name}: {described(error)}"
         raise CheckpointError(UNREADABLE.format(path=path, reason=reason)) from error
 

@@ -13,9 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
+from rxrx1_jax.training.parallel import DETERMINISTIC
 from rxrx1_jax.training.run_dir import RunError
-
-DETERMINISTIC = "xla_gpu_deterministic_ops"
 
 
 def made_with(config: ConfigDict) -> dict[str, Any]:
@@ -34,17 +33,12 @@ def numerics() -> dict[str, str]:
     """What changes the numbers of every step, by the variables that set it."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     precision = getattr(jax.config, "jax_default_matmul_precision", None)
-    given = dict(flag.lstrip("-").partition("=")[::2] for flag in flags)
+    given = dict(flag.partition("=")[::2] for flag in flags)
     return {
         "JAX_ENABLE_X64": str(bool(getattr(jax.config, "jax_enable_x64", False))).lower(),
         "JAX_DEFAULT_MATMUL_PRECISION": precision or "default",
-        f"XLA_FLAGS=--{DETERMINISTIC}": given.get(DETERMINISTIC, "false") or "true",
+        f"XLA_FLAGS={DETERMINISTIC}": given.get(DETERMINISTIC, "false") or "true",
     }
-
-
-def cores() -> int:
-    """That this process may use; how many share a sum is seen in its last digits."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_numerics(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

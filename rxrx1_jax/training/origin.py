@@ -3,23 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rxrx1_jax.config import FREE
+from rxrx1_jax.config import FREE, flat
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.training.checkpoint import CheckpointError, Saved
+from rxrx1_jax.training.run_dir import difference
 
 
 def check_origin(
     saved: Saved, settings: Mapping[str, Any], fingerprint: Mapping[str, str]
 ) -> None:
     """Raises CheckpointError unless it is of a run of these settings and data."""
-    pairs = (saved.settings, settings, ""), (saved.fingerprint, fingerprint, "dataset.")
-    for theirs, ours, kind in pairs:
-        for name in sorted((theirs.keys() & ours.keys()) - {*FREE, "version", "order"}):
-            if theirs[name] != ours[name]:
-                raise CheckpointError(
-                    f"{saved.path}: of a run with {kind}{name}={theirs[name]!r}, this one has"
-                    f" {ours[name]!r}; move this folder to the run that it is of"
-                )
+    theirs, ours = (
+        {**given, **flat({"dataset": data})}
+        for given, data in ((saved.settings, saved.fingerprint), (settings, fingerprint))
+    )
+    if differs := difference(theirs, ours, {*FREE, "dataset.version", "dataset.order"}):
+        raise CheckpointError(
+            f"{saved.path}: of a run with {differs}; move this folder to the run that it is of"
+        )
 
 
 def check_resumable(saved: Saved, vocabulary: Vocabulary) -> None:

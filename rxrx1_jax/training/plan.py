@@ -12,7 +12,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,28 +130,21 @@ def ran_out(setup: Setup) -> str:
 
 
 def _what_fits(setup: Setup, there: int) -> str:
-    fits = [
-        f"{field}={value} ({_size(total)})"
-        for changes in _smaller(setup.config, functools.partial(need, setup), there)
-        for field, value in changes.items()
-        if (total := need(setup, changes).total) <= there
-    ]
+    config, devices = setup.config, jax.device_count()
+    rows, parts = config.optim.batch_size // devices, config.optim.accumulation
+    choices: dict[str, Iterable[Any]] = {
+        "optim.batch_size": (devices * parts * n for n in range(rows // parts - 1, 0, -1)),
+        "optim.accumulation": (n for n in range(parts + 1, rows + 1) if rows % n == 0),
+        "model.remat": [] if config.model.remat else [True],
+        "model.dtype": ["bfloat16"] if config.model.dtype == "float32" else [],
+    }
+    fits = []
+    for field, values in choices.items():  # of each the first that fits
+        totals = ((value, need(setup, {field: value}).total) for value in values)
+        found = next(((value, total) for value, total in totals if total <= there), None)
+        fits += [f"{field}={found[0]} ({_size(found[1])})"] if found else []
     smaller = "a smaller network or image (model.width, data.crop)"
     return f"what would fit: {' or '.join(fits) or smaller}"
-
-
-def _smaller(config: Any, need: Callable[..., Need], there: int) -> Iterator[dict[str, Any]]:
-    """Changes that take less memory; of batches the largest that fits, of parts the fewest."""
-    rows, parts = config.optim.batch_size // jax.device_count(), config.optim.accumulation
-    one = jax.device_count() * parts
-    batches = ({"optim.batch_size": one * n} for n in range(rows // parts - 1, 0, -1))
-    more = ({"optim.accumulation": n} for n in range(parts + 1, rows + 1) if rows % n == 0)
-    for changes in (batches, more):
-        yield from itertools.islice((x for x in changes if need(x).total <= there), 1)
-    if not config.model.remat:
-        yield {"model.remat": True}
-    if config.model.dtype == "float32":
-        yield {"model.dtype": "bfloat16"}
 
 
 def show(setup: Setup, workdir: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import jax
@@ -197,9 +198,10 @@ class Log:
                 "step_seconds_95th_percentile": high,
                 "data_wait_share": self._data_wait / seconds,
             }
+            left = timedelta(seconds=round(self._left(step)))
             text += (
                 f"  {speed:.0f} images/s  step {_seconds(median)} (95 %: {_seconds(high)})  data"
-                f" wait {100 * self._data_wait / seconds:.0f} %  {_duration(self._left(step))} left"
+                f" wait {100 * self._data_wait / seconds:.0f} %  {left} left"
             )
         self._step_times, self._data_wait = [], 0.0
         while self._written and self._written[0].done():
@@ -263,9 +265,3 @@ def _figure(name: str, value: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

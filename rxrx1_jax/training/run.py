@@ -56,7 +56,8 @@ class Run:
         config, saved = run_dir.read_saved(path)
         old, free = flat(config), default()
         change(config, changes or {})
-        run_dir.check_settings(path, old, flat(config), FREE)
+        if differs := run_dir.difference(old, flat(config), FREE):
+            raise run_dir.RunError(f"{path}: holds a run with {differs}; expected what it has")
         config.model.dtype = old["model.dtype"]  # "auto" is what it was
         # Of the settings of a training nothing is asked here.
         free_values = [field for field in FREE if field not in POINTS]
@@ -229,8 +230,9 @@ class Run:
         except splits.SplitError as error:
             return None, str(error)
         found = describe_data(images, split, self.vocabulary.classes)
-        differs = run_dir.other_data(self.fingerprint, found, {"version", "order"})
-        return (None, differs) if differs else (split, "")
+        old, new = (flat({"dataset": data}) for data in (self.fingerprint, found))
+        differs = run_dir.difference(old, new, ("dataset.version", "dataset.order"))
+        return (None, f"holds a run with {differs}") if differs else (split, "")
 
 
 def _vocabulary_of_old(classes: np.ndarray, images: Images) -> Vocabulary:

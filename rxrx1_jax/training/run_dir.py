@@ -31,7 +31,6 @@ LOCK = ".lock"  # held by the training that is at work in the directory
 _OPENING = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json(\.\w+)?\.tmp")
 
 
-
 class RunError(ValueError):
     """A run directory, or settings for its data, that cannot be worked with; one line."""
 
@@ -83,7 +82,7 @@ def open_run(
 
     from rxrx1_jax.training import environment
 
-    made_with = environment.made_with(config) | {"cores": environment.cores()} | (how or {})
+    made_with = environment.made_with(config) | (how or {})
     if check_run(workdir, config, dataset):
         if not is_complete(workdir):
             old = read_saved(workdir)[1].get("made_with", {})
@@ -92,12 +91,8 @@ def open_run(
     if jax.process_index() == 0:
         written = {name: value for name, value in dataset.items() if name not in FINGERPRINTS_0_2}
         settings = {**config.to_dict(), "dataset": written, "made_with": made_with}
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_json(workdir / "environment.json", environment.environment())
-            write_json(workdir / "config.json", settings)  # last: it makes the directory a run
-        except OSError as error:
-            raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
+        write_json(workdir / "environment.json", environment.environment())
+        write_json(workdir / "config.json", settings)  # last: it makes the directory a run
 
 
 def check_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> bool:
@@ -111,10 +106,12 @@ def check_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> boo
     if not complete and not any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*")):
         return False
     settings, saved = read_saved(workdir)
-    check_settings(workdir, flat(settings), flat(config), config_lib.FREE)
-    free = {"version", "order"} if complete else {"version"}
-    if differs := other_data(saved.get("dataset", {}), dataset, free):
-        raise RunError(f"{workdir}: {differs}; choose another --workdir or the old data")
+    old = flat({**settings, "dataset": saved.get("dataset", {})})
+    free = {*config_lib.FREE, "dataset.version", *(["dataset.order"] if complete else [])}
+    if differs := difference(old, flat({**config, "dataset": dataset}), free):
+        raise RunError(
+            f"{workdir}: holds a run with {differs}; choose another --workdir, or what it had"
+        )
     return True
 
 
@@ -148,25 +145,11 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def check_settings(
-    workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str]
-) -> None:
-    """Raises RunError, naming the first field in which the run in `workdir` has another value."""
-    for field in sorted(old.keys() - set(free)):
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str]) -> str:
+    """The first field of both that has another value in `new`; empty where there is none."""
+    for field in sorted((old.keys() & new.keys()) - set(free)):
         if new[field] not in (old[field], "auto"):
-            raise RunError(
-                f"{workdir}: holds a run with {field}={old[field]!r}, this one has "
-                f"{new[field]!r}; choose another --workdir or the old setting"
-            )
-
-
-def other_data(
-    old: Mapping[str, str], new: Mapping[str, str], free: Collection[str] = ("version",)
-) -> str:
-    """What differs in two descriptions of data (`describe_data`); empty where nothing does."""
-    for name in sorted(old.keys() - set(free)):
-        if old[name] != new.get(name):
-            return f"holds a run with dataset.{name}={old[name]!r}, found {new.get(name)!r}"
+            return f"{field}={old[field]!r}, this one has {new[field]!r}"
     return ""
 
 
@@ -178,14 +161,7 @@ def hold(workdir: Path) -> Iterator[None]:
     """
     import jax
 
-    if jax.process_index():
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{workdir}: {error.strerror}; choose another --workdir") from error
-    with lock(workdir / LOCK):
+    with contextlib.nullcontext() if jax.process_index() else lock(workdir / LOCK):
         yield
 
 
@@ -193,10 +169,11 @@ def hold(workdir: Path) -> Iterator[None]:
 def lock(path: Path) -> Iterator[int]:
     """Locks a file for this process and the children that inherit its descriptor, which it gives.
 
-    The kernel releases it when they have ended, however they ended; the file stays. Some network
-    filesystems have no locks: there a line says so. Raises Locked, or RunError.
+    Makes its folder. The kernel releases it when they have ended, however they ended; the file
+    stays. Some network filesystems have no locks: there a line says so. Raises Locked, or RunError.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
     except OSError as error:
         raise RunError(

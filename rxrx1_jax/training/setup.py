@@ -164,8 +164,6 @@ def prepare(
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
     vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
-    trained = splits.train_rows(images.sites, split)
-    kept = np.unique(np.concatenate([trained, *split.scored.values()]))
     stream = make_stream(config, images, split, vocabulary)
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
@@ -176,6 +174,7 @@ def prepare(
     )  # fmt: skip
     devices = parallel.Devices(config.train.parallelism, config.train.deterministic)
     setup = Setup(config, stream, spec, devices, order)
+    kept = np.unique(np.concatenate([setup.train_rows, *split.scored.values()]))
     where = cache.choose(config.data.cache, images, len(kept), beside(setup))
     setup = replace(setup, stream=replace(stream, cache=where, kept=kept))
     _try_plug_ins(setup)

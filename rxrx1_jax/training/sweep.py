@@ -202,7 +202,6 @@ def child(
     Returns its exit status and the last line that it wrote to stderr; (None, why) where another
     process holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     last = ""
     with contextlib.ExitStack() as stack:
         try:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, Images
+from rxrx1_jax.data.reading import cores
 from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
 from rxrx1_jax.training.calls import room, train_calls
 from rxrx1_jax.training.fingerprints import describe_data
@@ -25,12 +27,11 @@ from rxrx1_jax.training.profile import Trace
 from rxrx1_jax.training.run import Run
 from rxrx1_jax.training.setup import Setup, prepare
 from rxrx1_jax.training.steps import TrainState
-from rxrx1_jax.training.summary import summary
 
 # The settings that a run may have other than its parent.
 CONTINUED = {
     "train.parent", "train.max_steps", "optim.epochs", "optim.schedule", "optim.learning_rate",
-    "optim.warmup_epochs", *FREE,
+    "optim.warmup_epochs", "dataset.version", *FREE,
 }  # fmt: skip
 
 
@@ -53,12 +54,11 @@ def train_and_evaluate(
     with processes.Notice() as notice:
         setup = set_up(config, workdir, images)
         plan.check(setup)
-        fingerprint = describe_data(
-            setup.images, setup.split, setup.vocabulary.classes
-        )
+        fingerprint = describe_data(setup.images, setup.split, setup.vocabulary.classes)
         parent = _parent(setup, fingerprint) if config.train.parent else None
         with run_dir.hold(workdir):
-            how = {"cache": setup.stream.cache, "looped": room(setup) > 1}
+            # What changes the last digits; of cores, how many share a sum.
+            how = {"cores": cores(), "cache": setup.stream.cache, "looped": room(setup) > 1}
             run_dir.open_run(workdir, setup.config, fingerprint, how)
             processes.check_shared(workdir / "config.json")
             try:
@@ -108,7 +108,7 @@ class Training:
         )  # fmt: skip
         trace = Trace(workdir, log, *config.train.profile)
         with checkpoint.manager(workdir, config.train.keep) as checkpoints, log:
-            log.say(summary(setup, start))
+            log.say(_summary(setup, start))
             if start < total:
                 log.say("compiling the training step; a large network takes a minute or more")
             try:
@@ -230,23 +230,46 @@ def _parent(setup: Setup, fingerprint: Mapping[str, Any]) -> Path:
     """The checkpoint that the run starts from. Raises RunError unless it can resume there."""
     config = setup.config
     parent = Run.open(config.train.parent)
-    where, own = f"train.parent={config.train.parent}", flat(config)
-    old = flat(parent.config)
-    for name in ("data", "split", "order"):  # of version 0.2 they are missing; it cannot be resumed
-        old[name], own[name] = parent.fingerprint.get(name), fingerprint[name]
-    for field in sorted(own.keys() - CONTINUED):
-        if own[field] != old[field]:
-            raise run_dir.RunError(
-                f"{where}: it has {field}={old[field]!r}, this run {own[field]!r}; expected the"
-                " same of all but epochs, schedule, learning rate and warm-up"
-            )
-    path = parent.checkpoint()
+    where, path = f"train.parent={config.train.parent}", parent.checkpoint()
+    old, own = (
+        flat({**settings, "dataset": data})
+        for settings, data in ((parent.config, parent.fingerprint), (config, fingerprint))
+    )
+    if differs := run_dir.difference(old, own, CONTINUED):
+        raise run_dir.RunError(
+            f"{where}: it has {differs}; expected the same of all but epochs, schedule, learning"
+            " rate and warm-up"
+        )
+    check_resumable(parent.newest, setup.vocabulary)
     if int(path.name) >= setup.spec.total_steps:
         raise run_dir.RunError(
             f"{where}: it is at step {path.name}, and optim.epochs={config.optim.epochs} ends at"
             f" {setup.spec.total_steps}; expected more epochs"
         )
     return path
+
+
+def _summary(setup: Setup, start: int) -> str:
+    """The first lines of a run."""
+    config, sites, split = setup.config, setup.images.sites, setup.split
+    wells = [len(np.unique(sites["well_id"][rows])) for rows in (split.train, split.test)]
+    others = "".join(f", {role} {len(rows):,} sites" for role, rows in split.scored.items()
+                     if role != "test")  # fmt: skip
+    unlabelled = int((sites["sirna_id"] < 0).sum())
+    where = getattr(setup.images, "path", setup.images.about["name"])
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(setup.abstract_state.params))
+    parts = [
+        f"{where}: {config.data.protocol} split, fold {config.data.fold}, cell type "
+        f"{config.data.cell_type}, normalisation {config.data.normalisation}",
+        f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
+        f"of {wells[1]:,} wells{others}, {len(setup.vocabulary.classes):,} siRNA classes"
+        + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
+        f"{config.model.name} of {parameters:,} parameters, {setup.spec.total_steps:,} steps of"
+        f" {config.optim.batch_size} sites on {jax.device_count()} x"
+        f" {jax.devices()[0].device_kind}",
+        *([f"resumed at step {start:,}"] if start else []),
+    ]
+    return "\n".join(parts)
 
 
 def _milestones(every: int, setup: Setup) -> set[int]:

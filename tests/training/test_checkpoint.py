@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_state import VOCABULARY, abstract, assert_equal, make_state, restore, save
+from small_state import VOCABULARY, assert_equal, make_state, restore, save
 
-from rxrx1_jax.data.info import Info
 from rxrx1_jax.training import checkpoint
 from rxrx1_jax.training.origin import check_resumable
 
@@ -41,18 +40,6 @@ def test_restoring_gives_the_same_bits(saved):
     assert about.fingerprint == {"data": "1", "split": "2"}
 
 
-def test_reading_changes_and_says_nothing(saved, caplog, recwarn):
-    workdir, state = saved
-    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    about = checkpoint.describe(checkpoint.find(workdir))
-    checkpoint.restore(about, abstract(state), True)
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    checkpoint.restore(about, checkpoint.abstract(about, place), False)
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    assert [r.message for r in caplog.records if r.levelname != "INFO"] == []
-    assert [str(w.message) for w in recwarn] == []
-
-
 def test_no_checkpoint_is_none(tmp_path):
     for which in checkpoint.WHICH:
         assert checkpoint.find(tmp_path, which) is None
@@ -74,20 +61,6 @@ def test_other_names_and_classes_are_refused(saved, changes, said):
     check_resumable(about, VOCABULARY)
     with pytest.raises(checkpoint.CheckpointError, match=said):
         check_resumable(about, VOCABULARY._replace(**changes))
-
-
-@pytest.mark.devices
-def test_without_a_model_the_parameters_are_those_that_were_saved(saved):
-    workdir, state = saved
-    about = checkpoint.describe(checkpoint.find(workdir))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[3])
-    found = checkpoint.restore(about, checkpoint.abstract(about, place), False)
-    assert_equal(found.params, state.params)
-    assert found.params["fc"]["kernel"].devices() == {jax.devices()[3]}
-    images = jax.device_put(np.ones((2, 16, 16, 6), np.float32), place)
-    variables = {"params": found.params, "batch_stats": found.batch_stats}
-    model = make_state()[0]
-    assert model.apply(variables, images, {}, Info(VOCABULARY)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

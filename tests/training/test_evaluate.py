@@ -1,14 +1,11 @@
 """evaluate.py and predictions.py against plain Python loops."""
 
 import math
-import os
-from pathlib import Path
 
 import children
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from screens import tiny_config, tiny_images
 
@@ -235,24 +232,6 @@ def test_sizes_are_checked():
     sites, classes, log_probs, loss = random_case(2, 10, 4)
     with pytest.raises(ValueError, match="3 classes"):
         predictions.predictions_table(sites, classes[:3], log_probs, loss)
-
-
-def test_written_file_is_whole_or_absent(tmp_path, monkeypatch):
-    sites, classes, log_probs, loss = random_case(3, 10, 3)
-    table = predictions.predictions_table(sites, classes, log_probs, loss)
-    path = tmp_path / "predictions.parquet"
-    predictions.write_predictions(path, table)
-    assert pq.read_table(path).equals(table)
-    assert os.listdir(tmp_path) == ["predictions.parquet"]
-
-    def torn(table, where, **kwargs):
-        Path(where).write_bytes(b"PAR1 half a file")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(predictions.pq, "write_table", torn)
-    with pytest.raises(OSError):
-        predictions.write_predictions(path, table.slice(0, 1))
-    assert pq.read_table(path).equals(table)
 
 
 def test_two_hosts():

@@ -5,7 +5,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from commands import run_command
-from finished_runs import edited
+from finished_runs import change_settings, edited
 
 from rxrx1_jax.training.run import Run
 
@@ -87,19 +87,11 @@ def test_another_folder_than_the_runs(smoke):
             assert code == 1 and f"expected {smoke}" in last
 
 
-def settings(run, **changes):
-    """Changes settings of a run, and of its checkpoint."""
-    for name, value in changes.items():
-        section, field = name.split("__")
-        with edited(run / "config.json") as config:
-            config[section][field] = value
-        with edited(run / "checkpoints" / "8" / "about" / "metadata") as about:
-            about["settings"][f"{section}.{field}"] = value
-
-
 def test_nothing_is_asked_of_training(own):
-    settings(own, data__sampler="gone.order", optim__loss="gone.loss", optim__batch_size=10**6,
-             data__augmentation="gone.blur", optim__name="gone.sgd")  # fmt: skip
+    change_settings(
+        own, data__sampler="gone.order", optim__loss="gone.loss", optim__batch_size=10**6,
+        data__augmentation="gone.blur", optim__name="gone.sgd",
+    )  # fmt: skip
     code, last = main(own)
     assert code == 0, last
 

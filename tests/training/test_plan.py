@@ -33,16 +33,6 @@ def plain():
     return lambda spec: Plain(spec.head)
 
 
-class KeptElsewhere:
-    """Images that are not a user's own arrays."""
-
-    def __init__(self, images):
-        self.sites, self.image_shape, self.about = images.sites, images.image_shape, images.about
-
-    def __len__(self):
-        return len(self.sites)
-
-
 def fake_limit(monkeypatch, found: int) -> None:
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": found})
     monkeypatch.setattr(plan.jax, "local_devices", lambda: [device, device])
@@ -110,7 +100,7 @@ def test_images_on_the_device_count_and_are_chosen_beside_the_step(small, monkey
         fake_limit(monkeypatch, round(limit))
         config = small.config.copy_and_resolve_references()
         change(config, {"model.dtype": "float32"})
-        images = KeptElsewhere(small.images)
+        images = cache.Kept(small.images)  # as of a dataset: no user's own arrays
         ready = train.set_up(config, "nowhere", images)
         assert ready.stream.cache == expected
         found = plan.need(ready)
@@ -222,26 +212,21 @@ def test_a_run_keeps_its_type_on_another_device(tmp_path):
         train.train_and_evaluate(config, tmp_path / "run", images)
 
 
-@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
-def test_gpus_are_deterministic_unless_told_otherwise(monkeypatch, parallelism):
+def test_gpus_are_deterministic_unless_told_otherwise(monkeypatch):
     given = {}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "jit", lambda *_, **options: given.update(options))
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    if parallelism == "pmap":
-        with pytest.raises(run_dir.RunError, match=parallel.DETERMINISTIC):
-            parallel.Devices("pmap")
-        monkeypatch.setenv("XLA_FLAGS", f"{parallel.DETERMINISTIC}=true")
-        parallel.Devices("pmap")
-        monkeypatch.delenv("XLA_FLAGS")
-        parallel.Devices("pmap", deterministic=False)
-        return
-    for deterministic in (True, False):
+    for deterministic, expected in ((True, {"xla_gpu_deterministic_ops": True}), (False, None)):
         devices = parallel.Devices("jit", deterministic)
         for make in (devices.trainer, devices.evaluator):
             make(None, None)
-            expected = {"xla_gpu_deterministic_ops": True} if deterministic else None
             assert given.pop("compiler_options") == expected
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    parallel.Devices("pmap", deterministic=False)
+    with pytest.raises(run_dir.RunError, match=parallel.DETERMINISTIC):
+        parallel.Devices("pmap")
+    monkeypatch.setenv("XLA_FLAGS", f"{parallel.DETERMINISTIC}=true")
+    parallel.Devices("pmap")
 
 
 def test_xla_knows_the_option():

@@ -9,9 +9,14 @@ from screens import tiny_config, tiny_images
 from rxrx1_jax.training import train
 
 
-@pytest.mark.parametrize("steps, traced", [((3, 4), {3, 4}), ((7, 100), {7, 8})])
-def test_a_trace_has_its_steps_and_the_log_says_where_it_is(tmp_path, capsys, steps, traced):
-    config = tiny_config(train__profile=steps)
+@pytest.mark.parametrize(
+    "steps, per_call, traced",
+    [((3, 4), 1, {3, 4}), ((7, 100), 1, {7, 8}), ((3, 6), 8, {3, 5, 6})],  # epochs end after 3, 5
+)
+def test_a_trace_has_its_steps_and_the_log_says_where_it_is(
+    tmp_path, capsys, steps, per_call, traced
+):
+    config = tiny_config(train__profile=steps, train__steps_per_call=per_call)
     train.train_and_evaluate(config, tmp_path / "run", tiny_images())
     (file,) = (tmp_path / "run" / "profile").rglob("*.trace.json.gz")
     events = json.loads(gzip.open(file).read())["traceEvents"]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from finished_runs import edited
+from finished_runs import change_settings
 from screens import tiny_config, tiny_images
 
 from rxrx1_jax.data.images import METADATA, InMemory
@@ -28,13 +28,7 @@ def workdir(images, tmp_path_factory):
 
 def copied(workdir, tmp_path, **changes):
     """A copy of the run with other settings."""
-    path = shutil.copytree(workdir, tmp_path / "run")
-    for field, value in changes.items():
-        section, name = field.split("__")
-        with edited(path / "config.json") as config:
-            config[section][name] = value
-        with edited(path / "checkpoints" / "8" / "about" / "metadata") as about:
-            about["settings"][f"{section}.{name}"] = value
+    change_settings(path := shutil.copytree(workdir, tmp_path / "run"), **changes)
     return path
 
 
@@ -102,11 +96,6 @@ def test_images_that_are_no_square_and_rows_in_any_order(workdir, images):
             run.predict(images, wrong)
 
 
-def test_augmentations_are_not_needed(workdir, images, tmp_path):
-    run = Run.open(copied(workdir, tmp_path, data__augmentation="gone.blur"))
-    assert len(run.predict(images, np.arange(2)).x) == 2
-
-
 def test_other_channels_are_refused(workdir, images):
     with pytest.raises(checkpoint.CheckpointError, match="params/conv1.*channels"):
         Run.open(workdir).predict(others(images, images.planes[:, :3]))
@@ -126,14 +115,6 @@ def test_any_number_of_devices_predicts(workdir, images, tmp_path):
     found, expected = run.predict(images), Run.open(workdir).predict(images)
     assert run.load().params["fc"]["kernel"].sharding.device_set == set(jax.devices())
     np.testing.assert_allclose(found.x, expected.x, rtol=1e-4, atol=1e-5)
-
-
-def test_a_run_without_a_checkpoint(workdir, tmp_path):
-    path = copied(workdir, tmp_path)
-    shutil.rmtree(path / "checkpoints")
-    for read in (Run.load, lambda run: run.source):
-        with pytest.raises(run_dir.RunError, match="no checkpoint"):
-            read(Run.open(path))
 
 
 def test_a_score_that_cannot_be_read(workdir, tmp_path):

@@ -15,7 +15,7 @@ from benchmarks.given import OnDevices
 from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.stream import Store
 from rxrx1_jax.model import resnet
-from rxrx1_jax.training import optimizers, parallel, steps
+from rxrx1_jax.training import optimizers, steps
 
 
 def optim(**changes):
@@ -233,8 +233,3 @@ def test_the_state_is_donated(parallelism):
     new, _ = wrapped.train(state, Store({}, None), draw)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema_params)))
     wrapped.train(new, Store({}, None), draw)  # the draw is not
-
-
-def test_unknown_parallelism_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="'fsdp'.*jit, pmap"):
-        parallel.Devices("fsdp")

@@ -18,7 +18,7 @@ from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
 from rxrx1_jax.methods import corrections
-from rxrx1_jax.training import checkpoint, diverged, evaluate, progress, run_dir, setup, train
+from rxrx1_jax.training import checkpoint, evaluate, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
 
 
@@ -219,19 +219,6 @@ def test_a_diverged_run_stops_and_keeps_the_checkpoint_before(images, tmp_path, 
     kept = [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
     assert kept == [str(last)] and int(Run.open(workdir).load().step) == last
     assert not (workdir / "results.json").exists()
-
-
-def test_the_sites_of_a_step_are_drawn_again_to_name_them(images, tmp_path):
-    ready = setup.prepare(tiny_config(), images)
-    batch = ready.train_batch(4)
-    (draw, *_) = ready.train_draws(4)
-    assert np.asarray(batch["site_index"]).tolist() == ready.order(4)[0].tolist()
-    error = diverged.Diverged(5, {"loss": np.nan, "gradient_norm": 1.0})
-    image = batch["image"].at[3].set(np.inf)
-    diverged.diagnose(error, batch | {"image": image}, images.sites["site_id"], tmp_path)
-    found = json.loads((tmp_path / "diverged.json").read_text())
-    ids = images.sites["site_id"][ready.order(4)[0]].tolist()
-    assert found["site_ids"] == ids and found["not_finite"] == [ids[3]]
 
 
 def test_constant_channels_make_no_nan(tmp_path):
