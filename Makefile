@@ -20,13 +20,13 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.demo: pyproject.toml
-	@echo "Installing rxrx1_jax and what builds datasets into $(VENV): 3 GB, some minutes."
+	@echo "Installing rxrx1_jax and what builds datasets into $(VENV): 3.5 GB, some minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[build]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	@echo "Installing rxrx1_jax and what its tests need into $(VENV): 5 to 8 GB, some minutes."
+	@echo "Installing rxrx1_jax and what its tests need into $(VENV): 5 GB, more with PyTorch for CUDA."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/.demo $(VENV)/.analysis $@
@@ -43,7 +43,7 @@ $(RECORDS): | $(VENV)/.demo
 # PROTOCOL-NORMALISATION-FOLD of each run.
 DEMO = $(foreach fold,$(FOLDS),batch-plate_control-$(fold) random_site-plate_control-$(fold) \
   random_well-plate_control-$(fold) batch-none-$(fold))
-demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 8 minutes on two cores
+demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 7 minutes on two cores
 	@set -e; all=$(words $(DEMO)); n=0; trained=0; began=$$(date +%s); for run in $(DEMO); do \
 	  n=$$((n + 1)); left=; took=$$(($$(date +%s) - began)); \
 	  test $$trained = 0 || left=", about $$((took * (all - n + 1) / trained / 60 + 1)) min left"; \
@@ -64,7 +64,7 @@ table1: $(RECORDS) ## the 30 runs of the paper's table on the synthetic screen
 # `make demo` on a screen without experiment and plate effects: what is left is no batch effect.
 control: ## `make demo` without batch effects: no split should be easier than another
 	@$(MAKE) demo SCREEN=no_batch_effect RUNS=runs/control \
-	  BUILD='{"name": "no_batch_effect", "size": 64, "screen": {"batch_effect": 0}}'
+	  BUILD='$(NO_EFFECT)'
 
 # Methods x folds x seeds on the screen, with three controls, as configs/leaderboard.py says. The
 # two further screens: without experiment and plate effects, and with those of the gains alone.
@@ -74,7 +74,7 @@ SEEDS   ?= 0,1
 WORKERS ?= 2
 comma := ,
 empty :=
-leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three controls: an hour on two cores
+leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three controls: 126 trainings
 	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/$(VERSION)/dataset_info.json SCREEN=no_batch_effect \
 	  BUILD='$(NO_EFFECT)'
 	@$(MAKE) $(DATA)/rxrx1/gain_only/$(VERSION)/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'
@@ -98,10 +98,10 @@ bench: $(VENV)/.dev ## the benchmarks' tables
 	@set -e; for name in encoding train_step cost_model; do \
 	  echo "## $$name"; $(BIN)/python -m benchmarks.$$name; done
 
-test-oldest: ## all tests on the oldest versions that pyproject.toml declares: 8 GB of its own
+test-oldest: ## all tests on the oldest versions that pyproject.toml declares, in an environment of its own
 	.ci/versions lowest-direct $(PYTHON)
 
-test-newest: ## all tests on the newest versions there are (PYTHON=python3.13): 8 GB of its own
+test-newest: ## all tests on the newest versions there are (PYTHON=python3.13)
 	.ci/versions highest $(PYTHON)
 
 lint: $(VENV)/.dev ## ruff

@@ -1,6 +1,6 @@
 """What an accelerator gives: step, loop, evaluation, memory, compile times, the same bits twice.
 
-    python -m benchmarks.accelerator --out=DIR               # 9 minutes on an H100
+    python -m benchmarks.accelerator --out=DIR               # 9 minutes
     python -m benchmarks.accelerator --out=DIR --data=DIR    # datasets, of the sizes that are there
     python -m benchmarks.accelerator --out=DIR --small       # a miniature, on a CPU too
 

@@ -4,8 +4,7 @@
 
 A method is what it changes in the config (`python -m rxrx1_jax.main --help` lists the fields; a
 plug-in of your own is `my_methods.focal(gamma=2.0)`). To add one, add a line to TRAINED: only its
-runs are new. A changed line needs a new name, since its runs hold what the old one gave. Time on
-the synthetic screen: about 40 s on one core for each training.
+runs are new. A changed line needs a new name, since its runs hold what the old one gave.
 """
 
 from rxrx1_jax.methods.catalogue import METHODS
