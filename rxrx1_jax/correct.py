@@ -72,10 +72,6 @@ def _scores(tables: Mapping[Unit, pa.Table]) -> list[Score]:
 
 def _shared(run: Path) -> float:
     """Test sites per training site."""
-    if (run / "results.json").exists():
-        config = files.read_config(run / "config.json")
-        data = files.read_results(run / "results.json", config)["data"]
-        return data["test_sites"] / data["train_sites"]
     try:
         with open(run / "split.csv", newline="", encoding="utf-8") as file:
             roles = Counter(row["role"] for row in csv.DictReader(file))

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         for screen, (result, groups, tables) in results.items():
             runs = [run for of in groups for run in of.runs]
             print(result, table1.describe(screen, runs), sep="\n", end="\n\n")
-            print(*(table.text() for table in tables.values()), sep="\n")
+            print(*(table.markdown() for table in tables.values()), sep="\n")
         print(*remarks, f"Page: {written}", sep="\n")
 
     return command.run(work)

@@ -1,4 +1,4 @@
-"""The one table of the project: its cells are given once and shown as text, Markdown or HTML.
+"""The one table of the project: its cells are given once and shown as Markdown or HTML.
 
 Text cells are prose: they stand left and wrap. Values stand right and never wrap.
 """
@@ -8,10 +8,8 @@ import io
 import json
 import math
 import os
-import textwrap
 from dataclasses import dataclass, field
 from html import escape
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -21,7 +19,6 @@ from rxrx1_jax.methods.statistics import Comparison, Score, summarise
 
 NOTHING = "–"
 ADJUSTED = "p (Holm)"  # head of a column: adjusted for the rows of the table
-WIDEST = 48  # characters of a line of prose in a text table
 
 # Of the page that shows such tables. On a narrow screen a row is a block, each cell under its
 # heading. The first column, or the heading of a block, stays where the rest is scrolled.
@@ -123,34 +120,22 @@ class Table:
     rows: list[list[Cell]]  # a row of one cell is a heading over the rows below it
     notes: list[str] = field(default_factory=list)
 
-    def text(self) -> str:
-        """Aligned columns, two spaces between them."""
-        rows: list[list[Cell]] = [[*self.head], *self.rows]
-        lines = [[textwrap.wrap(str(cell), WIDEST) or [""] for cell in row] for row in rows]
-        full = [row for row in lines if len(row) > 1]
-        columns = zip(*full, strict=True)
-        widths = [max(len(part) for cell in column for part in cell) for column in columns]
-        out = [self.caption]
-        for given, row in zip(rows, lines, strict=True):
-            if len(row) == 1:
-                out.append(str(given[0]))
-                continue
-            for parts in zip_longest(*row, fillvalue=""):
-                cells = (
-                    part.rjust(width) if value else part.ljust(width)
-                    for part, width, value in zip(parts, widths, self._of_values(), strict=True)
-                )
-                out.append("  ".join(cells).rstrip())
-        return "\n".join([*out, *self.notes]) + "\n"
-
     def markdown(self) -> str:
-        def line(cells: list[Cell]) -> str:
-            return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        """With aligned columns, so that a terminal can show it, too."""
+        rows: list[list[Cell]] = [[*self.head], *self.rows]
+        lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+        blank = [""] * (len(self.head) - 1)
+        lines = [row if len(row) > 1 or not blank else [f"**{row[0]}**", *blank] for row in lines]
+        values = self._of_values()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
-        blank: list[Cell] = [""] * (len(self.head) - 1)
-        out = [f"{self.caption}:", "", line([*self.head])]
-        out.append("|" + "|".join("---:" if value else "---" for value in self._of_values()) + "|")
-        out += [line(row if len(row) > 1 else [f"**{row[0]}**", *blank]) for row in self.rows]
+        def line(cells: list[str]) -> str:
+            parts = zip(cells, widths, values, strict=True)
+            return f"| {' | '.join(x.rjust(n) if right else x.ljust(n) for x, n, right in parts)} |"
+
+        pairs = zip(widths, values, strict=True)
+        rule = "|".join("-" * (n + 1) + (":" if right else "-") for n, right in pairs)
+        out = [f"{self.caption}:", "", line(lines[0]), f"|{rule}|", *map(line, lines[1:])]
         return "\n".join([*out, "", *self.notes]).rstrip("\n") + "\n"
 
     def records(self) -> list[dict[str, str | float | None]]:

@@ -59,8 +59,8 @@ def worked(config_file, tmp_path_factory):
 
 def cells(text):
     """{first cell: the others} of all tables of some Markdown."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in ([cell.strip() for cell in line] for line in lines)}
 
 
 @pytest.mark.long

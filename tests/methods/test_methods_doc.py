@@ -49,7 +49,7 @@ def test_the_example_runs(tiny, tmp_path):
     ]  # fmt: skip
     run([*training[1:], *small], tmp_path)
     table = run(correction[1:], tmp_path)
-    assert "| my_methods.centred |" in table
+    assert "| my_methods.centred " in table
     assert table.index("**unlabelled test images**") < table.index("my_methods.centred")
     stored = tmp_path / "runs/matched/corrections/my_methods.centred.parquet"
     predictions = pq.read_table(tmp_path / "runs/matched/predictions.parquet")

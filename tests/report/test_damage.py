@@ -58,7 +58,7 @@ FAULTS = [  # command, what was done, words of the line
     ("correct", holds("config.json", b"\xff"), ["config.json", "restore"]),
     ("correct", holds("config.json", SETTINGS[:-1] + b', "dataset": 3}'), ["dataset", "restore"]),
     ("correct", holds("config.json", SETTINGS.replace(b"eval", b"evil")), ["section", "eval"]),
-    ("correct", holds("results.json", b"{}"), ["results.json", "data.name"]),
+    ("correct", holds("split.csv", b"a,b"), ["split.csv", "role", "restore"]),
     ("correct", without("checkpoints"), ["checkpoint"]),
     ("correct", each("checkpoints/*/about", shutil.rmtree), ["checkpoint"]),
     ("correct", each("checkpoints/*/about/metadata", lambda p: p.write_bytes(b"[]")),

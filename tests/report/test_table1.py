@@ -95,7 +95,7 @@ def test_the_table_stands_beside_the_papers(worked):
         """Of the first table below the words, and of those that follow it."""
         found = {}
         for line in text.partition(caption)[2].splitlines():
-            name, *cells = line.strip("| ").split(" | ")
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
             found.setdefault(name, cells)
         return found
 
@@ -125,7 +125,7 @@ def test_collecting_on_a_cluster_needs_no_device(worked, screen):
         [SCRIPT, "collect", *fields], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | names | {"JAX_PLATFORMS": "none"}, check=False,
     )  # fmt: skip
-    assert "| Batch |  | 44.1 ± 5.7" in done.stdout, done.stderr
+    assert re.search(r"\| Batch +\| +\| 44.1 ± 5.7", done.stdout), done.stderr
     assert "batch-all-1, batch-HUVEC-1" in done.stdout and ": not started\n" in done.stdout
     assert done.returncode == 1  # not every run that could be made is complete
     assert sorted(path.name for path in workdir.iterdir()) == before
@@ -161,7 +161,7 @@ def test_collecting_what_is_there(tmp_path, capsys):
     assert not table1.collect(plans, tmp_path, reasons)
     text = (tmp_path / "report" / "table1.md").read_text()
     assert text in capsys.readouterr().out and (tmp_path / "report" / "index.html").exists()
-    assert "| Batch | 0 | 50.0 |" in text
+    assert re.search(r"\| Batch +\| 0 +\| +50.0 \|", text)
     missing = [line for line in text.splitlines() if line.startswith("- ")]
     assert missing == [
         *("- batch-all-1: held", "- batch-U2OS-0: not started", "- other: too few")
