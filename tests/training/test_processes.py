@@ -184,7 +184,8 @@ def test_only_process_0_prints(one, two):
     (_, alone, _), (_, first, _), (_, second, _) = *one.outputs, *two.outputs
     assert "said by process 0" in alone and "said by process 0" in first
     assert "step 8/8" in first and "said by process 1" not in second
-    assert not [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    # Threads of Gloo tell of their connections, one in the middle of another's line.
+    assert not re.sub(r"\[Gloo\] Rank|\d+ is connected to [^:]+: \d+|\s", "", second)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
