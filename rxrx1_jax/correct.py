@@ -103,12 +103,12 @@ def main() -> int:
         places = command.places(options.runs, options.out)
         configs = [flat(read_settings(run)) for run in options.runs]
         fields = differing(configs)
+        shares = {run: _shared(run) for run in options.runs}
         asked: dict[str, dict[Unit, tuple[Path, Path]]] = {}
         for run, place, config in zip(options.runs, places, configs, strict=True):
             mine = asked.setdefault(label_of(config, fields), {})
             if mine.setdefault(unit_of(config), (run, place)) != (run, place):
                 raise ValueError(f"{run}: fold and seed of another run; expected one run of each")
-            _shared(run)
         texts = []
         for label, runs in asked.items():
             tables = {}
@@ -116,7 +116,7 @@ def main() -> int:
                 print(run, file=sys.stderr, flush=True)
                 opened = command.open_run(run, options.data_dir)
                 tables[unit] = corrections.predictions_of(opened, names, place)
-            shared = max(_shared(run) for run, _ in runs.values())
+            shared = max(shares[run] for run, _ in runs.values())
             caption = f"{CAPTION}; {label}" if label else CAPTION
             texts.append(summary(tables, shared, caption).markdown())
         print("\n".join(texts))

@@ -29,10 +29,11 @@ Score = Mapping[Unit, float]  # fractions
 
 
 class Summary(NamedTuple):
+    """All NaN of no scores."""
+
     mean: float  # over the independent units
     over_units: float  # sd of their means; NaN for one unit
     over_seeds: float  # sd of the seeds of a fold, pooled over folds; NaN for one seed
-    n: int  # of scores; all NaN where this is 0
 
 
 class Comparison(NamedTuple):
@@ -73,13 +74,13 @@ def difference(a: Score, b: Score) -> Score:
 def summarise(score: Score) -> Summary:
     """Mean and spreads of a score: over seeds is what training alone does."""
     if not score:
-        return Summary(math.nan, math.nan, math.nan, 0)
+        return Summary(math.nan, math.nan, math.nan)
     means = by_fold(score)
     squares = sum((value - means[unit[:2]]) ** 2 for unit, value in score.items())
     degrees = len(score) - len(means)
     seeds = math.sqrt(squares / degrees) if degrees else math.nan
     units = independent(score)
-    return Summary(float(np.mean(units)), _sd(units), seeds, len(score))
+    return Summary(float(np.mean(units)), _sd(units), seeds)
 
 
 def compare(a: Score, b: Score, shared: float) -> Comparison:
