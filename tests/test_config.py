@@ -227,14 +227,18 @@ def test_a_config_file_that_is_not_there(tmp_path, monkeypatch):
     "content, said",
     [
         ("[]", "JSON object"), ("{", "line 1"), ("{}", "section"),
-        (lambda c: c["made_with"].update(settings=99), "newer"),
+        (lambda c: c["made_with"].update(settings=99), "9.9"),
+        (lambda c: c["optim"].update(betas=1), "optim.betas"),
+        (lambda c: c.update(sweep={"size": 1}), "sweep.size"),
         (lambda c: c.update(made_with=1), "JSON object"), (lambda c: c.pop("optim"), "optim"),
         (lambda c: c["optim"].update(epochs="3"), "optim.epochs"),
         (lambda c: c.update(optim=[1]), "optim"),
     ],
 )
 def test_a_saved_config_is_a_config(tmp_path, content, said):
-    saved = config_lib.read("demo:fold=1").to_dict() | {"dataset": {}, "made_with": {"settings": 2}}
+    saved = config_lib.read("demo:fold=1").to_dict() | {
+        "dataset": {}, "made_with": {"settings": 2, "rxrx1_jax": "9.9"},
+    }  # fmt: skip
     path = tmp_path / "a:b" / "config.json"
     path.parent.mkdir()
     path.write_text(json.dumps(saved))
@@ -300,16 +304,3 @@ def test_a_saved_run_that_lacks_a_field_means_what_was_done_before_it():
     for field in ("schedule", "clip_norm"):
         del saved["optim"][field]
     assert config_lib.upgrade(saved) == config_lib.read("demo")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"made_with": {"settings": 99, "rxrx1_jax": "9.9"}},
-        {"made_with": {"settings": 2, "rxrx1_jax": "9.9"}, "optim": {"betas": 1}},
-        {"made_with": {"settings": 2, "rxrx1_jax": "9.9"}, "sweep": {"size": 1}},
-    ],
-)
-def test_a_run_of_a_newer_version_is_refused_with_that_word(changes):
-    message = refusal(config_lib.upgrade, config_lib.default().to_dict() | changes)
-    assert "newer" in message and "9.9" in message

@@ -53,10 +53,10 @@ def choose(asked: str, images: Images, rows: int, step: int | None = None) -> st
     Raises ConfigError: images that do not fit where they shall be kept.
     """
     size, copies = rows * math.prod(images.image_shape), jax.local_device_count()
-    device, host = least(*free())
+    host, *device = least(*free())
     room = {"host": host // 2, "device": host // 2 // copies, "none": size, "auto": size}
-    if device is not None:
-        room["device"] = int((1 - MARGIN) * device) - step if step is not None else device // 2
+    for limit in device:
+        room["device"] = int((1 - MARGIN) * limit) - step if step is not None else limit // 2
     if size > room[asked]:
         raise ConfigError(
             f"data.cache={asked}: {rows:,} images are {size / 1e9:,.1f} GB, with room for"
@@ -67,24 +67,24 @@ def choose(asked: str, images: Images, rows: int, step: int | None = None) -> st
         return "none"
     if asked != "auto":
         return asked
-    wanted = [*(["device"] if device is not None else []), *([] if in_memory else ["host"])]
+    wanted = [*(["device"] if device else []), *([] if in_memory else ["host"])]
     return next((mode for mode in wanted if size <= room[mode]), "none")
 
 
-def free() -> tuple[int | None, int]:
-    """Bytes that are free: of the fullest device, None where devices are CPUs; of this host."""
+def free() -> list[int]:
+    """Bytes that are free: of this host and, unless devices are CPUs, of the fullest device."""
+    if jax.default_backend() == "cpu":
+        return [_free_ram()]
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    device = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)
-    return None if jax.default_backend() == "cpu" else device, _free_ram()
+    return [_free_ram(), min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)]
 
 
-def least(device: int | None, host: int) -> tuple[int | None, int]:
+def least(*mine: int) -> list[int]:
     """The least of all processes, so that all choose the same."""
     if jax.process_count() == 1:
-        return device, host
-    mine = np.array([-1 if device is None else device, host]) // 2**20  # MiB fit in 32 bits
-    found = multihost_utils.process_allgather(mine.astype(np.int32)).min(0).astype(np.int64) * 2**20
-    return (None if device is None else int(found[0])), int(found[1])
+        return [*mine]
+    mebibytes = (np.array(mine) // 2**20).astype(np.int32)  # bytes need more than 32 bits
+    return [x * 2**20 for x in multihost_utils.process_allgather(mebibytes).min(0).tolist()]
 
 
 def _free_ram(root: Path = Path("/")) -> int:

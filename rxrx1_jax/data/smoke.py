@@ -23,11 +23,9 @@ def screen(size: int = 32, seed: int = 0) -> InMemory:
     rng = np.random.default_rng(seed)
     wells = [("treatment", sirna) for sirna in range(SIRNAS)] * WELLS
     wells += [("positive_control", SIRNAS + i) for i in range(CONTROLS)]
-    columns: dict[str, list] = {
-        name: [] for name in ("site_id", "well_id", "cell_type", "experiment", "dataset", "well",
-                              "well_type", "site", "sirna_id")
-    }  # fmt: skip
-    planes = []
+    names = ("site_id", "well_id", "cell_type", "experiment", "dataset", "well", "well_type",
+             "site", "sirna_id", "sirna")  # fmt: skip
+    rows, planes = [], []
     colours = rng.uniform(0.3, 1.0, (SIRNAS + CONTROLS, CHANNELS))
     widths = np.geomspace(size / 24, size / 10, SIRNAS + CONTROLS)
     for cell_type, number in itertools.product(CELL_TYPES, range(1, EXPERIMENTS + 1)):
@@ -36,14 +34,11 @@ def screen(size: int = 32, seed: int = 0) -> InMemory:
             name = f"{chr(ord('B') + well // 10)}{well % 10 + 2:02}"
             well_id = f"{experiment}_1_{name}"
             part = "test" if number == EXPERIMENTS else "train"
-            values = (
-                f"{well_id}_{site}", well_id, cell_type, experiment, part, name, kind, site, sirna,
-            )  # fmt: skip
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
+            rows.append((f"{well_id}_{site}", well_id, cell_type, experiment, part, name, kind,
+                         site, sirna, f"smoke{sirna}"))  # fmt: skip
             light = _spots(rng, size, widths[sirna]) * (120 * colours[sirna] * gain)[:, None, None]
             planes.append(np.minimum(rng.poisson(light + 5), 255).astype(np.uint8))
-    columns["sirna"] = [f"smoke{sirna}" for sirna in columns["sirna_id"]]
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     about = {"name": "smoke", "version": "1.0.0", "source": "drawn in memory"}
     return InMemory(np.stack(planes), columns, about=about)
 

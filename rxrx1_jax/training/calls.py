@@ -22,7 +22,7 @@ TRIAL = 4  # calls of one step, whose times say how many a call takes
 
 
 def room(setup: Setup) -> int:
-    """Steps that a call may have, alike in all calls of a training."""
+    """Steps that a call may have, the same in all calls of a training."""
     if asked := setup.config.train.steps_per_call:
         return asked
     return ROOM if setup.stream.cache == "device" and jax.default_backend() != "cpu" else 1

@@ -3,7 +3,8 @@
 `predict` runs a step over rows of the table of sites on any number of hosts. `evaluate_sites` turns
 the outputs into a table of predictions (one row per site, the columns of predictions.parquet). All
 accuracies come from that table, so every figure of a report can be computed again from the file.
-`embed` makes `Embeddings`. """
+`embed` makes `Embeddings`.
+"""
 
 import re
 from collections import Counter, deque

@@ -73,7 +73,7 @@ def limit() -> int:
     """Bytes that a program may have of each device: the least over the devices of all processes; 0
     where it is not known (CPUs)."""
     found = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    return cache.least(min(found), 0)[0] or 0
+    return cache.least(min(found))[0]
 
 
 def beside(setup: Setup) -> int | None:

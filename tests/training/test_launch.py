@@ -290,39 +290,35 @@ def test_a_run_on_tpu_hosts(cluster, tmp_path):
     assert status.endswith("preempted: status 75")  # what launch/tpu_vm.sh looks for
 
 
-def test_a_run_on_tpu_hosts_that_was_preempted_goes_on(cluster):
-    answers = f"{READY}\ngcloud ssh: 1 a host was preempted: status 75 once\ngcloud ssh: 0 said"
-    (code, _, stderr), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU)
-    assert code == 0 and "mine is READY; restart 1 of 100" in stderr
-    first, second = commands(calls)
-    assert first == second and ["sleep", ["60"]] in [call[:2] for call in calls]
+TAKEN = (
+    "gcloud describe: 0 READY once\ngcloud describe: 0 PREEMPTED once\n"
+    "gcloud describe: 0 PREEMPTED once\ngcloud describe: 0 READY\n"
+    "gcloud ssh mount: 0 mounted\ngcloud ssh: 255 connection lost once\ngcloud ssh: 0 done"
+)
 
 
-def test_a_run_on_tpu_hosts_that_failed_does_not(cluster):
-    answers = f"{READY}\ngcloud ssh: 1 error: no dataset"
-    (code, _, _), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU)
-    assert code == 1 and verbs(calls) == ["ssh"]
-
-
-def test_a_slice_that_was_taken_away_is_made_anew(cluster):
-    answers = (
-        "gcloud describe: 0 READY once\ngcloud describe: 0 PREEMPTED once\n"
-        "gcloud describe: 0 PREEMPTED once\ngcloud describe: 0 READY\n"
-        "gcloud ssh mount: 0 mounted\ngcloud ssh: 255 connection lost once\ngcloud ssh: 0 done"
-    )
-    (code, _, stderr), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU, **CREATE)
-    assert code == 0, stderr
-    assert verbs(calls) == ["ssh", "delete", "create", "ssh", "ssh"]
-    made = next(args for _, args, _ in calls if "create" in args)
-    assert made[-4:] == ["mine", "--zone=here", "--accelerator-type=v4-32", "--spot"]
-    assert commands(calls)[1] == "--command=mount it" and "restart 1 of 100" in stderr
-
-
-def test_a_slice_that_was_taken_away_is_told_of(cluster):
-    answers = "gcloud describe: 0 PREEMPTED\ngcloud ssh: 255 connection lost"
-    (code, _, stderr), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU)
-    assert code == processes.EXIT_CODE and "mine is PREEMPTED" in stderr
-    assert verbs(calls) == ["ssh"]
+@pytest.mark.parametrize(
+    ("answers", "more", "code", "said", "done"),
+    [
+        (f"{READY}\ngcloud ssh: 1 a host was preempted: status 75 once\ngcloud ssh: 0 said", {}, 0,
+         "mine is READY; restart 1 of 100", ["ssh", "ssh"]),
+        (f"{READY}\ngcloud ssh: 1 error: no dataset", {}, 1, "", ["ssh"]),
+        ("gcloud describe: 0 PREEMPTED\ngcloud ssh: 255 connection lost", {},
+         processes.EXIT_CODE, "mine is PREEMPTED", ["ssh"]),
+        (TAKEN, CREATE, 0, "restart 1 of 100", ["ssh", "delete", "create", "ssh", "ssh"]),
+    ],
+    ids=["preempted", "failed", "taken", "made again"],
+)  # fmt: skip
+def test_a_run_on_tpu_hosts_that_ended(cluster, answers, more, code, said, done):
+    (found, _, stderr), calls = cluster("tpu_vm.sh", "--workdir=x", answers=answers, **TPU, **more)
+    assert found == code and said in stderr and verbs(calls) == done
+    first, *others = commands(calls)
+    if more:
+        made = next(args for _, args, _ in calls if "create" in args)
+        assert made[-4:] == ["mine", "--zone=here", "--accelerator-type=v4-32", "--spot"]
+        assert others.pop(0) == "--command=mount it"
+    assert others == [first] * len(others)
+    assert bool(others) == (["sleep", ["60"]] in [call[:2] for call in calls])
 
 
 @pytest.mark.parametrize("name", [*TPU])

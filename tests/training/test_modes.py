@@ -127,10 +127,9 @@ def test_a_run_with_parts_missing_or_of_another_form(own, file, content, said):
     assert code == 1 and said in last, last
 
 
-OTHER_RESULTS = ["[]", "{}", "{", "[" * 10**5, '{"step": "8", "total_steps": 8}', "\0"]
-
-
-@pytest.mark.parametrize("content", OTHER_RESULTS)
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "{", "[" * 10**5, '{"step": "8", "total_steps": 8}', "\0"]
+)
 def test_results_of_another_form(own, content):
     (own / "results.json").write_text(content)
     code, last = main(own, mode="train")

@@ -137,10 +137,9 @@ def test_one_training_at_a_time(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     with run_dir.hold(workdir):
-        code, _, stderr = run("slow_main", *flags(config, workdir))
-    assert code == 1 and not (workdir / "checkpoints").exists()
-    last = stderr.splitlines()[-1]
-    assert last.startswith(f"error: {workdir}") and f"process {os.getpid()} " in last
+        done = run_command("main", *flags(config, workdir))
+    assert done.code == 1 and not (workdir / "checkpoints").exists()
+    assert done.last.startswith(f"error: {workdir}") and f"process {os.getpid()} " in done.last
 
 
 @pytest.mark.long
