@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("KERAS_HOME", "MPLCONFIGDIR"):  # else in the user's home
+        os.environ.setdefault(name, str(CACHE / "libraries"))
     if not hasattr(config, "workerinput"):  # the first process of this run
         CACHE.mkdir(mode=0o700, exist_ok=True)
         if sum(path.stat().st_size for path in CACHE.iterdir()) > CACHE_BYTES:

@@ -99,6 +99,14 @@ def tiny(once) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def plain(tiny) -> Any:
+    """Our builder as a later process finds it, its dataset already on the disk."""
+    from tfds_builder.rxrx1 import Builder
+
+    return Builder(config="tiny", data_dir=tiny.dataset.parents[2])
+
+
+@pytest.fixture(scope="session")
 def array_record(tiny, once) -> Path:
     """The same dataset as ArrayRecord files, read only."""
     folder = once(

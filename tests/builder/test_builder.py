@@ -23,12 +23,6 @@ SIZE = 16
 VERSION = str(Builder.VERSION)
 
 
-@pytest.fixture(scope="module")
-def built(tiny) -> Builder:
-    """The builder as a later process finds it, its dataset already on the disk."""
-    return Builder(config=Rxrx1Config(name="tiny", size=SIZE), data_dir=tiny.dataset.parents[2])
-
-
 def controls_of(rows, experiment, plate=None):
     return [
         r
@@ -39,10 +33,10 @@ def controls_of(rows, experiment, plate=None):
     ]
 
 
-def test_every_example_equals_the_pngs(tiny, built):
+def test_every_example_equals_the_pngs(tiny, plain):
     rows = {row["site_id"]: row for row in tiny_rows()}
     seen = []
-    for experiment, dataset in built.as_dataset().items():
+    for experiment, dataset in plain.as_dataset().items():
         for example in tfds.as_numpy(dataset):
             row = rows[example["site_id"].decode()]
             seen.append(row["site_id"])
@@ -66,11 +60,11 @@ def test_every_example_equals_the_pngs(tiny, built):
     assert sorted(seen) == sorted(rows)
 
 
-def test_files_and_metadata(tiny, built, tmp_path):
-    assert {name: split.num_examples for name, split in built.info.splits.items()} == {
+def test_files_and_metadata(tiny, plain, tmp_path):
+    assert {name: split.num_examples for name, split in plain.info.splits.items()} == {
         "HUVEC-01": 21, "HUVEC-02": 22, "U2OS-01": 18,
     }  # fmt: skip
-    folder = Path(built.data_path)
+    folder = Path(plain.data_path)
     assert (folder.parent.name, folder.name) == ("tiny", VERSION)
     assert (folder / "rxrx1-HUVEC-01.tfrecord-00000-of-00001").is_file()
     assert not (folder.parents[1] / ".config").exists()  # TFDS's note of a default config

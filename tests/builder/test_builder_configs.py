@@ -26,7 +26,6 @@ from tfds_builder.rxrx1.release import downloads  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 SIZE = 16
-VERSION = str(Builder.VERSION)
 
 
 def by_site(builder: Builder) -> dict[str, dict]:
@@ -71,11 +70,6 @@ class TestTfds(tfds.testing.DatasetBuilderTestCase):
     def tearDownClass(cls):
         super().tearDownClass()
         cls.folder.cleanup()
-
-
-@pytest.fixture(scope="module")
-def plain(tiny) -> Builder:
-    return Builder(config=Rxrx1Config(name="tiny", size=SIZE), data_dir=tiny.dataset.parents[2])
 
 
 def test_averaged_config(tiny, tmp_path):

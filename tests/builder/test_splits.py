@@ -9,7 +9,7 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
+from tfds_builder.rxrx1 import Builder  # noqa: E402
 
 Read = tfds.core.ReadInstruction
 PARTS = {  # split -> slices of arrays of ids
@@ -50,13 +50,8 @@ REFUSED = {  # as for any split of TFDS; what is unknown is told with what there
 
 
 @pytest.fixture(scope="module")
-def plain(tiny) -> Builder:
-    return Builder(config=Rxrx1Config(name="tiny", size=16), data_dir=tiny.dataset.parents[2])
-
-
-@pytest.fixture(scope="module")
 def at_random(array_record) -> Builder:
-    return Builder(config=Rxrx1Config(name="tiny", size=16), data_dir=array_record.parents[2])
+    return Builder(config="tiny", data_dir=array_record.parents[2])
 
 
 @pytest.fixture(scope="module")

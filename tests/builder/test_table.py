@@ -34,9 +34,12 @@ def old(tiny, tmp_path) -> Path:
 
 
 def test_every_place_holds_the_image(tiny, tmp_path, monkeypatch):
-    """Of several files per experiment, read by zlib alone."""
+    """Of several files per experiment, read by TFDS and by zlib alone."""
     monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6 * SIZE * SIZE)
-    folder = Path(prepared(tiny.release, tmp_path).data_path)
+    builder = prepared(tiny.release, tmp_path)
+    stored = tfds.as_numpy(builder.as_dataset(split="all"))
+    assert sorted(site["site_id"].decode() for site in stored) == sorted(tiny.rows)
+    folder = Path(builder.data_path)
     listed = json.loads((folder / "metadata.json").read_text())["table"]["files"]
     files = [name for name, _ in listed]
     rows = pq.read_table(folder / FILE).to_pylist()

@@ -4,8 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
-import re
 import traceback
 from collections.abc import Sequence
 from unittest import mock
@@ -32,7 +30,7 @@ def build(arguments: Sequence[str]) -> epath.Path:
     logging.getLogger().setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.ERROR)
     said = io.StringIO()
-    command = ["tfds", "build", "--imports=tfds_builder.rxrx1", "rxrx1", *_expanded(arguments)]
+    command = ["tfds", "build", "--imports=tfds_builder.rxrx1", "rxrx1", *arguments]
     try:
         with contextlib.redirect_stderr(said):
             args = main._parse_flags(command)
@@ -44,6 +42,9 @@ def build(arguments: Sequence[str]) -> epath.Path:
     config = args.command.generation.config
     if not config and args.command.generation.config_idx is None:
         raise ReleaseError(f"--config is missing: one of {', '.join(NAMES)}, or a part as JSON")
+    for group in (args.command.paths, args.command.publishing):
+        folders = {name: path for name, path in vars(group).items() if isinstance(path, epath.Path)}
+        vars(group).update({name: expand(path) for name, path in folders.items()})
     name = config
     if config is not None and config.startswith("{"):
         try:
@@ -55,19 +56,6 @@ def build(arguments: Sequence[str]) -> epath.Path:
         args.execute()
     name = NAMES[args.command.generation.config_idx] if name is None else name
     return args.command.paths.data_dir / Builder.name / name / str(Builder.VERSION)
-
-
-def _expanded(arguments: Sequence[str]) -> list[str]:
-    """Folders without `~`, and no URL that TFDS would take for one."""
-    expanded: list[str] = []
-    for argument in arguments:
-        option, is_option, value = argument.partition("=")
-        if not is_option and expanded and re.fullmatch(r"--\w+_dir", expanded[-1]):
-            argument = os.fspath(expand(argument))
-        elif value and re.fullmatch(r"--\w+_dir", option):
-            argument = f"{option}={os.fspath(expand(value))}"
-        expanded.append(argument)
-    return expanded
 
 
 def one_line(error: BaseException) -> str:

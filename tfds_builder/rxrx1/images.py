@@ -18,7 +18,8 @@ RGB_SIZE = 256  # side of the WILDS layout's images, pixels
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB = 0, 2  # PNG colour types
-# Chunks that make a viewer show other pixels than those of the one image that is read.
+# Chunks that add pixels or take some away. What tells a viewer of colours, such as gAMA, changes no
+# count, and OpenCV leaves it out.
 _OTHER_PIXELS = {
     b"acTL": "several frames",
     b"fcTL": "several frames",

@@ -38,7 +38,8 @@ def quiet() -> Iterator[None]:
         sys.stderr = stderr
         os.dup2(kept, 2)
         os.close(kept)
-        reader.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child that stays may hold the pipe
+            reader.wait(1)
 
 
 def copy() -> None:

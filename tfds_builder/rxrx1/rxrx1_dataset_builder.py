@@ -167,15 +167,14 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         if release.layout == "wilds" and config.size <= images.RGB_SIZE:
             source_size = images.RGB_SIZE  # cropped already
         view = config.view(source_size)
-        site_bytes = view.channels * view.size**2
-        plan = shards.plan_shards(release.sites, site_bytes)
+        plan = shards.plan_shards(release.sites, view.channels * view.size**2)
         stage = staging.Staging(
             os.fspath(self.data_path.parent),
             str(self.version),
             hashlib.sha256(f"{release.fingerprint} {view} {ZLIB_LEVEL}".encode()).hexdigest(),
             self.info.file_format.value,
         )
-        stage.check_space(plan, site_bytes)  # checking the images of a whole release takes long
+        stage.check_space(plan, config.site_bytes)  # before the images, whose check takes long
         statistics = self._check_and_read_controls(release, view, plan, stage)
         # Workers of Beam receive the encoder, so it goes without the table of all sites.
         images_only = dataclasses.replace(release, sites=(), rows={})

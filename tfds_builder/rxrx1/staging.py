@@ -41,9 +41,6 @@ from .release.metadata import Site
 
 DATASET = "rxrx1"
 FORMATS = ("tfrecord", "array_record")
-# Stored bytes of a raw byte: 0.36 at 512 px, 0.42 at 256 px, 0.48 at 128 px, 0.40 for the WILDS
-# crop (mean of six real sites). A build that has finished shards goes by those instead.
-COMPRESSION = 0.38
 _JOURNAL = "moved.json"
 _SIDECAR = ".sites.json"
 _STAGED = re.compile(r"(.+)\.(\d+)-examples\.(\d+)-bytes\.(\d+)-on-disk")
@@ -120,8 +117,10 @@ class Staging:
             if shard.name in staged and staged[shard.name].examples == len(shard.sites)
         }
 
-    def check_space(self, shards: Sequence[Shard], site_bytes: int) -> None:
+    def check_space(self, shards: Sequence[Shard], record: float) -> None:
         """Compares the free space with what the unfinished of all shards will take.
+
+        record: bytes of one, about. The finished shards tell better.
 
         Raises:
           OSError: the space will not do; says how much is missing.
@@ -131,7 +130,6 @@ class Staging:
         finished = self.finished(shards)
         done = sum(written.examples for written in finished.values())
         left = sum(len(shard.sites) for shard in shards) - done
-        record = COMPRESSION * site_bytes
         if done:
             record = sum(written.bytes for written in finished.values()) / done
         needed, free = round(left * record), shutil.disk_usage(self.config_folder).free

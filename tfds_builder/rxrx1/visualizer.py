@@ -13,9 +13,7 @@ class Composites(tfds.visualization.Visualizer):
     def match(self, ds_info: tfds.core.DatasetInfo) -> bool:
         return ds_info.name == "rxrx1" and "image" in ds_info.features
 
-    def show(
-        self, ds: Any, ds_info: tfds.core.DatasetInfo, rows: int = 3, cols: int = 3
-    ) -> "matplotlib.figure.Figure":  # type: ignore[name-defined]  # noqa: F821
+    def show(self, ds: Any, ds_info: tfds.core.DatasetInfo, rows: int = 3, cols: int = 3) -> Any:
         from matplotlib import pyplot
 
         # Not above: `tfds build` imports this folder as a package of its own.

@@ -245,26 +245,6 @@ def test_images_of_array_records(tiny, array_record):
         np.testing.assert_array_equal(image, read_pngs(tiny.release, ROWS[row["site_id"]]))
 
 
-@pytest.mark.parametrize(
-    ("dataset", "out", "says"),
-    [
-        ("gs://bucket/rxrx1", "x", "gs://bucket/rxrx1"),
-        ("{tiny}", "s3://bucket/x", "s3://bucket/x"),
-        ("~nobody-has-this-name/x", "x", "nobody-has-this-name"),
-        ("{tiny}", "~nobody-has-this-name/x", "nobody-has-this-name"),
-        ("nowhere", "x", "nowhere"),
-        ("{tiny}", "file", "file"),
-    ],
-)
-def test_paths_that_cannot_be_used(tiny, tmp_path, monkeypatch, capsys, dataset, out, says):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    assert main(["show", dataset.format(tiny=tiny.dataset), f"--out={out}"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.parametrize("command", ["verify", "show", "table"])
 def test_home_brackets_and_letters_in_paths(tiny, tmp_path, monkeypatch, command):
     """On a terminal that knows ASCII alone."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -98,24 +99,30 @@ def test_missing_file(copy, capsys):
     assert "2 of 3" in printed and "FAILED (1)" in printed and f"\nfiles:\n  {file}: " in printed
 
 
-def record_spans(data: bytes) -> list[tuple[int, int]]:
-    """(start, stop) of the data of the records, by the lengths in the headers."""
-    spans, position = [], 0
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 8], "little")
-        spans.append((position + 12, position + 12 + length))
-        position += 16 + length
-    return spans
+def overwrite(
+    folder: Path, change: Callable[[bytearray], object], experiment: str = "HUVEC-01"
+) -> Path:
+    """Changes the bytes of an experiment's file."""
+    file = record_file(folder, experiment)
+    data = bytearray(file.read_bytes())
+    change(data)
+    file.write_bytes(data)
+    return file
+
+
+def flip(at: int) -> Callable[[bytearray], object]:
+    return lambda data: data.__setitem__(at, data[at] ^ 1)
+
+
+def cut(count: int) -> Callable[[bytearray], object]:
+    return lambda data: data.__delitem__(slice(-count, None))
 
 
 def test_damaged_array_record(array_record, tmp_path):
     copy = Path(shutil.copytree(array_record, tmp_path / VERSION))
-    file = record_file(copy)
-    data = bytearray(file.read_bytes())
-    data[2000] ^= 1
-    file.write_bytes(data)
+    file = overwrite(copy, flip(2000))
     assert f"{file}: record 1 " in faults_of(copy)["checksums"][0]
-    file.write_bytes(data[:-200])
+    overwrite(copy, cut(200))
     assert {"files", "checksums"} <= faults_of(copy).keys()
 
 
@@ -124,17 +131,9 @@ def pixels(example) -> np.ndarray:
     return np.frombuffer(plain, np.uint8).reshape(6, 16, 16).copy()
 
 
-def overwrite(folder: Path, change: Callable[[bytearray], object]) -> None:
-    """Changes the bytes of HUVEC-01's file."""
-    file = record_file(folder)
-    data = bytearray(file.read_bytes())
-    change(data)
-    file.write_bytes(data)
-
-
 def damage(data: bytearray) -> None:
-    start, stop = record_spans(data)[7]
-    data[(start + stop) // 2] ^= 1
+    names = list(re.finditer(b"well_type", data))  # one in each record
+    flip(names[7].start())(data)
 
 
 def shorten_image(examples: list[tf.train.Example]) -> None:
@@ -160,8 +159,8 @@ class Nonsense:
 FAULTS = [  # kind of change, the change, check, what its first fault says
     (overwrite, damage, "checksums", "record 7 "),
     (overwrite, damage, "control statistics", "HUVEC-01"),
-    (overwrite, lambda data: data.__delitem__(slice(-40, None)), "files", " bytes, expected "),
-    (overwrite, lambda data: data.__delitem__(slice(-40, None)), "checksums", "record 20 "),
+    (overwrite, cut(40), "files", " bytes, expected "),
+    (overwrite, cut(40), "checksums", "record 20 "),
     (rewrite, lambda examples: examples.pop(), "checksums", "20 records, expected 21"),
     (rewrite, lambda examples: examples.__setitem__(slice(21), [Nonsense()] * 21), "features",
      "record 0, "),
@@ -182,10 +181,7 @@ def test_damage_and_its_place(copy, how, change, check, says):
 
 
 def test_only_one_experiment_of_a_cell_type_is_read_unless_all_are_asked_for(copy):
-    file = record_file(copy, "HUVEC-02")
-    data = bytearray(file.read_bytes())
-    data[-50] ^= 1
-    file.write_bytes(data)
+    file = overwrite(copy, flip(-50), "HUVEC-02")
     assert faults_of(copy) == {}
     assert f"{file}: record 21 " in faults_of(copy, everything=True)["checksums"][0]
 
@@ -201,16 +197,8 @@ def put(name: str, value: str | float):
     ("change", "says"),
     [
         (put("experiment", "HUVEC-02"), "well_id"),
-        (put("cell_type", "RPE"), "experiment"),
         (put("dataset", "training"), "dataset: found 'training'"),
-        (put("well", "D99"), "well: found 'D99'"),
-        (put("well_id", "HUVEC-01_1_A01"), "well_id: found 'HUVEC-01_1_A01'"),
-        (put("site_id", "HUVEC-01_1_A01_1"), "site_id: found 'HUVEC-01_1_A01_1'"),
-        (put("sirna", "EMPTY"), "sirna: found 'EMPTY'"),
-        (put("well_type", "control"), "well_type: found 'control'"),
         (put("sirna_id", 1108), "sirna_id: found '1108', expected 0 to 1107"),
-        (put("plate", 5), "plate: found '5'"),
-        (put("site", 3), "site: found '3'"),
         (put("row", 1), "row: found 1, expected"),
         (put("column", 25), "column: found 25, expected"),
         (lambda e: e.features.feature.pop("plate"), "plate: found None"),
@@ -349,8 +337,6 @@ def test_more_sites_than_the_official_release_has():
         info = SimpleNamespace(splits=splits, metadata=metadata)
         return verify._check_partitions(SimpleNamespace(info=info))
 
-    assert verify.OFFICIAL_SITES == {"train": 81_224, "test": 44_286}
-    assert verify.WILDS_SITES == {"train": 81_224, "val": 9_854, "test": 34_432}
     assert not check(81_224, "official").faults
     assert "81,224" in check(81_225, "official").faults[0]
     assert not check(81_225, "kaggle").faults  # later files hold more

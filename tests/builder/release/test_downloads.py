@@ -81,14 +81,6 @@ def test_full_disk_is_seen_before_the_download(tmp_path, server):
     assert not server[1]
 
 
-def test_published_archives():
-    """The figures of the publisher's listing."""
-    metadata, images = downloads.OFFICIAL
-    assert (metadata.name, metadata.bytes) == ("rxrx1-metadata.zip", 1_333_687)
-    assert (images.name, images.bytes) == ("rxrx1-images.zip", 49_039_640_485)
-    assert all(len(a.md5) == 32 for a in downloads.OFFICIAL + downloads.MONAI)
-
-
 def test_builds_from_what_was_downloaded_once(tmp_path, server, monkeypatch):
     """The way of `tfds build` without --manual_dir: download, check, link, build; twice."""
     address, requested = server

@@ -1,10 +1,9 @@
-"""metadata.py against hand-made tables, mutated tables, and the real one where it is at hand."""
+"""metadata.py against hand-made and mutated tables; the real one: test_real_tables.py."""
 
 import csv
 import gzip
 import io
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +12,6 @@ from tiny_release import COLUMNS, UNLABELLED, tiny_rows, tiny_wilds_rows
 
 from tfds_builder.rxrx1.release import metadata
 from tfds_builder.rxrx1.release.metadata import ReleaseError, Site
-
-REAL = Path(__file__).parents[4] / "shared" / "realdata" / "metadata_reconstructed.csv.gz"
 
 
 def read(data: bytes, datasets=metadata.DATASETS) -> list[Site]:
@@ -194,29 +191,3 @@ def test_any_edit_gives_valid_sites_or_a_release_error(edits):
     else:
         check_sites(sites)
         assert all(s.sirna or s.sirna_id == -1 for s in sites)
-
-
-@pytest.mark.skipif(not REAL.exists(), reason="the real metadata is not at hand")
-def test_real_metadata():
-    sites = read(gzip.decompress(REAL.read_bytes()))
-    assert len(sites) == 125_510
-    assert Counter(site.dataset for site in sites) == {"train": 81_224, "test": 44_286}
-    # WILDS v1.0 says "val" for four of the test experiments; train is parted by site.
-    assert Counter(s.site for s in sites if s.dataset == "train") == {1: 40_612, 2: 40_612}
-    val = sum(s.experiment in ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04") for s in sites)
-    assert (val, 44_286 - val) == (9_854, 34_432)
-    treatments = Counter(site.dataset for site in sites if site.well_type == "treatment")
-    assert treatments == {"train": 73_030, "test": 39_794}
-    experiments = {site.experiment: site.cell_type for site in sites}
-    assert Counter(experiments.values()) == {"HUVEC": 24, "RPE": 11, "HEPG2": 11, "U2OS": 5}
-    assert sum(site.sirna_id == -1 for site in sites) == 2 * 11_044
-    assert len({site.sirna_id for site in sites}) == 1139 + 1
-    assert all(site.row in range(2, 16) and site.column in range(2, 24) for site in sites)
-
-    wells = Counter((s.experiment, s.plate, s.well_type) for s in sites if s.site == 1)
-    plates = {(s.experiment, s.plate) for s in sites}
-    assert len(plates) == 204 and wells.total() == 62_755
-    per_plate = {t: Counter(wells[(*p, t)] for p in plates) for t in metadata.WELL_TYPES}
-    assert per_plate["positive_control"] == {30: 183, 29: 19, 28: 2}
-    assert per_plate["negative_control"] == {1: 172, 2: 26, 3: 2, 4: 4}
-    assert per_plate["treatment"][277] == 160 and min(per_plate["treatment"]) == 271

@@ -62,6 +62,7 @@ def show(
     if sirna_id is None:  # and so all of a plate are left
         known = [r for r in plates[0] if r["well_type"] == "treatment" and r["sirna_id"] >= 0]
         site = min(known or plates[0], key=lambda row: (row["sirna_id"], *_position(row)))
+    out.mkdir(parents=True, exist_ok=True)  # or the drawing would be in vain
     shown = _of_sirna(sites, site)
     pictures = list(map(Picture, shown, stored.read_images(builder, shown)))
     wells = list({row["well"]: row for row in reversed(plates[0])}.values())[::-1]
@@ -77,7 +78,6 @@ def show(
         f"sirna_{chosen}": sirna_figure(pictures),
         f"site_{site['site_id']}": site_figure(pictures[shown.index(site)]),
     }
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{builder.info.config_name}_{name}.png" for name in drawn]
     for path, figure in zip(paths, drawn.values(), strict=True):
         png = io.BytesIO()

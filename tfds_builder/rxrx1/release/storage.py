@@ -139,7 +139,7 @@ class _Archive:
                 folder, _, base = folder.rpartition("/")
                 folders.setdefault(folder, {})[base] = None
         # Kaggle's train.zip holds the experiments themselves.
-        own = ["", *re.findall(rf"\b({'|'.join(TREES)})\b", self.path.stem)][-1]
+        own = ["", *re.findall(rf"\b({'|'.join(TREES)})\b", self.path.stem.lower())][-1]
         places: dict[str, str] = {}
         # The shallowest is meant, and of these the first by name.
         for folder in sorted(folders, key=lambda folder: (folder.count("/"), folder)):
@@ -212,14 +212,14 @@ class Storage:
             folders = [self.root, *(self.root / name for name in SUBFOLDERS)]
             self._folders = [_Folder(folder) for folder in folders if folder.is_dir()]
             for path in sorted(self.root.iterdir()):
-                if not path.name.endswith(".zip"):
+                if path.suffix.lower() != ".zip":
                     continue
                 if path.exists() and not (path.is_file() or path.is_dir()):
                     logging.warning("%s is a named pipe, socket or device; it is left out", path)
                     continue
                 self._archives.append(_Archive(path))
         elif self.root.exists():
-            if self.root.suffix != ".zip":
+            if self.root.suffix.lower() != ".zip":
                 raise ReleaseError(
                     f"{self.root} is neither a folder nor a .zip archive; name the folder that"
                     " holds the release"
