@@ -152,7 +152,7 @@ def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> s
 
     run = Run.open(options.workdir, settings)
     run.checkpoint()
-    command.check_writable("--out", out, folder=True)
+    command.check_writable("--out", out)
     out.mkdir(parents=True, exist_ok=True)
     if options.mode == "evaluate":
         accuracy = run.evaluate(out)["accuracy"]

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     def work() -> int:
         config, workdir = main_lib.read_config(options), options.workdir
         arguments = main_lib.arguments_of_config(options)
-        command.check_writable("--workdir", workdir, folder=True)
+        command.check_writable("--workdir", workdir)
         if options.task is not None:
             (plan,) = make_plans(config, workdir, [RUNS[options.task]])
             reason = plan.obstacle or train_one(plan, arguments)

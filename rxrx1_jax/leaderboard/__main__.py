@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         from rxrx1_jax.training import sweep
 
         config = main_lib.read_config(options)
-        command.check_writable("--workdir", workdir, folder=True)
+        command.check_writable("--workdir", workdir)
         folds, seeds = _numbers("folds", options.folds), _numbers("seeds", options.seeds)
         methods = load(options.methods, config)
         wrong = [fold for fold in folds if fold >= splits.FOLDS]

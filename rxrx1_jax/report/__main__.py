@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         from rxrx1_jax.report import page, table1  # here: --help needs no matplotlib
         from rxrx1_jax.report.runs import load_runs
 
-        command.check_writable("--out", options.out, folder=True)
+        command.check_writable("--out", options.out)
         more = [options.baseline] if options.baseline else []
         results = page.results_of(load_runs([*options.runs, *more]), options.baseline)
         written, remarks = page.write_page(results, options.out, options.data_dir)

@@ -59,7 +59,7 @@ def places(runs: Sequence[Path], out: Path | None) -> list[Path]:
             if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
                 raise OSError(f"{path}: cannot be written; choose a folder with --out")
         return list(runs)
-    check_writable("--out", out, folder=True)
+    check_writable("--out", out)
     names = [path.resolve().name for path in runs]
     found = [out / (name if names.count(name) == 1 else f"{k}-{name}")
              for k, name in enumerate(names)]  # fmt: skip
@@ -108,13 +108,12 @@ def _is_unread() -> bool:
     return bool(watch.poll(0))
 
 
-def check_writable(option: str, path: Path, folder: bool) -> None:
-    """Raises OSError unless a folder, or a file, can be written at `path`."""
+def check_writable(option: str, path: Path) -> None:
+    """Raises OSError unless a folder can be written at `path`."""
     place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    there = place == path.absolute()
-    if there and path.is_dir() != folder or not there and not place.is_dir():
-        raise OSError(f"{option}={path}: {place} is no {'folder' if folder else 'file'} to write")
-    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+    if not place.is_dir():
+        raise OSError(f"{option}={path}: {place} is no folder to write")
+    if not os.access(place, os.W_OK | os.X_OK):
         raise OSError(f"{option}={path}: {place} cannot be written; choose another place")
 
 

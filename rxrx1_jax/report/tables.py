@@ -127,7 +127,8 @@ class Table:
         blank = [""] * (len(self.head) - 1)
         lines = [row if len(row) > 1 or not blank else [f"**{row[0]}**", *blank] for row in lines]
         values = self._of_values()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        full = [line for line, row in zip(lines, rows, strict=True) if len(row) > 1] or lines
+        widths = [max(map(len, column)) for column in zip(*full, strict=True)]
 
         def line(cells: list[str]) -> str:
             parts = zip(cells, widths, values, strict=True)

@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(name, tmp_path)
 def test_a_read_only_place_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(OSError, match="--out="):
-        command.check_writable("--out", tmp_path / "new" / "page", folder=True)
+        command.check_writable("--out", tmp_path / "new" / "page")
     with pytest.raises(OSError, match="--out"):
         command.places([tmp_path], None)
 
