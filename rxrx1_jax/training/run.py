@@ -57,7 +57,7 @@ class Run:
         old, free = flat(config), default()
         change(config, changes or {})
         if differs := run_dir.difference(old, flat(config), FREE):
-            raise run_dir.RunError(f"{path}: holds a run with {differs}; expected what it has")
+            raise run_dir.RunError(f"{path}: holds a run with {differs}; expected the run's value")
         config.model.dtype = old["model.dtype"]  # "auto" is what it was
         # Of the settings of a training nothing is asked here.
         free_values = [field for field in FREE if field not in POINTS]

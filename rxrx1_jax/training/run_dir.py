@@ -110,7 +110,7 @@ def check_run(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> boo
     free = {*config_lib.FREE, "dataset.version", *(["dataset.order"] if complete else [])}
     if differs := difference(old, flat({**config, "dataset": dataset}), free):
         raise RunError(
-            f"{workdir}: holds a run with {differs}; choose another --workdir, or what it had"
+            f"{workdir}: holds a run with {differs}; choose another --workdir, or the run's value"
         )
     return True
 

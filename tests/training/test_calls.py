@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from finished_runs import edited
 from screens import params, tiny_config, tiny_images
 
 from rxrx1_jax.data import normalisation
@@ -121,10 +122,15 @@ def test_a_short_training_is_timed_as_far_as_it_goes(images, tmp_path, monkeypat
     assert train.train_and_evaluate(config, tmp_path / "run", images)["step"] == steps
 
 
-def test_a_resume_in_another_form_of_the_program_says_so(images, tmp_path, capsys):
+def test_a_resume_in_another_form_of_the_program_or_on_other_cores_says_so(
+    images, tmp_path, capsys
+):
     interrupted(images, tmp_path / "run")
+    with edited(tmp_path / "run" / "config.json") as config:
+        config["made_with"]["cores"] = 4711
     trained(images, tmp_path / "run", train__steps_per_call=1, data__cache="none")
-    assert "looped False" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "looped False" in said and "4711" in said
 
 
 @pytest.mark.devices
