@@ -12,7 +12,8 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +51,6 @@ def _drawn_images() -> list[list[bytes]]:
     chosen = sites[:: len(sites) // DRAWN_SITES][:DRAWN_SITES]
     planes = [synthetic.render_site(screen, site) for site in chosen]
     return [[cv2.imencode(".png", plane)[1].tobytes() for plane in six] for six in planes]
-
-
-def image_size(images: Sequence[Sequence[bytes]]) -> int:
-    """Width in pixels of the first image, from the PNG's header."""
-    return int.from_bytes(images[0][0][16:20], "big")
 
 
 class Coding(NamedTuple):
@@ -118,11 +114,10 @@ def codings(shape: tuple[int, int, int], png: Callable[[np.ndarray], list[bytes]
     def libdeflate(data: bytes) -> np.ndarray:
         return planes(deflate.zlib_decompress(data, size))
 
-    six = png
     found = {
-        BASELINE: Coding(six, lambda files: np.stack([pillow(data) for data in files]), True),
-        "six PNG files, OpenCV": Coding(six, lambda f: np.stack([open_cv(d) for d in f]), True),
-        "six PNG files, TensorFlow": Coding(six, tf_png, True),
+        BASELINE: Coding(png, lambda files: np.stack([pillow(data) for data in files]), True),
+        "six PNG files, OpenCV": Coding(png, lambda f: np.stack([open_cv(d) for d in f]), True),
+        "six PNG files, TensorFlow": Coding(png, tf_png, True),
         "raw bytes": Coding(np.ndarray.tobytes, lambda data: planes(data).copy(), True),
         f"{STOCK}, TensorFlow": Coding(feature.encode_example, tf_zlib, True),
         f"{STOCK}, standard library": Coding(
@@ -132,9 +127,7 @@ def codings(shape: tuple[int, int, int], png: Callable[[np.ndarray], list[bytes]
     }
     for level in LEVELS:
         found[f"zlib by libdeflate {level}, libdeflate"] = Coding(
-            lambda image, level=level: deflate.zlib_compress(image.tobytes(), level),
-            libdeflate,
-            True,
+            lambda image, n=level: deflate.zlib_compress(image.tobytes(), n), libdeflate, True
         )
     found |= {
         "gzip of [H, W, 6] (rxrx1-utils)": Coding(
@@ -148,9 +141,8 @@ def codings(shape: tuple[int, int, int], png: Callable[[np.ndarray], list[bytes]
 
         found["zstd 3"] = Coding(
             zstandard.ZstdCompressor(3).compress,
-            lambda data: planes(zstandard.ZstdDecompressor().decompress(data)),
-            False,
-        )
+            lambda data: planes(zstandard.ZstdDecompressor().decompress(data)), False,
+        )  # fmt: skip
     except ImportError:
         print("zstd: not compared, zstandard is not installed")
     try:
@@ -160,9 +152,8 @@ def codings(shape: tuple[int, int, int], png: Callable[[np.ndarray], list[bytes]
             lambda image: imagecodecs.jpegxl_encode(
                 image.reshape(-1, width), lossless=True, effort=3, numthreads=1
             ),
-            lambda data: imagecodecs.jpegxl_decode(data, numthreads=1).reshape(shape),
-            False,
-        )
+            lambda data: imagecodecs.jpegxl_decode(data, numthreads=1).reshape(shape), False,
+        )  # fmt: skip
     except ImportError:
         print("JPEG XL: not compared, imagecodecs is not installed")
     return found
@@ -174,12 +165,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of decoding; encoding runs once")
     options = parser.parse_args()
     files = read_images(options.images)
-    side = image_size(files)
+    images = [np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in six]) for six in files]
+    side = images[0].shape[-1]
     packages = (
         "numpy", "deflate", "pillow", "opencv-python-headless", "tensorflow", "tensorflow-datasets",
     )  # fmt: skip
     print(describe(packages, data=f"{len(files)} sites of {side} px", rounds=options.rounds))
-    images = [np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in six]) for six in files]
     released = {image.tobytes(): six for image, six in zip(images, files, strict=True)}
     found = codings(images[0].shape, lambda image: released[image.tobytes()])
     stored: dict[str, list] = {}
@@ -191,9 +182,8 @@ def main() -> None:
         for data in stored[name]:
             found[name].decode(data)
 
-    # A task per coding; the default argument binds the name of this turn of the loop.
-    encoding = {name: lambda name=name: encode(name) for name in found}
-    decoding = {name: lambda name=name: decode(name) for name in found}
+    encoding = {name: partial(encode, name) for name in found}
+    decoding = {name: partial(decode, name) for name in found}
     encoded = compare(encoding, len(images), BASELINE, rounds=1, warm_up=False)
     decoded = compare(decoding, len(images), BASELINE, options.rounds)
     print("| stored as, read with | KB/site | encode CPU ms | decode CPU ms | decode, times faster"

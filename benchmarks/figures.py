@@ -1,129 +1,93 @@
 """Finished runs -> the figures in README and docs, all of one version, and docs/results.json.
 
     make demo && make control
-    python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=5
+    python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=4
 
-docs/results.json keeps the figures with version, machine, data and settings. Each block of a page
-between `<!-- figures: NAME -->` and `<!-- end -->` is written from that file. The picture in README
-is drawn again, too. Without RUNS only the blocks are written again.
+docs/results.json holds the Markdown of each block: what a page has between
+`<!-- figures: NAME -->` and `<!-- end -->`. The picture in README is drawn again, too. Without RUNS
+only the blocks are written again.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from PIL import Image
 
-from rxrx1_jax.report.table1 import PAPER
+from rxrx1_jax.data.files import write_text
+from rxrx1_jax.report import table1
+from rxrx1_jax.report.runs import FinishedRun, Screen, group, load_runs
+from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value
 
 ROOT = Path(__file__).parents[1]
 RESULTS = "docs/results.json"
 PICTURE, COLOURS = "docs/images/one_sirna.png", 256
 PAGES = ("README.md", "docs/*.md")
 BEGIN, END = "<!-- figures: ", "<!-- end -->"
-BATCH, NOT_NORMALISED = "batch-plate_control", "batch-none"
-RANDOM_SITE, RANDOM_WELL = "random_site-plate_control", "random_well-plate_control"
-ROWS = {
-    BATCH: "Batch",
-    RANDOM_SITE: "Random, by site",
-    RANDOM_WELL: "Random, by well (strict)",
-    NOT_NORMALISED: "Batch, no normalisation",
-}
-COLUMNS = {"all": "All", "HUVEC": "HUVEC", "RPE": "RPE", "HEPG2": "HepG2", "U2OS": "U2OS"}
-Folds = Mapping[str, float]  # fold -> accuracy in %
+BATCH = ("batch", "plate_control")
+RANDOM = ("random_site", "plate_control"), ("random_well", "plate_control")
+ROWS = {BATCH, *RANDOM, ("batch", "none")}  # of Table 1
+COMMANDS = """```console
+$ make demo    # {:g} minutes: data, 12 trainings, table, page
+$ make test    # {:g} minutes: the tests, but for the long ones
+```"""
 
 
 class FiguresError(ValueError):
     """Runs or pages that figures cannot be made of; the message is one line."""
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """The figures of the runs in `folder`, which `make demo` or `make control` made.
+class Measured(NamedTuple):
+    """The runs of `make demo` or `make control`, and their lines of Table 1."""
 
-    Raises FiguresError for an unfinished run, and for runs of several versions, data or settings.
-    """
-    found: dict[str, Any] = {"accuracy": {name: {} for name in ROWS}}
-    if not folder.is_dir():
-        raise FiguresError(f"{folder}: no such folder; expected the runs of `make demo`")
-    for path in sorted(folder.iterdir()):
-        name, _, fold = path.name.rpartition("-")
-        if name not in ROWS:
-            continue
-        results, made_with, config = (
-            _read(path / f"{file}.json") for file in ("results", "environment", "config")
-        )
-        if not made_with["packages"].get("rxrx1_jax"):
-            raise FiguresError(f"{path}: rxrx1_jax has no version; expected it to be installed")
-        about = {
-            "version": made_with["packages"]["rxrx1_jax"],
-            "commit": made_with.get("commit", ""),
-            "machine": [made_with["cpus"], made_with["machine"], *made_with["devices"]],
-            "python": made_with["python"],
-            "jax": made_with["packages"]["jax"],
-            "data": {key: results["data"][key] for key in ("name", "version", "classes")},
-            "image_size": results["data"]["image_size"],
-            "sites": [results["data"]["train_sites"], results["data"]["test_sites"]],
-            "settings": {key: results[key] for key in ("model", "epochs", "seed")}
-            | {key: config["optim"][key] for key in ("name", "learning_rate", "batch_size")},
-        }
-        for key, value in about.items():
-            if found.setdefault(key, value) != value:
-                raise FiguresError(f"{path}: {key} is {value}, expected {found[key]} as before it")
-        accuracy = results["accuracy"]["site"]
-        cells = {"all": accuracy["all"], **accuracy["cell_type"]}
-        found["accuracy"][name][fold] = {key: 100 * value for key, value in cells.items()}
-        if name == RANDOM_SITE:
-            found.setdefault("twins", []).append(_twins(path / "split.csv"))
-    if not all(found["accuracy"].values()):
-        missing = [name for name, folds in found["accuracy"].items() if not folds]
-        raise FiguresError(f"{folder}: no run {missing[0]}-0; expected the runs of `make demo`")
-    return found
+    screen: Screen
+    runs: list[FinishedRun]
+    lines: list[table1.Line]
+
+    def of(self, row: tuple[str, str]) -> list[FinishedRun]:
+        return [run for run in self.runs if run.row == row]
 
 
-def blocks(results: Mapping[str, Any]) -> dict[str, str]:
-    """{name: Markdown} of each block that a page may hold."""
-    demo = results["demo"]
-    cores, machine, device = demo["machine"][:3]
-    data, settings = demo["data"], demo["settings"]
-    folds = len(demo["accuracy"][BATCH])
-    about = (
-        f"Measured with version {demo['version']} on {cores} cores of an {machine} machine"
-        f" ({device.partition(':')[0]}), Python {demo['python']}, JAX {demo['jax']}. Data:"
-        f" {data['name']} {data['version']}, {data['classes']} siRNAs (chance"
-        f" {100 / data['classes']:.1f} %), {demo['image_size']} px, {demo['sites'][0]:,} training"
-        f" and {demo['sites'][1]:,} test sites per run. {settings['model']}, {settings['epochs']}"
-        f" epochs, {folds} folds, seed {settings['seed']}."
-    )
-    table = [["", *COLUMNS.values()]]
-    for name, label in ROWS.items():
-        table.append([label, *(spread(_column(demo, name, key)) for key in COLUMNS)])
-    for label, cells in PAPER.items():
-        cell = (f"*{mean:.1f} ± {sd:.1f}*" for mean, sd in cells)
-        table.append([f"*the paper, real data: {label}*", *cell])
-    (random, _), (batch, _) = PAPER["Random"][0], PAPER["Batch"][0]
-    gaps = [["test accuracy by site, points", "demo", "no batch effects", "the paper"]]
-    control = results.get("control")
-    for name, paper in ((RANDOM_SITE, f"{random - batch:+.1f}"), (RANDOM_WELL, "–")):
-        without = gap(control, name) if control else "–"
-        gaps.append([f"{ROWS[name].lower()}, above batch", gap(demo, name), without, paper])
+def measure(folder: Path) -> Measured:
+    """Raises ReportError or FiguresError for runs that are missing, unfinished or do not fit."""
+    screens = load_runs([path.parent for path in sorted(folder.glob("*/config.json"))])
+    if len(screens) != 1:
+        raise FiguresError(f"{folder}: runs on {len(screens)} screens, expected those of make demo")
+    ((screen, runs),) = screens.items()
+    lines = table1.lines_of(group(runs), "site")
+    if missing := ROWS - {line.row for line in lines}:
+        raise FiguresError(f"{folder}: no run of {missing}, expected those of make demo")
+    return Measured(screen, runs, lines)
+
+
+def blocks(demo: Measured, control: Measured | None) -> dict[str, str]:
+    """{name: Markdown} of the blocks that are made from the runs' own files."""
+    table: list[list[Cell]] = [[label, *values] for label, _, *values in
+                               (line.cells() for line in demo.lines)]  # fmt: skip
+    for label, cells in table1.PAPER.items():
+        paper = (Value(mean, sd=sd) for mean, sd in cells)
+        table.append([f"*The paper, real data: {label}*", *paper])
+    (random, _), (batch, _) = (table1.PAPER[label][0] for label in ("Random", "Batch"))
+    papers = [Value(random - batch, signed=True), NOTHING]
+    ours = [[row[2] for row in table1.gaps(found.lines) if str(row[0]).endswith("- batch")]
+            if found else [NOTHING, NOTHING] for found in (demo, control)]  # fmt: skip
+    names = [line.label for row in RANDOM for line in demo.lines if line.row == row]
+    gaps: list[list[Cell]] = [
+        [f"{name} above batch", *of] for name, *of in zip(names, *ours, papers, strict=True)
+    ]
+    head = ["test accuracy by site, points", "demo", "no batch effects", "the paper"]
+    shares = map(_twins, demo.of(RANDOM[0]))
     return {
-        "commands": _console(
-            ("make demo", f"{results['demo_minutes']:g} minutes: data, 12 trainings, table, page"),
-            ("make test", f"{results['test_minutes']:g} minutes: the tests, but for the long ones"),
-        ),
-        "about": about,
-        "table1": _markdown(table),
-        "gaps": _markdown(gaps),
-        "twins": f"The demo leaves {statistics.fmean(demo['twins']):.0f} % of them such a twin.",
-        "corrections": _markdown(results["corrections"]),
-        "diagnosis": _markdown(results["diagnosis"]),
+        "about": f"{_machine(demo.runs)} {table1.describe(demo.screen, demo.runs)}",
+        "table1": _only_table(Table("", ["", *table1.COLUMNS.values()], table).markdown()),
+        "gaps": _only_table(Table("", head, gaps).markdown()),
+        "twins": f"The demo leaves {statistics.fmean(shares):.0f} % of them such a twin.",
     }
 
 
@@ -138,50 +102,42 @@ def fill(text: str, made: Mapping[str, str]) -> str:
     return BEGIN.join(parts)
 
 
-def pages(root: Path = ROOT) -> list[Path]:
-    return [path for pattern in PAGES for path in sorted(root.glob(pattern))]
+def _machine(runs: Sequence[FinishedRun]) -> str:
+    """With what the runs were made: one version on one machine."""
+    found = set()
+    for run in runs:
+        made, packages = run.environment, run.environment["packages"]
+        if not packages.get("rxrx1_jax"):
+            raise FiguresError(f"{run.path}: rxrx1_jax has no version; expected it to be installed")
+        found.add(
+            f"Version {packages['rxrx1_jax']} (commit {made['commit']}) on {made['cpus']} cores of"
+            f" an {made['machine']} machine, {made['devices'][0].partition(':')[0]}, Python"
+            f" {made['python']}, JAX {packages['jax']}."
+        )
+    if len(found) > 1:
+        raise FiguresError(f"runs of several versions or machines: {' '.join(sorted(found))}")
+    return found.pop()
 
 
-def spread(folds: Folds, sign: str = "") -> str:
-    """Mean ± sample standard deviation over folds; a single fold has no ±, none a dash."""
-    values = list(folds.values())
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):{sign}.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def gap(demo: Mapping[str, Any], name: str) -> str:
-    """Accuracy of a random split minus that of the batch split of the same fold, in points."""
-    batch, other = _column(demo, BATCH, "all"), _column(demo, name, "all")
-    return spread({fold: other[fold] - batch[fold] for fold in batch if fold in other}, "+")
-
-
-def _column(demo: Mapping[str, Any], name: str, key: str) -> Folds:
-    return {fold: cells[key] for fold, cells in demo["accuracy"][name].items() if key in cells}
-
-
-def _twins(split: Path) -> float:
+def _twins(run: FinishedRun) -> float:
     """Share in % of the test sites whose well has its other site in training."""
-    rows = [line.rsplit(",", 1) for line in split.read_text().splitlines()[1:]]
+    rows = [line.rsplit(",", 1) for line in (run.path / "split.csv").read_text().splitlines()]
     wells = {site.rpartition("_")[0] for site, role in rows if role == "train"}
-    test = [site.rpartition("_")[0] for site, role in rows if role == "test"]
-    return 100 * statistics.fmean(well in wells for well in test)
+    return 100 * statistics.fmean(
+        site.rpartition("_")[0] in wells for site, role in rows if role == "test"
+    )
 
 
-def _table_of(module: str, runs: Sequence[Path]) -> list[list[str]]:
-    """The cells of the Markdown table that `python -m MODULE RUNS` prints, without its rule."""
-    lines = [line for line in _run(module, *map(str, runs)).splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line[1:].rstrip("|").split("|")] for line in lines]
-    return [cells[0], *cells[2:]]
+def _only_table(markdown: str) -> str:
+    return "\n".join(line for line in markdown.splitlines() if line.startswith("|"))
 
 
-def _draw(run: Path, picture: Path) -> None:
+def _draw(run: FinishedRun, picture: Path) -> None:
     """One siRNA across experiments of the run's dataset, in few colours: a third of the bytes."""
-    data = _read(run / "config.json")["data"]
+    dataset = Path(run.config["data.dir"]) / run.config["data.name"]
     with tempfile.TemporaryDirectory() as out:
         chosen = ("--cell_type=HUVEC", "--sirna_id=0", f"--out={out}")
-        _run("tfds_builder.rxrx1", "show", os.path.join(data["dir"], data["name"]), *chosen)
+        _run("tfds_builder.rxrx1", "show", dataset, *chosen)
         (path,) = Path(out).glob("*_sirna_0_*_HUVEC.png")
         with Image.open(path) as drawn:
             drawn.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
@@ -189,35 +145,12 @@ def _draw(run: Path, picture: Path) -> None:
             )
 
 
-def _run(module: str, *arguments: str) -> str:
-    command = [sys.executable, "-m", module, *arguments]
+def _run(module: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise FiguresError(f"{module}: {done.stderr.strip().splitlines()[-1]}")
     return done.stdout
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    padded = [head, ["---"] * len(head), *([*row, *[""] * (len(head) - len(row))] for row in body)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
-
-
-def _console(*commands: tuple[str, str]) -> str:
-    return "\n".join(["```console", *(f"$ {name}    # {said}" for name, said in commands), "```"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FiguresError(f"{path}: {error}; expected a finished run of `make demo`") from error
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,25 +165,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.demo_minutes is None or options.test_minutes is None:
                 raise FiguresError("expected --demo_minutes and --test_minutes beside RUNS")
             demo = measure(options.runs)
-            batch = [options.runs / f"{BATCH}-{fold}" for fold in demo["accuracy"][BATCH]]
-            results = {
-                "demo_minutes": options.demo_minutes,
-                "test_minutes": options.test_minutes,
-                "demo": demo,
-                "control": measure(options.control) if options.control else None,
-                "corrections": _table_of("rxrx1_jax.correct", batch),
-                "diagnosis": _table_of("rxrx1_jax.diagnose", batch[:1]),
+            batch = demo.of(BATCH)
+            made = blocks(demo, measure(options.control) if options.control else None) | {
+                "commands": COMMANDS.format(options.demo_minutes, options.test_minutes),
+                "corrections": _only_table(_run("rxrx1_jax.correct", *(r.path for r in batch))),
+                "diagnosis": _only_table(_run("rxrx1_jax.diagnose", batch[0].path)),
             }
             _draw(batch[0], ROOT / PICTURE)
-            _write(ROOT / RESULTS, json.dumps(results, indent=1) + "\n")
-        made = blocks(_read(ROOT / RESULTS))
-        for page in pages():
+            write_text(ROOT / RESULTS, json.dumps(made, indent=1) + "\n")
+        made = json.loads((ROOT / RESULTS).read_text())
+        for page in (path for pattern in PAGES for path in sorted(ROOT.glob(pattern))):
             text = page.read_text()
             if (filled := fill(text, made)) != text:
-                _write(page, filled)
+                write_text(page, filled)
                 print(page.relative_to(ROOT))
         return 0
-    except FiguresError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

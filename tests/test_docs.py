@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from finished_runs import edited, make_run
 
 from benchmarks import cost_model, figures
 from rxrx1_jax import config
@@ -103,14 +105,12 @@ def test_commands_parse(page):
             assert words[1] in targets, words
         if words[:2] == ["python", "-m"] and words[2].startswith(("rxrx1_jax", "tfds_builder")):
             assert importlib.util.find_spec(words[2]), words
-            if words[3:4] == ["build"]:  # whose flags are TFDS's
+            if words[3:4] == ["build"]:  # its flags are those of `tfds build`
                 continue
         elif words[0].startswith("launch/"):
             assert (ROOT / words[0]).exists(), words
         else:
             continue
-        if words[2:4] == ["tfds_builder.rxrx1", "build"]:
-            continue  # its flags are those of `tfds build`
         source = source_of(words[2] if words[0] == "python" else "rxrx1_jax.main")
         for flag in (word.partition("=")[0] for word in words[1:] if word.startswith("--")):
             if flag.startswith("--config."):
@@ -152,9 +152,9 @@ def test_tests_named_by_trust_exist():
 
 
 def test_every_figure_is_of_one_file():
-    made = figures.blocks(json.loads((ROOT / figures.RESULTS).read_text()))
+    made = json.loads((ROOT / figures.RESULTS).read_text())
     used = []
-    for page in figures.pages():
+    for page in PAGES:
         text = page.read_text()
         assert figures.fill(text, made) == text, f"{page}: run python -m benchmarks.figures"
         used += re.findall(rf"{figures.BEGIN}(\w+) -->", text)
@@ -168,48 +168,41 @@ def test_cost_table_is_the_programs():
         assert f"| {' | '.join(row.values())} |" in text
 
 
-def fake_runs(folder: Path, accuracy: dict[str, list[float]], version: str = "1.0") -> Path:
-    """Runs of `make demo`, {name: accuracy by site of each fold}, as far as figures read them."""
-    for name, folds in accuracy.items():
-        for fold, value in enumerate(folds):
-            run = folder / f"{name}-{fold}"
-            run.mkdir(parents=True)
-            (run / "environment.json").write_text(json.dumps({
-                "python": "3.11", "packages": {"rxrx1_jax": version, "jax": "0.10"}, "cpus": 2,
-                "machine": "x86_64", "devices": ["cpu:cpu"],
-            }))  # fmt: skip
-            optim = {"name": "sgd", "learning_rate": 0.1, "batch_size": 8}
-            (run / "config.json").write_text(json.dumps({"optim": optim}))
-            (run / "results.json").write_text(json.dumps({
-                "data": {"name": "rxrx1/tiny", "version": "1.0.0", "classes": 4, "image_size": 8,
-                         "train_sites": 6, "test_sites": 2},
-                "model": "resnet_demo", "epochs": 1, "seed": 0,
-                "accuracy": {"site": {"all": value, "cell_type": {"RPE": value / 2}}},
-            }))  # fmt: skip
-            roles = {"A_1_B02_1": "train", "A_1_B02_2": "test", "A_1_B03_1": "test"}
-            lines = ["site_id,role", *(f"{site},{role}" for site, role in roles.items())]
-            (run / "split.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-ACCURACY = {
-    "batch-plate_control": [0.25, 0.5], "random_site-plate_control": [0.5, 0.625],
-    "random_well-plate_control": [0.25, 0.25], "batch-none": [0.125, 0.25],
+MADE_WITH = {
+    "python": "3.11", "packages": {"rxrx1_jax": "1.0", "jax": "0.10"}, "cpus": 2,
+    "machine": "x86_64", "devices": ["cpu:cpu"], "commit": "abc1234",
+}  # fmt: skip
+RIGHT = {  # of 20 sites: in each fold
+    ("batch", "plate_control"): [5, 10], ("random_site", "plate_control"): [10, 12],
+    ("random_well", "plate_control"): [5, 5], ("batch", "none"): [2, 5],
 }  # fmt: skip
 
 
-def test_figures_are_means_over_folds(tmp_path):
-    demo = figures.measure(fake_runs(tmp_path, ACCURACY))
-    results = {
-        "demo": demo, "demo_minutes": 7.0, "test_minutes": 5.0,
-        "corrections": [["method"]], "diagnosis": [["embeddings"]],
-    }  # fmt: skip
-    made = figures.blocks(results)
-    batch = f"| Batch | 37.5 ± {statistics.stdev([25, 50]):.1f} | – | 18.8 ± 8.8 | – | – |"
-    assert batch in made["table1"].splitlines()
-    assert "18.8 ± 8.8" in made["gaps"]  # (25 + 12.5) / 2 of the pairs by fold
+@pytest.fixture
+def demo(tmp_path) -> Path:
+    """Runs of `make demo`, two folds of each."""
+    for (protocol, normalisation), folds in RIGHT.items():
+        for fold, right in enumerate(folds):
+            run = tmp_path / f"{protocol}-{normalisation}-{fold}"
+            make_run(run, {"RPE": (right, 5)}, protocol=protocol, normalisation=normalisation,
+                     fold=fold)  # fmt: skip
+            (run / "environment.json").write_text(json.dumps(MADE_WITH))
+            (run / "split.csv").write_text(
+                "site_id,role\nA_1_B02_1,train\nA_1_B02_2,test\nA_1_B03_1,test\n")
+    return tmp_path
+
+
+def test_figures_are_means_over_folds(demo):
+    measured = figures.measure(demo)
+    made = figures.blocks(measured, control=measured)
+    table1, gaps = (re.sub(" +", " ", made[name]) for name in ("table1", "gaps"))
+    batch = f"| Batch | 37.5 ± {statistics.stdev([25, 50]):.1f} | – | 37.5 ± 17.7 | – | – |"
+    assert batch in table1.splitlines()
+    gap = f"+17.5 ± {statistics.stdev([25, 10]):.1f}"  # of the pairs by fold
+    assert f"| Random (by site) above batch | {gap} | {gap} | +8.7 |" in gaps
+    assert "| – " in figures.blocks(measured, control=None)["gaps"].splitlines()[-2]
     assert "50 %" in made["twins"]  # one of the two test sites shares its well with training
-    assert "rxrx1/tiny 1.0.0" in made["about"] and "version 1.0 " in made["about"]
+    assert "rxrx1/synthetic 1.0.0" in made["about"] and "Version 1.0 (commit abc" in made["about"]
     page = "before\n<!-- figures: twins -->\nold\n<!-- end -->\nafter\n"
     filled = figures.fill(page, made)
     assert filled.splitlines() == [
@@ -218,17 +211,15 @@ def test_figures_are_means_over_folds(tmp_path):
     assert figures.fill(filled, made) == filled
 
 
-def test_figures_refuse_two_versions_and_missing_runs(tmp_path):
-    fake_runs(tmp_path / "demo", ACCURACY)
-    fake_runs(tmp_path / "demo", {"batch-none-x": [0.5]}, version="2.0")  # not a run of the demo
-    figures.measure(tmp_path / "demo")
-    run = tmp_path / "demo" / "batch-none-1" / "environment.json"
-    run.write_text(run.read_text().replace('"1.0"', '"1.1"'))
-    with pytest.raises(figures.FiguresError, match="version"):
-        figures.measure(tmp_path / "demo")
-    with pytest.raises(figures.FiguresError, match="no run batch-none"):
-        figures.measure(fake_runs(tmp_path / "few", {"batch-plate_control": [0.5]} | {
-            name: [0.5] for name in list(ACCURACY)[1:3]}))  # fmt: skip
+def test_figures_refuse_two_versions_and_missing_runs(demo):
+    with edited(demo / "batch-none-1" / "environment.json") as made:
+        made["packages"]["rxrx1_jax"] = "1.1"
+    with pytest.raises(figures.FiguresError, match="versions"):
+        figures.blocks(figures.measure(demo), None)
+    for fold in range(2):
+        shutil.rmtree(demo / f"batch-none-{fold}")
+    with pytest.raises(figures.FiguresError, match="no run of .*none"):
+        figures.measure(demo)
     with pytest.raises(figures.FiguresError, match="block"):
         figures.fill("<!-- figures: nothing -->\n<!-- end -->", {})
 
