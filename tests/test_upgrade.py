@@ -105,6 +105,10 @@ def test_another_split_is_another_run(run, data):
 def test_finished_it_is_complete_and_unfinished_it_is_refused(run, data, capsys):
     command = [f"--workdir={run}", f"--config.data.dir={data}"]
     assert main.main(command) == 0 and "complete" in capsys.readouterr().out
+    child = [f"--config={run}/config.json", f"--config.train.parent={run}", f"--workdir={run}-2"]
+    with pytest.raises(SystemExit, match=r"version 0\.2"):
+        main.main([*child, f"--config.data.dir={data}", "--config.optim.epochs=40"])
+    assert not Path(f"{run}-2").exists()
     (run / "results.json").unlink()
     with pytest.raises(SystemExit, match=r"rxrx1_jax 0\.2"):
         main.main(command)

@@ -7,36 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import make_sites
 from screens import tiny_config, tiny_images
 
 from rxrx1_jax.data import splits
 from rxrx1_jax.training import evaluate as ev
 from rxrx1_jax.training import predictions, setup, steps
-
-FIELDS = [
-    ("site_id", "U24"),
-    ("well_id", "U24"),
-    ("cell_type", "U8"),
-    ("dataset", "U8"),
-    ("experiment", "U12"),
-    ("plate", "i4"),
-    ("well", "U4"),
-    ("site", "i4"),
-    ("sirna", "U12"),
-    ("sirna_id", "i4"),
-]
-
-
-def make_sites(wells: list[tuple[str, str, int, list[int]]]) -> np.ndarray:
-    """(experiment, well, sirna_id, sites of the well) -> structured array."""
-    rows = []
-    for experiment, well, sirna_id, numbers in wells:
-        well_id = f"{experiment}_1_{well}"
-        for k in numbers:
-            cell_type = experiment.split("-")[0]
-            names = (f"{well_id}_{k}", well_id, cell_type, "train", experiment)
-            rows.append((*names, 1, well, k, f"s{sirna_id}", sirna_id))
-    return np.array(rows, FIELDS)
 
 
 def random_case(seed: int, wells: int, k: int):
@@ -44,11 +20,10 @@ def random_case(seed: int, wells: int, k: int):
     classes = np.sort(rng.choice(1108, k, replace=False)).astype(np.int32)
     experiments = ["HUVEC-01", "HUVEC-02", "RPE-03", "U2OS-04"]
     sites = make_sites(
-        [
-            (experiments[i % 4], f"W{i}", int(rng.choice(classes)), [1, 2] if i % 5 else [2])
-            for i in range(wells)
-        ]
+        (experiments[i % 4], 1, f"W{i}", "treatment", int(rng.choice(classes)))
+        for i in range(wells)
     )
+    sites = np.delete(sites, np.s_[::10])  # every fifth well has its second site alone
     sites = sites[rng.permutation(len(sites))]
     logits = rng.normal(size=(len(sites), k)) + 1.5 * (sites["sirna_id"][:, None] == classes)
     logits[:3] = np.round(logits[:3])  # equal ones: the first class wins
