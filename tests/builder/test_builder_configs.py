@@ -233,7 +233,8 @@ def test_other_settings_under_a_name_that_is_taken(tmp_path):
 
 def test_wilds_layout_and_a_config_that_it_cannot_give(tmp_path):
     release = write_tiny_wilds(tmp_path / "release")
-    for config, asked in (("native", "6 channels of 512 px"), ("px128", "6 channels of 128 px")):
+    other = Rxrx1Config(name="small", size=128, source_size=256, channels=3)
+    for config, asked in (("native", "6 channels of 512 px"), (other, "3 channels of 128 px")):
         builder = Builder(config=config, data_dir=tmp_path / "data")
         with pytest.raises(ReleaseError, match=f"WILDS .*{asked}.* wilds"):
             builder.download_and_prepare(

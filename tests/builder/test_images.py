@@ -54,10 +54,8 @@ def open_one(root: Path):
     return open_release(root, Selection(wells=("D04",), sites=(1,)))
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_images_equal_pillow(tiny, tmp_path, zipped):
-    tops = ["metadata.csv", "images"]
-    release = open_release(zip_files(tmp_path / "a.zip", tiny, tops) if zipped else tiny)
+def test_images_equal_pillow(tiny):
+    release = open_release(tiny)
     check_images(release, NATIVE)
     rows = {row["site_id"]: row for row in tiny_rows()}
     for site in release.sites[::7]:
@@ -91,8 +89,7 @@ def test_area_average_is_the_block_mean_rounded_half_up(tmp_path, size):
 def test_centre_crop(tmp_path, size):
     row = one_site(tmp_path)
     release = open_one(tmp_path)
-    start = (SIZE - size) // 2
-    cut = slice(start, start + size)
+    cut = slice((SIZE - size) // 2, (SIZE - size) // 2 + size)
     image = read_image(release, release.sites[0], View(size, SIZE, crop=True))
     np.testing.assert_array_equal(image, read_pngs(tmp_path, row)[:, cut, cut])
 
@@ -110,7 +107,7 @@ def test_three_channels_need_three_files(tmp_path):
         check_images(release, NATIVE)
 
 
-def test_wilds_is_rgb_and_gives_no_other_view(tmp_path):
+def test_wilds_is_rgb(tmp_path):
     release = open_release(write_tiny_wilds(tmp_path))
     view = View(256, 256, channels=3)
     check_images(release, view)
@@ -120,10 +117,6 @@ def test_wilds_is_rgb_and_gives_no_other_view(tmp_path):
         for same in (view, View(256, 256, crop=True, channels=3)):
             image = read_image(release, site, same)
             np.testing.assert_array_equal(image, np.moveaxis(pixels, -1, 0))
-    for other in (View(256, 256), View(128, 256, channels=3), View(256, 512, channels=3)):
-        for use in (check_images, lambda r, v: read_image(r, r.sites[0], v)):
-            with pytest.raises(ReleaseError, match="WILDS layout.* 3 channels of 256 px"):
-                use(release, other)
     path = wilds_path(tmp_path, rows[site.site_id])
     Image.fromarray(pixels).save(path, transparency=(1, 2, 3))
     for use in (check_images, lambda r, v: read_image(r, site, v)):
@@ -259,17 +252,6 @@ def test_damage_in_an_archive_names_archive_and_member(tiny, tmp_path):
     with pytest.raises(ReleaseError, match="^1 image file") as error:
         check_images(release, NATIVE)
     assert f"site HUVEC-01_1_B02_1: {path}: {member.decode()} cannot" in str(error.value)
-    with pytest.raises(ReleaseError, match=member.decode()):
-        read_image(release, release.sites[0], NATIVE)
-
-
-def test_many_faults_are_counted(tmp_path):
-    one_site(tmp_path)
-    write_metadata(tmp_path, tiny_rows())
-    release = open_release(tmp_path)
-    with pytest.raises(ReleaseError, match="^360 image file") as error:
-        check_images(release, NATIVE)
-    assert str(error.value).count("is missing") == 10
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real images are not at hand")
