@@ -188,28 +188,32 @@ def test_kept_images_make_the_same_batches(where):
 
 
 @pytest.mark.devices
-@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+@pytest.mark.parametrize("parallelism, remat", [("jit", False), ("jit", True), ("pmap", False)])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_steps_lower_for_accelerators(parallelism, platform, monkeypatch):
-    """To the compiler's language: what a device that is not here would be given."""
+def test_steps_lower_for_accelerators(parallelism, remat, platform, monkeypatch):
+    """To the compiler's language: what a device that is not here would be given.
+
+    Micro-batches are one loop with one copy of the network; remat has the blocks twice.
+    """
     monkeypatch.setattr(jax, "default_backend", lambda: {"cuda": "gpu"}.get(platform, platform))
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")  # as in a run
-    config = tiny_config(
-        train__parallelism=parallelism, model__dtype="bfloat16", optim__batch_size=16,
-        optim__accumulation=2,
-    )  # fmt: skip
-    ready = setup.prepare(config, tiny_images())
-    state, store, draws = ready.init(), *ready.evaluation_draws(ready.split.test)
-    training = state, ready.train_store(), next(ready.train_draws(0))
-    evaluation = state, store, next(draws)
-    pmap = parallelism == "pmap"
-    texts = []
-    for step, arguments in (
-        (ready.train_step, training), (ready.evaluator(steps.eval_step), evaluation),
-    ):  # fmt: skip
+    pmap, images = parallelism == "pmap", tiny_images()
+
+    def lowered(step, *arguments):
         jitted = jax.jit(step) if pmap else step
-        lowered = jitted.trace(*arguments).lower(lowering_platforms=(platform,))
-        texts.append(lowered.as_text())
-    assert all("convolution" in text for text in texts)
-    assert "stablehlo.while" in texts[0]  # a loop over micro-batches
-    assert ("all_reduce" in texts[0]) == pmap
+        return jitted.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+    for parts in (1, 2):
+        config = tiny_config(
+            train__parallelism=parallelism, optim__batch_size=16, optim__accumulation=parts,
+            model__remat=remat,
+        )  # fmt: skip
+        ready = setup.prepare(config, images)
+        state, draw = ready.abstract_state, next(ready.train_draws(0))
+        text = lowered(ready.train_step, state, ready.train_store(), draw)
+        # Nine forward, nine gradients of kernels, eight of inputs; with remat the blocks' again.
+        assert text.count("stablehlo.convolution") == (34 if remat else 26) and "bf16" in text
+        assert ("stablehlo.while" in text) == (parts > 1) and ("all_reduce" in text) == pmap
+    store, draws = ready.evaluation_draws(ready.split.test)
+    text = lowered(ready.evaluator(steps.eval_step), state, store, next(draws))
+    assert text.count("stablehlo.convolution") == 9

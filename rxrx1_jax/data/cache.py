@@ -8,6 +8,7 @@ The batches are the same, bit for bit.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,15 @@ def choose(asked: str, images: Images, rows: int, step: int | None = None) -> st
 
 
 def free() -> list[int]:
-    """Bytes that are free: of this host and, unless devices are CPUs, of the fullest device."""
+    """Bytes that are free: of this host and, unless devices are CPUs, of the fullest device.
+
+    Of a host whose cores are shared out among several runs each counts on its share alone.
+    """
+    ram = _free_ram() * reading.cores() // (os.cpu_count() or 1)
     if jax.default_backend() == "cpu":
-        return [_free_ram()]
+        return [ram]
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return [_free_ram(), min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)]
+    return [ram, min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in stats)]
 
 
 def least(*mine: int) -> list[int]:

@@ -164,33 +164,29 @@ def describe(path: Path) -> Saved:
     return _json(path, f"{'log' if old else 'about'}/metadata", saved)
 
 
-def abstract(saved: Saved, sharding: jax.sharding.Sharding) -> TrainState:
-    """Shapes and types of what the checkpoint holds for an evaluation."""
-    path = saved.path
-    tree = _read(path, lambda reader: reader.metadata(path).item_metadata["state"].tree)
-    place = partial(jax.ShapeDtypeStruct, sharding=sharding)
-    parts = {
-        name: jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), tree.get(name))
-        for name in EVALUATED
-    }
-    return TrainState(**parts, opt_state=())
-
-
-def restore(saved: Saved, abstract: TrainState, resume: bool) -> TrainState:
-    """The state in the shapes and on the devices of `abstract`; bit for bit as it was saved.
+def restore(
+    saved: Saved, abstract: TrainState | jax.sharding.Sharding, resume: bool
+) -> TrainState:
+    """The state on the devices of `abstract`; bit for bit as it was saved.
 
     Args:
-      abstract: of jax.ShapeDtypeStruct with a sharding.
+      abstract: of jax.ShapeDtypeStruct with a sharding; or a sharding, for the shapes of the
+        checkpoint: an evaluation knows no others.
       resume: with all that a training needs; else `opt_state` and `loss_state` are () and not read.
 
     Raises:
       CheckpointError: the state has another form, by name; it is damaged, or cannot be read.
     """
+    path = saved.path
+    tree = _read(path, lambda reader: reader.metadata(path).item_metadata["state"].tree)
+    if isinstance(abstract, jax.sharding.Sharding):
+        place = partial(jax.ShapeDtypeStruct, sharding=abstract)
+        parts = {name: tree.get(name) for name in EVALUATED}
+        parts = jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), parts)
+        abstract = TrainState(**parts, opt_state=())
     names = tuple(abstract.__dataclass_fields__) if resume else EVALUATED
     wanted = {name: getattr(abstract, name) for name in names}
     wanted = {name: tree for name, tree in wanted.items() if jax.tree.leaves(tree)}
-    path = saved.path
-    tree = _read(path, lambda reader: reader.metadata(path).item_metadata["state"].tree)
     _compare(path, {name: tree.get(name) for name in names}, wanted)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(

@@ -126,7 +126,7 @@ class Run:
         """
         saved = self.newest if which == "last" else self._described(which)
         copied = parallel.Devices(self.config.train.parallelism).copied
-        return checkpoint.restore(saved, checkpoint.abstract(saved, copied), False)
+        return checkpoint.restore(saved, copied, resume=False)
 
     def predict(self, images: Images, rows: np.ndarray | None = None) -> Embeddings:
         """Features and log-probabilities of images, the run's own or anybody's.

@@ -232,5 +232,11 @@ def test_the_free_memory_is_that_of_the_container(tmp_path):
         (group / "memory.max").write_text(f"{limit}\n")
         (group / "memory.stat").write_text("anon 5\ninactive_file 1000\n")
         assert cache._free_ram(tmp_path) == free
-    (free,) = cache.free()  # no device beside the CPUs
-    assert 0 < free < 2**50
+
+
+def test_runs_that_share_the_cores_share_the_memory(monkeypatch):
+    monkeypatch.setattr(cache, "_free_ram", lambda: 64 * GB)
+    monkeypatch.setattr(cache.os, "cpu_count", lambda: 16)
+    for cores, free in ((16, 64 * GB), (2, 8 * GB)):
+        monkeypatch.setattr(cache.reading, "cores", lambda cores=cores: cores)
+        assert cache.free() == [free]  # no device beside the CPUs

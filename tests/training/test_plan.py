@@ -263,24 +263,3 @@ def test_the_plan_of_what_cannot_fit(tmp_path, monkeypatch):
     done = run_command("main", SMOKE, "--mode=plan", f"--workdir={tmp_path}/run")
     assert done.code == 1 and done.out.startswith("memory: ") and "1.0 MB" in done.out
     assert done.last.startswith("error: ") and "optim.batch_size=12 (" in done.last
-
-
-@pytest.mark.parametrize("platform, backend", [("cuda", "gpu"), ("tpu", "tpu")])
-@pytest.mark.parametrize("remat", [False, True])
-def test_the_step_lowers_for_accelerators(monkeypatch, platform, backend, remat):
-    """Four micro-batches are one loop with one copy of the network; remat has blocks twice."""
-    config, images = tiny_config(model__width=8, model__remat=remat), tiny_images()
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    with jax.numpy_dtype_promotion("standard"):
-        counts = {}
-        for parts in (1, 4):
-            change(config, {"optim.accumulation": parts})
-            ready = setup.prepare(config, images)
-            draw = next(ready.train_draws(0))
-            traced = ready.train_step.trace(ready.abstract_state, ready.train_store(), draw)
-            text = traced.lower(lowering_platforms=(platform,)).as_text()
-            counts[parts] = text.count("stablehlo.convolution")
-            assert ("stablehlo.while" in text) == (parts > 1)
-            assert "bf16" in text
-    # Nine forward, nine gradients of kernels, eight of inputs; with remat those of blocks again.
-    assert counts[1] == counts[4] == (34 if remat else 26)

@@ -50,6 +50,13 @@ def test_reading_changes_nothing(workdir, images):
     assert run.made_with["settings"] and set(run.fingerprint) >= {"data", "split"}
 
 
+def test_a_checkpoint_is_opened_for_its_shapes_and_for_its_arrays(workdir, monkeypatch):
+    opened, read = [], checkpoint._read
+    monkeypatch.setattr(checkpoint, "_read", lambda *given: opened.append(given) or read(*given))
+    Run.open(workdir).load()
+    assert len(opened) == 2
+
+
 def test_its_own_data_have_roles_and_the_predictions_of_its_evaluation(workdir, images):
     table = pq.read_table(workdir / "predictions.parquet").to_pydict()
     found = Run.open(workdir).predict(images)
