@@ -64,9 +64,8 @@ def folder(
 ) -> epath.PathLike:
     """Where the release lies, after it was generated or downloaded if need be."""
     if config.screen is not None:
-        folder = dl_manager.download_dir / f"rxrx1_{config.name}"
-        synthetic.start({"size": config.source_size or config.size, **config.screen}, folder)
-        return folder
+        screen = synthetic.Screen(size=config.source_size or config.size, **config.screen)
+        return synthetic.write_release(screen, dl_manager.download_dir / f"rxrx1_{config.name}")
     if manual_dir:  # given but not there is a typing error, no wish to download 49 GB
         return machine.expand(manual_dir)
     with contextlib.suppress(AssertionError):  # TFDS's way to say that it is not there or empty

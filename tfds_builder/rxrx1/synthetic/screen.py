@@ -1,17 +1,15 @@
 """A synthetic screen: an RxRx1 release in the official layout, with planted biology and batches.
 
-    python -m tfds_builder.rxrx1.synthetic OUT --size 64 --seed 0
-
-writes OUT/images/<EXPERIMENT>/Plate<N>/<WELL>_s<SITE>_w<CHANNEL>.png, OUT/metadata.csv and, last,
-OUT/truth.json with every planted effect. The plates are the real ones, thinned out: positive
-controls at their 30 fixed wells, B02 untreated, treatments drawn again for every experiment over
-the other inner wells. Each site is a pure function of (parameters, experiment, plate, well, site),
-so sites are drawn in any order, by any number of processes, and an interrupted run goes on.
+The plates are the real ones, thinned out: positive controls at their 30 fixed wells, B02 untreated,
+treatments drawn again for every experiment over the other inner wells. Each site is a pure function
+of (parameters, experiment, plate, well, site), so sites are drawn in any order, by any number of
+threads, and an interrupted run goes on. truth.json, the last file, has every planted effect.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -30,7 +28,11 @@ TREATMENT_WELLS = tuple(
     if well not in CONTROL_WELLS and well != UNTREATED_WELL
 )  # 277, as in the real plates
 FIRST_CONTROL_ID, UNTREATED_ID = 1108, 1138
-SCREEN_FILE, TRUTH_FILE = "screen.json", "truth.json"
+LIMITS = {
+    "size": (16, 2048), "field": (64, 1024), "plates": (1, 4), "treatments": (1, 277),
+    "replicates": (1, 277), "positive_controls": (0, 30), "sites": (1, 2), "batch_effect": (0, 3),
+    "effect": (0, 3), **{cell_type.lower(): (0, 99) for cell_type in CELL_TYPES},
+}  # fmt: skip
 DRAWING = 2  # raise it whenever the same parameters give other images
 
 
@@ -55,26 +57,16 @@ class Screen:
     effects: str = "all"  # of experiments and plates: all | gain (of the channels alone, a control)
 
     def __post_init__(self) -> None:
-        limits = {
-            "size": (16, 2048), "field": (64, 1024), "plates": (1, 4), "treatments": (1, 277),
-            "replicates": (1, 277), "positive_controls": (0, 30), "sites": (1, 2),
-            "batch_effect": (0, 3), "effect": (0, 3),
-        }  # fmt: skip
-        limits |= {cell_type.lower(): (0, 99) for cell_type in CELL_TYPES}
-        if self.effects not in planted.EFFECTS:
-            expected = ", ".join(planted.EFFECTS)
-            raise ValueError(f"Screen.effects is {self.effects!r}; expected one of {expected}")
         for f in fields(self):
-            kind, value = (int | float if f.type == "float" else int), getattr(self, f.name)
-            if f.type == "str":
-                continue
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"Screen.{f.name} is {value!r}; expected a number ({f.type})")
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"Screen.{name} is {getattr(self, name)!r}; expected {low} to {high}"
-                )
+            value, kind = getattr(self, f.name), int | float if f.type == "float" else int
+            low, high = LIMITS.get(f.name, (-math.inf, math.inf))
+            if f.name == "effects":
+                valid, expected = value in planted.EFFECTS, f"one of {', '.join(planted.EFFECTS)}"
+            else:
+                valid = isinstance(value, kind) and not isinstance(value, bool)
+                valid, expected = valid and low <= value <= high, f"{f.type}, {low} to {high}"
+            if not valid:
+                raise ValueError(f"Screen.{f.name} is {value!r}; expected {expected}")
         if self.treatments * self.replicates > len(TREATMENT_WELLS):
             raise ValueError(
                 f"Screen: {self.treatments} treatments x {self.replicates} replicates need "
