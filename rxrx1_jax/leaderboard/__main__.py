@@ -8,11 +8,15 @@ the page (index.html) to WORKDIR/report. --collect does only the latter, with wh
 same command goes on after a kill; what is complete is not run again. Any field of the config can be
 changed, as for rxrx1_jax.main.
 
-A run is `python -m rxrx1_jax.main` in WORKDIR/METHOD/PROTOCOL-FOLD-SEED (of a control:
-WORKDIR/controls/CONTROL/METHOD/...), followed by `python -m rxrx1_jax.leaderboard.assess`; what
-both say is in PROTOCOL-FOLD-SEED.log beside it. A run that fails leaves the others alone and is
-listed with its reason. --workers=N runs N at once on an equal share of the cores each (small
-networks on a CPU; on an accelerator leave it at 1).
+--worlds=rxrx1/first,rxrx1/second makes all of it on each of several datasets, which must be of one
+design and independent. Intervals are then over worlds. The world that the config names can be one
+of them: its runs lie where they lie without --worlds.
+
+A run is `python -m rxrx1_jax.main` in WORKDIR/METHOD/PROTOCOL-FOLD-SEED (of a further world:
+METHOD/WORLD/PROTOCOL-FOLD-SEED; of a control: WORKDIR/controls/CONTROL/METHOD/...), followed by
+`python -m rxrx1_jax.leaderboard.assess`; what both say is in PROTOCOL-FOLD-SEED.log beside it. A run
+that fails leaves the others alone and is listed with its reason. --workers=N runs N at once on an
+equal share of the cores each (small networks on a CPU; on an accelerator leave it at 1).
 """
 
 import signal
@@ -28,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser = main_lib.Parser("leaderboard", __doc__ or "")
     parser.add_argument("--methods", required=True,
                         help="the methods file: `leaderboard`, which is ours, or a path")
+    parser.add_argument("--worlds", metavar="NAME,NAME", help="datasets; data.name unless given")
     parser.add_argument("--folds", default="0,1,2", help="folds; 0,1,2 unless given")
     parser.add_argument("--seeds", default="0,1", help="values of train.seed; 0,1 unless given")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, on a share of cores")
@@ -37,9 +42,9 @@ def main(argv: list[str]) -> int:
     workdir: Path = options.workdir
 
     def work() -> int:
-        from rxrx1_jax.data import records, splits  # here: --help needs none of these
+        from rxrx1_jax.data import splits  # here: --help needs none of these
         from rxrx1_jax.leaderboard import jobs as lib
-        from rxrx1_jax.leaderboard import page
+        from rxrx1_jax.leaderboard import page, worlds
         from rxrx1_jax.leaderboard.methods import load
         from rxrx1_jax.training import sweep
 
@@ -50,8 +55,9 @@ def main(argv: list[str]) -> int:
         wrong = [fold for fold in folds if fold >= splits.FOLDS]
         if wrong:
             raise ValueError(f"--folds has {wrong[0]}: expected 0 to {splits.FOLDS - 1}")
-        records.find_dataset(config.data.dir, config.data.name)
-        jobs = lib.make_jobs(methods, config.data.name, folds, seeds)
+        own = config.data.name
+        chosen = worlds.check_worlds(options.worlds or own, config.data.dir)
+        jobs = lib.make_jobs(methods, chosen, folds, seeds, own)
         plans = lib.make_plans(config, methods, jobs, workdir)
         reasons: dict[Path, str] = {}
         if not options.collect:

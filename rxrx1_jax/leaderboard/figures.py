@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
@@ -59,6 +60,18 @@ def gap_series(scores: Mapping[str, Mapping[str, Score]]) -> list[Series]:
         for protocol, label in PROTOCOLS.items()
         if any(of.get(protocol) for of in scores.values())
     ]
+
+
+def experiments(rows: Sequence[Row]) -> list[Series]:
+    """A series for each row. Experiments of several worlds are told apart by their world."""
+    several = len({unit.world for row in rows for unit in row.accuracy}) > 1
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for unit, accuracy in row.accuracy.items():
+            where = f" of {unit.world}" if several else ""
+            named = {f"{n}{where}": x for n, x in accuracy["site"]["experiment"].items()}
+            found.setdefault(row.name, []).append({"site": {"experiment": named}})
+    return figures.by_experiment(found)
 
 
 def choose_rows(rows: Sequence[Row], baseline: str) -> list[Row]:

@@ -1,6 +1,7 @@
 """The runs that a leaderboard asks for, and what becomes of each."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,42 @@ GAP_PROTOCOLS = ("random_site", "random_well")
 CONTROL_PROTOCOLS = ("batch", "random_site")
 
 
-def make_jobs(methods: Methods, world: str, folds: list[int], seeds: list[int]) -> list[Job]:
-    """All runs. Fold by fold and seed by seed, so that early tables have every method.
+def make_jobs(
+    methods: Methods, worlds: Sequence[str], folds: list[int], seeds: list[int], own: str = ""
+) -> list[Job]:
+    """All runs. Seed by seed, fold by fold and world by world, so that early tables have every
+    method.
 
     The random splits, the controls and the diagnosis are made with the first seed alone.
 
     Args:
-      world: name of the dataset, where neither a method nor a control sets another.
+      worlds: names of datasets, where neither a method nor a control sets another.
+      own: the one whose runs have no folder for their world; the first unless given.
     """
+    own = own or worlds[0]
 
-    def job(name: str, protocol: str, fold: int, seed: int, control: str = "") -> Job:
-        chosen = overrides_of(methods, name, control).get("data.name", world)
-        return Job(control, name, protocol, Unit(chosen, fold, seed))
+    def job(name: str, protocol: str, unit: Unit, control: str = "") -> Job:
+        chosen = overrides_of(methods, name, control).get("data.name")
+        folder = "" if chosen or unit.world == own else unit.world
+        return Job(control, name, protocol, unit._replace(world=chosen or unit.world), (), folder)
 
     jobs = []
     for seed in seeds:
-        for fold in folds:
+        for unit in (Unit(world, fold, seed) for fold in folds for world in worlds):
             for name in methods.trained:
                 diagnosis = (assess.DIAGNOSIS,) if seed == seeds[0] else ()
                 asked = (*diagnosis, *methods.corrections[name])
-                jobs.append(job(name, "batch", fold, seed)._replace(assessed=asked))
+                jobs.append(job(name, "batch", unit)._replace(assessed=asked))
             if seed != seeds[0]:
                 continue
-            jobs += [job(name, p, fold, seed) for name in methods.gap for p in GAP_PROTOCOLS]
+            jobs += [job(name, p, unit) for name in methods.gap for p in GAP_PROTOCOLS]
             jobs += [
-                job(name, protocol, fold, seed, control)
+                job(name, protocol, unit, control)
                 for control, (_, expected) in methods.controls.items()
                 for name in expected
                 for protocol in CONTROL_PROTOCOLS
             ]
-    return jobs
+    return list(dict.fromkeys(jobs))  # one that sets its dataset is the same in every world
 
 
 def overrides_of(methods: Methods, trained: str, control: str) -> dict[str, Any]:
@@ -71,6 +78,7 @@ def make_plans(
     plans = {}
     for job in jobs:
         overrides = overrides_of(methods, job.trained, job.control) | {
+            "data.name": job.unit.world,
             "data.protocol": job.protocol, "data.fold": job.unit.fold, "train.seed": job.unit.seed,
         }  # fmt: skip
         path = job.path(workdir)
@@ -91,10 +99,10 @@ def do(
 ) -> str:  # fmt: skip
     """Trains and assesses one run; returns why it could not, empty if it could.
 
-    refused: {(control, trained): why} of methods whose settings were; added to. Their other runs
-    are not started.
+    refused: {(control, trained, world): why} of methods whose settings were; added to. Their other
+    runs are not started.
     """
-    method = (job.control, job.trained)
+    method = (job.control, job.trained, job.unit.world)
     log = plan.path.with_name(f"{plan.path.name}.log")
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     if not run_dir.is_complete(plan.path):

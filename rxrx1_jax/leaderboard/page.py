@@ -28,7 +28,7 @@ from rxrx1_jax.methods import evidence, transforms
 from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.lda import lda12
 from rxrx1_jax.report import table1
-from rxrx1_jax.report.figures import by_experiment, dots, experiments_of
+from rxrx1_jax.report.figures import dots, experiments_of
 from rxrx1_jax.report.page import Page, made_with
 from rxrx1_jax.report.tables import Table
 from rxrx1_jax.training.run import EMBEDDINGS
@@ -49,7 +49,9 @@ def write(
     page = Page(TITLE, out)
     runs = [o.run for o in outcomes if o.run and not o.job.control]
     texts, remarks = list[str](), list[str]()
-    asked = len({o.job.unit[1:] for o in outcomes})  # folds x seeds
+    # worlds x folds x seeds
+    asked = len({o.job.unit for o in outcomes if o.job.trained == methods.baseline and
+                 not o.job.control})  # fmt: skip
     try:
         methods, outcomes = with_lda12(methods, outcomes, data_dir)
     except (ConfigError, DatasetError, SplitError, OSError) as error:
@@ -136,7 +138,7 @@ def _pictures(
             "Large marks: mean over folds of the means over seeds, with ± 1 sd; small ones: runs.",
         )
     shown = figures.choose_rows(rows, methods.baseline)
-    series = by_experiment({row.name: list(row.accuracy.values()) for row in shown})
+    series = figures.experiments(shown)
     names = experiments_of(series)
     page.picture(
         "experiments",
@@ -150,12 +152,13 @@ def _pictures(
 def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: list[str]) -> None:
     """Maps of one run: its embeddings as they are, beside those of the baseline corrected."""
     raw = next((n for n, changed in methods.trained.items() if changed == RAW), methods.baseline)
-    found = [next((o.run for o in select(outcomes, name) if o.run), None)
-             for name in (raw, methods.baseline)]  # fmt: skip
-    if found[0] is None or found[1] is None:
+    of_raw, of_base = ({o.job.unit: o.run for o in select(outcomes, name) if o.run}
+                       for name in (raw, methods.baseline))  # fmt: skip
+    found = next(((of_raw[unit], of_base[unit]) for unit in of_raw if unit in of_base), None)
+    if found is None:
         return
     try:
-        first, second = (embeddings.read(run.path / EMBEDDINGS) for run in found if run)
+        first, second = (embeddings.read(run.path / EMBEDDINGS) for run in found)
         sites = second.sites
         controls = sites["well_type"] != "treatment"
         after = transforms.centre_scale(second.x, sites, controls, "plate")

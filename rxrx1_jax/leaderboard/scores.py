@@ -39,12 +39,13 @@ class Job(NamedTuple):
     protocol: str
     unit: Unit
     assessed: tuple[str, ...] = ()  # of assess: corrections, and the diagnosis
+    folder: str = ""  # of a further world: its name
 
     @property
     def name(self) -> str:
-        """Its place in WORKDIR: (CONTROL/)METHOD/PROTOCOL-FOLD-SEED."""
+        """Its place in WORKDIR: (CONTROL/)METHOD/(WORLD/)PROTOCOL-FOLD-SEED."""
         run = f"{self.protocol}-{self.unit.fold}-{self.unit.seed}"
-        return "/".join(filter(None, (self.control, self.trained, run)))
+        return "/".join(filter(None, (self.control, self.trained, self.folder, run)))
 
     def path(self, workdir: Path) -> Path:
         return (workdir / CONTROLS_FOLDER if self.control else workdir) / self.name

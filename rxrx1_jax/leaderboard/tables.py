@@ -41,7 +41,7 @@ MUST = {
 
 
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
-    """The leaderboard, grouped by budget; `runs` = folds x seeds that were asked for."""
+    """The leaderboard, grouped by budget; `runs` = worlds x folds x seeds that were asked for."""
     compared, units = gains(methods, rows), _units(rows)
     p = holm([found.p for _, found in compared.values()])
     adjusted = dict(zip(compared, p, strict=True))

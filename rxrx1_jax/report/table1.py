@@ -177,11 +177,12 @@ def describe(screen: Screen, runs: Sequence[FinishedRun]) -> str:
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
+    names = sorted({f"{run.screen.name} {run.screen.version}" for run in runs})
     folds = ", ".join(str(fold) for fold in sorted({run.unit.fold for run in runs}))
     models = ", ".join(sorted({run.config["model.name"] for run in runs}))
     data = [run.results["data"] for run in runs]
     return (
-        f"Measured on {screen.name} {screen.version}: {SOURCES.get(screen.source, screen.source)}. "
+        f"Measured on {', '.join(names)}: {SOURCES.get(screen.source, screen.source)}. "
         f"{screen.classes:,} classes (chance {100 / screen.classes:.1f} %), "
         f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
         f"training and {span([d['test_sites'] for d in data])} test sites per run. Network "

@@ -64,7 +64,7 @@ def test_the_file_of_the_project():
         for field, text in overrides.items():
             if field in config_lib.POINTS and field != "data.normalisation":
                 config_lib.load_all(field, text)  # refuses what is no plug-in of the project
-    jobs = jobs_lib.make_jobs(methods, "rxrx1/synthetic", [0, 1, 2], [0, 1])
+    jobs = jobs_lib.make_jobs(methods, ["rxrx1/synthetic"], [0, 1, 2], [0, 1])
     assert len(jobs) == len({job.path(Path()) for job in jobs})
     batch = [job for job in jobs if job.protocol == "batch" and not job.control]
     assert len(batch) == 6 * len(methods.trained)
