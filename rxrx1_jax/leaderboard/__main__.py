@@ -14,9 +14,9 @@ of them: its runs lie where they lie without --worlds.
 
 A run is `python -m rxrx1_jax.main` in WORKDIR/METHOD/PROTOCOL-FOLD-SEED (of a further world:
 METHOD/WORLD/PROTOCOL-FOLD-SEED; of a control: WORKDIR/controls/CONTROL/METHOD/...), followed by
-`python -m rxrx1_jax.leaderboard.assess`; what both say is in PROTOCOL-FOLD-SEED.log beside it. A run
-that fails leaves the others alone and is listed with its reason. --workers=N runs N at once on an
-equal share of the cores each (small networks on a CPU; on an accelerator leave it at 1).
+`python -m rxrx1_jax.leaderboard.assess`; what both say is in PROTOCOL-FOLD-SEED.log beside it. A
+run that fails leaves the others alone and is listed with its reason. --workers=N runs N at once on
+an equal share of the cores each (small networks on a CPU; on an accelerator leave it at 1).
 """
 
 import signal
