@@ -98,6 +98,12 @@ def tiny(once) -> Tiny:
     return Tiny(folder / "rxrx1", dataset, {row["site_id"]: row for row in tiny_rows()})
 
 
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    """A copy of the dataset, to damage."""
+    return Path(shutil.copytree(tiny.dataset, tmp_path / Path(*tiny.dataset.parts[-3:])))
+
+
 @pytest.fixture(scope="session")
 def plain(tiny) -> Any:
     """Our builder as a later process finds it, its dataset already on the disk."""

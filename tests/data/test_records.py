@@ -9,9 +9,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from dataset_edits import cut, edit_bytes, edit_column, edit_json, edit_table, flip
 from tiny_release import read_pngs, tiny_rows
 
 from rxrx1_jax.config import ConfigError
@@ -19,18 +18,6 @@ from rxrx1_jax.data.records import TABLE, DatasetError, Records, find_dataset, o
 
 pytest_plugins = ["dataset_fixture"]
 SHARD = "rxrx1-HUVEC-02.tfrecord-00000-of-00001"
-
-
-@pytest.fixture
-def copy(tiny, tmp_path):
-    """A copy of the dataset to damage."""
-    path = tmp_path / "rxrx1" / "tiny" / tiny.dataset.name
-    shutil.copytree(tiny.dataset, path)
-    return path
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def refused(path) -> str:
@@ -121,33 +108,16 @@ def test_a_read_only_folder(copy):
     copy.chmod(0o755)
 
 
-def cut(path, left: int):
-    path.write_bytes(path.read_bytes()[:left])
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        (SHARD, lambda path: path.unlink()),
-        (SHARD, lambda path: cut(path, -1)),
-        (SHARD, lambda path: cut(path, 0)),
-        (SHARD, lambda path: path.write_bytes(path.read_bytes() + b"\0")),
-        (TABLE, lambda path: path.unlink()),
-        (TABLE, lambda path: cut(path, -1)),
-        (TABLE, lambda path: path.write_bytes(b"")),
-        (TABLE, flip),
-        ("dataset_info.json", lambda path: path.unlink()),
-        ("metadata.json", lambda path: path.unlink()),
+        (SHARD, None), (SHARD, cut(1)), (SHARD, bytearray.clear), (SHARD, lambda d: d.append(0)),
+        (TABLE, None), (TABLE, cut(1)), (TABLE, bytearray.clear), (TABLE, flip(-500)),
+        ("dataset_info.json", None), ("metadata.json", None),
     ],
-)
+)  # fmt: skip
 def test_a_changed_truncated_or_missing_file(copy, name, change):
-    change(copy / name)
+    edit_bytes(copy / name, change) if change else (copy / name).unlink()
     said = refused(copy)
     assert str(copy / name) in said and ("restore" in said or "again" in said)
 
@@ -163,27 +133,12 @@ def test_descriptions_that_are_none(copy, name, content):
 @pytest.mark.parametrize("name", [f"../{SHARD}", "/etc/hostname", "..", "a/b"])
 def test_files_outside_of_the_dataset_are_not_read(copy, name):
     shutil.copy(copy / SHARD, copy.parent / SHARD)
-    entry = json.loads((copy / "metadata.json").read_text())["table"]
-    edit_json(copy / "metadata.json", table=entry | {"files": [[name, 1]]})
+    edit_json(copy / "metadata.json", lambda metadata: metadata["table"].update(files=[[name, 1]]))
     assert name in refused(copy)
 
 
-def with_table(copy, change):
-    """Edits the table of sites, and its digest in metadata.json."""
-    table = change(pq.read_table(copy / TABLE))
-    pq.write_table(table, copy / TABLE)
-    entry = json.loads((copy / "metadata.json").read_text())["table"]
-    digest = hashlib.sha256((copy / TABLE).read_bytes()).hexdigest()
-    edit_json(copy / "metadata.json", table=entry | {"sha256": digest})
-
-
-def put(field, value, row=2):
-    def change(table):
-        at, values = table.column_names.index(field), table[field].to_pylist()
-        values[row] = value
-        return table.set_column(at, field, pa.array(values, table.schema.field(field).type))
-
-    return change
+def put(name, value):
+    return edit_column(name, lambda values: [*values[:2], value, *values[3:]])
 
 
 @pytest.mark.parametrize(
@@ -203,9 +158,9 @@ def put(field, value, row=2):
     ],
 )  # fmt: skip
 def test_a_table_edited_under_its_own_digest(copy, change, named):
-    with_table(copy, lambda table: table)
+    edit_table(copy, lambda table: table)
     assert len(Records(copy)) == 61
-    with_table(copy, change)
+    edit_table(copy, change)
     assert named in refused(copy)
 
 
@@ -222,9 +177,7 @@ def test_a_table_edited_under_its_own_digest(copy, change, named):
     ],
 )  # fmt: skip
 def test_splits_that_are_not_those_of_the_table(copy, change, named):
-    splits = json.loads((copy / "dataset_info.json").read_text())["splits"]
-    change(splits)
-    edit_json(copy / "dataset_info.json", splits=splits)
+    edit_json(copy / "dataset_info.json", lambda info: change(info["splits"]))
     said = refused(copy)
     assert "dataset_info.json" in said and named in said
 
@@ -244,9 +197,7 @@ def test_every_bit_of_the_table_is_checked(copy):
     """All 61 rows are as the builder wrote them, or the dataset is refused."""
     entry = json.loads((copy / "metadata.json").read_text())["table"]
     assert hashlib.sha256((copy / TABLE).read_bytes()).hexdigest() == entry["sha256"]
-    assert {name: (copy / name).stat().st_size for name, _ in entry["files"]} == dict(
-        entry["files"]
-    )
+    assert all((copy / name).stat().st_size == size for name, size in entry["files"])
     data = (copy / TABLE).read_bytes()
     for bit in np.random.default_rng(0).integers(0, 8 * len(data), 100).tolist():
         changed = bytearray(data)
@@ -256,14 +207,12 @@ def test_every_bit_of_the_table_is_checked(copy):
 
 
 def test_a_dataset_without_a_table_names_the_command(copy):
-    metadata = json.loads((copy / "metadata.json").read_text())
-    del metadata["table"]
-    (copy / "metadata.json").write_text(json.dumps(metadata))
+    edit_json(copy / "metadata.json", lambda metadata: metadata.pop("table"))
     assert f"python -m tfds_builder.rxrx1 table {copy}" in refused(copy)
 
 
 def test_a_dataset_of_another_format(copy):
-    edit_json(copy / "dataset_info.json", fileFormat="array_record")
+    edit_json(copy / "dataset_info.json", lambda info: info.update(fileFormat="array_record"))
     assert "array_record" in refused(copy)
 
 
@@ -279,9 +228,7 @@ def test_file_cut_while_in_use(copy):
 def test_damaged_image(copy):
     sites = Records(copy).sites
     i = int(np.flatnonzero(sites["experiment"] == "HUVEC-02")[2])
-    content = bytearray((copy / SHARD).read_bytes())
-    content[int(sites["offset"][i]) + 40] ^= 0xFF
-    (copy / SHARD).write_bytes(content)
+    edit_bytes(copy / SHARD, flip(int(sites["offset"][i]) + 40))
     records = Records(copy)
     with pytest.raises(DatasetError, match=f"{SHARD}.*{sites['site_id'][i]}.*damaged"):
         records[i]
@@ -299,14 +246,9 @@ def test_find_dataset(copy):
     assert find_dataset(str(data_dir), "rxrx1/tiny:9.9.0").name == "9.9.0"
     for name in ("rxrx1/native", "rxrx1/tiny:10.0.0", "rxrx1/tiny:7.0.0"):
         config = name.split("/")[1].split(":")[0]
-        assert {f"--config={config}", "rxrx1/tiny:9.9.0,"} <= set(not_found(data_dir, name).split())
-
-
-def not_found(data_dir, name="rxrx1/tiny") -> str:
-    with pytest.raises(DatasetError) as error:
-        find_dataset(data_dir, name)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+        with pytest.raises(DatasetError) as error:
+            find_dataset(data_dir, name)
+        assert {f"--config={config}", "rxrx1/tiny:9.9.0,"} <= set(str(error.value).split(" "))
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def _read_sums(
     bar = tqdm(results, label, len(sites), unit=" sites")
     for site, sums in zip(sites, bar, strict=True):
         key = (site.experiment, site.plate, site.well_type)
-        totals[key] = totals[key] + sums if key in totals else sums
+        totals[key] = totals.get(key, 0) + sums
     return totals
 
 

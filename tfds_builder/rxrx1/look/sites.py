@@ -1,5 +1,6 @@
 """The table of sites, made again from the records: for datasets of version 1, and for `verify`."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..examples import StoredImage
 from ..release import metadata
 from . import stored
 
-Entry = tuple[Path, Mapping[str, Any], StoredImage]  # file, fields of the record, its image
+Entry = tuple[Path, dict[str, Any], StoredImage]  # file, fields of the record, its image
 
 
 def write_table(builder: tfds.core.DatasetBuilder) -> Path:
@@ -37,35 +38,56 @@ def write_table(builder: tfds.core.DatasetBuilder) -> Path:
             f"{folder} is stored as {info.file_format.value}, training reads tfrecord; build the"
             " dataset with --file_format=tfrecord"
         )
-    shape = info.features["image"].shape
     records: list[tuple[int, dict[str, Any], StoredImage]] = []
-    files: dict[Path, int] = {}
+    numbers: dict[Path, int] = {}  # of the files
     for name in tqdm(info.splits, "Reading", unit=" experiments"):
-        for file, expected in stored.experiment_files(builder, name).items():
-            before = len(records)
-            for fields, image, fault in stored.read_sites(file, shape):
-                where = f"{file}, record {len(records) - before}"
-                faults = [f"{where}: {fault}"] if fault else site_faults(fields, where, name, info)
-                if image is None or faults:
-                    raise stored.DatasetError(f"{faults[0]}; restore the file or build again")
-                records.append((len(files), fields, image))
-            if len(records) - before != expected:
-                raise stored.DatasetError(
-                    f"{file}: {len(records) - before} records, expected {expected} by"
-                    " dataset_info.json; restore the file or build the dataset again"
-                )
-            files[file] = file.stat().st_size
+        entries, faults = read_experiment(builder, name)
+        for fault in itertools.chain(*faults.values()):
+            raise stored.DatasetError(f"{fault}; restore the file or build the dataset again")
+        for file in stored.experiment_files(builder, name):
+            numbers[file] = len(numbers)
+        records += ((numbers[file], fields, image) for file, fields, image in entries)
     for row, (_, fields, _) in zip(_release_rows(records, info.metadata), records, strict=True):
         fields["release_row"] = row
-    sizes = {file.name: size for file, size in files.items()}
-    entry = table.write(table.make(records, shape[0]), folder, sizes, shape[1])
+    sizes = {file.name: file.stat().st_size for file in numbers}
+    channels, size, _ = info.features["image"].shape
+    entry = table.write(table.make(records, channels), folder, sizes, size)
     path = folder / "metadata.json"
     described = json.loads(path.read_text()) | {"table": entry}
     machine.write_whole(path, json.dumps(described).encode())
     return folder / table.FILE
 
 
-def site_faults(
+def read_experiment(
+    builder: tfds.core.DatasetBuilder, experiment: str
+) -> tuple[list[Entry], dict[str, list[str]]]:
+    """All records of a split in order, those with an image, and {check: what is wrong}."""
+    info, entries, seen = builder.info, [], set()
+    faults: dict[str, list[str]] = {"checksums": [], "features": [], "images": []}
+    for file, expected in stored.experiment_files(builder, experiment).items():
+        number = -1
+        try:
+            found = stored.read_sites(file, info.features["image"].shape)
+            for number, (fields, image, fault) in enumerate(found):
+                key = str(fields.get("site_id", "no site_id"))
+                where = f"{file}, record {number}, {key}"
+                if key in seen:
+                    faults["features"].append(f"{where}: the second record of this site")
+                seen.add(key)
+                if fields:
+                    faults["features"] += _site_faults(fields, where, experiment, info)
+                if image:
+                    entries.append((file, fields, image))
+                else:
+                    faults["images" if fields else "features"].append(f"{where}: {fault}")
+            if number + 1 != expected:
+                faults["checksums"].append(f"{file}: {number + 1} records, expected {expected}")
+        except (stored.DatasetError, OSError) as error:
+            faults["checksums"].append(str(error))
+    return entries, faults
+
+
+def _site_faults(
     fields: Mapping[str, Any], where: str, experiment: str, info: tfds.core.DatasetInfo
 ) -> list[str]:
     """What a record of split `experiment` says that cannot be; [] if it is sane."""

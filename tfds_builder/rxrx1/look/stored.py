@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.core.utils.version import list_all_versions
 
 from .. import table
 from ..examples import StoredImage, locate
@@ -35,13 +36,9 @@ def open_dataset(folder: Path) -> tfds.core.DatasetBuilder:
 
     Raises DatasetError: none there, its description damaged, or not RxRx1 as our builder writes it.
     """
-    versions = {
-        tuple(map(int, path.name.split("."))): path
-        for path in folder.glob("*.*.*")
-        if all(part.isdecimal() for part in path.name.split("."))
-    }
+    versions = list_all_versions(folder)
     if versions and not (folder / "dataset_info.json").is_file():
-        folder = versions[max(versions)]
+        folder /= str(versions[-1])
     if not (folder / "dataset_info.json").is_file():
         raise DatasetError(
             f"{folder} holds no dataset_info.json; name the folder that `tfds build` finished,"

@@ -7,6 +7,7 @@ pixels are taken again from the stored images and must equal those in metadata.j
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,16 +82,11 @@ def report(builder: tfds.core.DatasetBuilder, checks: list[Check]) -> str:
 def _check_files(builder: tfds.core.DatasetBuilder) -> Check:
     """Every file is there and has its size."""
     sizes = dict(stored.table_entry(builder)["files"])
-    files = [
-        f for name in sorted(builder.info.splits) for f in stored.experiment_files(builder, name)
-    ]
+    names = sorted(builder.info.splits)
+    files = [file for name in names for file in stored.experiment_files(builder, name)]
     faults = []
     for file in files:
-        try:
-            found = file.stat().st_size
-        except OSError as error:
-            faults.append(f"{file}: {error.strerror}")
-            continue
+        found = file.stat().st_size if file.exists() else "no"
         if found != sizes.get(file.name):
             faults.append(f"{file}: {found} bytes, expected {sizes.get(file.name)}")
     return Check("files", f"{len(files) - len(faults)} of {len(files)}", faults)
@@ -122,71 +118,47 @@ def _check_partitions(builder: tfds.core.DatasetBuilder) -> Check:
 def _check_contents(builder: tfds.core.DatasetBuilder, experiments: list[str]) -> Iterator[Check]:
     """Reads all records of the experiments."""
     info = builder.info
-    damaged: list[str] = []
-    insane: list[str] = []
-    images: list[str] = []
-    statistics: list[str] = []
-    wrong_rows: list[str] = []
+    found: dict[str, list[str]] = defaultdict(list)
     records = plates = rows = 0
-    listed = dict(stored.table_entry(builder)["files"])
+    listed = [name for name, _ in stored.table_entry(builder)["files"]]
     try:
         table = stored.read_table(builder)
     except (stored.DatasetError, OSError) as error:
         table = None
-        wrong_rows.append(str(error))
-    total = sum(info.splits[name].num_examples for name in experiments)
-    with tqdm(total=total, desc="Reading", unit=" sites") as bar:
-        for experiment in experiments:
-            before = len(damaged) + len(insane) + len(images)
-            sites: dict[str, Mapping[str, Any]] = {}
-            entries: list[tables.Entry] = []
-            files = stored.experiment_files(builder, experiment)
-            for file, expected in files.items():
-                number = -1
-                try:
-                    found = stored.read_sites(file, info.features["image"].shape)
-                    for number, (fields, image, fault) in enumerate(found):
-                        bar.update()
-                        key = str(fields.get("site_id", "no site_id"))
-                        where = f"{file}, record {number}, {key}"
-                        if key in sites:
-                            insane.append(f"{where}: the second record of this site")
-                        sites[key] = fields
-                        if fields:
-                            insane += tables.site_faults(fields, where, experiment, info)
-                        if image is None:
-                            (images if fields else insane).append(f"{where}: {fault}")
-                        else:
-                            entries.append((file, fields, image))
-                    if number + 1 != expected:
-                        damaged.append(f"{file}: {number + 1} records, expected {expected}")
-                except (stored.DatasetError, OSError) as error:
-                    damaged.append(str(error))
-                records += number + 1
-            if len(damaged) + len(insane) + len(images) > before:
-                statistics.append(f"{experiment}: not compared, records of it are faulty")
-                continue
-            insane += _partition_faults(experiment, sites, info.metadata)
-            statistics += _statistics_faults(experiment, entries, info)
-            plates += len({fields["plate"] for fields in sites.values()})
-            if table is not None and entries:
-                wrong_rows += tables.table_faults(table, list(files), list(listed), entries)
+        found["table of sites"].append(str(error))
+    for experiment in tqdm(experiments, "Reading", unit=" experiments"):
+        entries, faults = tables.read_experiment(builder, experiment)
+        records += len(entries)
+        for name, texts in faults.items():
+            found[name] += texts
+        if any(faults.values()):
+            text = f"{experiment}: not compared, records of it are faulty"
+            found["control statistics"].append(text)
+        elif entries:
+            found["features"] += _partition_faults(experiment, entries, info.metadata)
+            found["control statistics"] += _statistics_faults(experiment, entries, info)
+            plates += len({fields["plate"] for _, fields, _ in entries})
+            if table is not None:
+                files = list(stored.experiment_files(builder, experiment))
+                found["table of sites"] += tables.table_faults(table, files, listed, entries)
                 rows += len(entries)
     shown = f"{records:,} records, {len(experiments)} of {len(info.splits)} experiments"
-    yield Check("checksums", shown, damaged)
-    yield Check("features", shown, insane)
-    yield Check("images", " x ".join(map(str, info.features["image"].shape)) + " each", images)
-    yield Check("control statistics", f"{plates} plates, taken again", statistics)
-    yield Check("table of sites", f"{rows:,} rows", wrong_rows)
+    for name, text in (
+        ("checksums", shown), ("features", shown),
+        ("images", " x ".join(map(str, info.features["image"].shape)) + " each"),
+        ("control statistics", f"{plates} plates, taken again"),
+        ("table of sites", f"{rows:,} rows"),
+    ):  # fmt: skip
+        yield Check(name, text, found[name])
 
 
 def _partition_faults(
-    experiment: str, sites: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]
+    experiment: str, entries: Sequence[tables.Entry], metadata: Mapping[str, Any]
 ) -> list[str]:
     """An experiment is in one official partition, the one that metadata.json lists it in."""
-    found = {fields["dataset"] for fields in sites.values()}
+    found = {fields["dataset"] for _, fields, _ in entries}
     listed = {p for p, names in metadata["partitions"].items() if experiment in names}
-    if not sites or found == listed:
+    if found == listed:
         return []
     return [f"{experiment}: its sites say dataset {found}, metadata.json's partitions {listed}"]
 
@@ -203,9 +175,8 @@ def _statistics_faults(
     for _, fields, image in entries:
         if fields["well_type"] in types:
             key = (experiment, fields["plate"], fields["well_type"])
-            first = np.array(image.pixel_sum)
-            site = np.stack([np.full_like(first, pixels), first, image.pixel_sum2])
-            found[key] = found[key] + site if key in found else site
+            count = [pixels] * len(image.pixel_sum)
+            found[key] = found.get(key, 0) + np.array([count, image.pixel_sum, image.pixel_sum2])
     faults = []
     for key in sorted(found.keys() | sums.keys()):
         ours, said = (of[key].tolist() if key in of else None for of in (found, sums))

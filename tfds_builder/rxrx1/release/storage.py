@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import stat
-import threading
 import zipfile
 from collections.abc import Collection
 from typing import IO, NamedTuple
@@ -90,7 +89,6 @@ class _Folder:
 class _Contents(NamedTuple):
     """The table of contents of an archive."""
 
-    process: int  # that opened the file: a fork may not share its offset
     zip: zipfile.ZipFile
     folders: dict[str, dict[str, None]]  # as in the archive -> names in it
     places: dict[str, str]  # of TREES and TABLES -> where they are, "rxrx1/images"
@@ -105,22 +103,12 @@ class _Archive:
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self._lock = threading.Lock()
-        self._opened: _Contents | None = None
 
     def __reduce__(self) -> tuple:
         return _Archive, (self.path,)
 
-    def _open(self) -> _Contents:
-        opened = self._opened
-        if opened and opened.process == os.getpid():
-            return opened
-        with self._lock:
-            if self._opened is opened:  # no other thread was faster
-                self._opened = self._read_contents()
-        return self._open()
-
-    def _read_contents(self) -> _Contents:
+    @functools.cached_property
+    def _contents(self) -> _Contents:
         with contextlib.ExitStack() as on_error:
             try:
                 opened = zipfile.ZipFile(on_error.enter_context(_open(self.path)))
@@ -149,14 +137,14 @@ class _Archive:
                 places.setdefault(top, f"{folder}/{top}" if folder else top)
             if own and own not in places and any(map(EXPERIMENT.fullmatch, folders[folder])):
                 places[own] = folder
-        return _Contents(os.getpid(), opened, folders, places)
+        return _Contents(opened, folders, places)
 
     def _member(self, name: str) -> str:
         top, _, rest = name.partition("/")
-        return "/".join(filter(None, (self._open().places.get(top, top), rest)))
+        return "/".join(filter(None, (self._contents.places.get(top, top), rest)))
 
     def read(self, name: str) -> bytes:
-        archive, where = self._open().zip, self.describe(name)
+        archive, where = self._contents.zip, self.describe(name)
         try:
             info = archive.getinfo(self._member(name))
         except KeyError:
@@ -181,13 +169,13 @@ class _Archive:
             ) from error
 
     def exists(self, name: str) -> bool:
-        member, opened = self._member(name), self._open()
+        member, opened = self._member(name), self._contents
         folder, _, base = member.rpartition("/")
         known = member in opened.folders or base in opened.folders.get(folder, ())
         return known and name.split("/")[0] in opened.places
 
     def names(self, folder: str) -> Collection[str]:
-        return list(filter(None, self._open().folders.get(self._member(folder), ())))
+        return list(filter(None, self._contents.folders.get(self._member(folder), ())))
 
     def describe(self, name: str) -> str:
         return f"{self.path}: {self._member(name)}"
