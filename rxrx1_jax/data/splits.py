@@ -217,6 +217,14 @@ def site_roles(split: Split, count: int) -> np.ndarray:
     return roles
 
 
+def roles_with_context(sites: np.ndarray, split: Split) -> np.ndarray:
+    """`site_roles`; control wells of the experiments that the split uses are "context"."""
+    roles = site_roles(split, len(sites))
+    used = np.isin(sites["experiment"], np.unique(sites["experiment"][roles != "other"]))
+    roles[used & (roles == "other") & np.isin(sites["well_type"], CONTROL_TYPES)] = "context"
+    return roles
+
+
 def train_rows(sites: np.ndarray, split: Split) -> np.ndarray:
     """What a sampler may draw: the training sites, and as context the control wells of their
     experiments that have no other role."""

@@ -171,11 +171,18 @@ def scores(method: Method, evidence: Evidence, adapted: Adapted | None = None) -
     Raises ValueError: a method that needs a network without one, or that uses more than it
     declares; whatever its stages raise.
     """
-    given = transformed(method, evidence, adapted)
+    return read_out(method, transformed(method, evidence, adapted))
+
+
+def read_out(method: Method, given: Evidence) -> np.ndarray:
+    """The rest of `scores`, of what `transformed` gave."""
     if method.classify is not None:
         held_out = np.isin(given.role, HELD_OUT)
         seen = given if "test_images" in method.uses else given.only(~held_out)
-        given = given._replace(log_probs=_stage(method, method.classify(seen), given))
+        predict = method.classify(seen)
+        if method.decide is None:  # no more is needed: training sites are most of a table
+            given = given.only(given.role != "train")
+        given = given._replace(log_probs=_stage(method, predict, given))
     if given.log_probs is None:
         raise ValueError(
             "there are no log-probabilities of a network; expected embeddings of a run, or a"

@@ -107,17 +107,12 @@ def embed(
 ) -> Embeddings:
     """Features and log-probabilities of the sites `rows`.
 
-    Their roles, where there is a split, are those of `splits.site_roles`; control wells of the
-    experiments that it uses have the role "context".
+    Their roles, where there is a split, are those of `splits.roles_with_context`.
     """
     found = predict(setup, steps.embed_step, state, rows)
     sites, split, role = setup.images.sites, setup.split, None
     if len(split.train):
-        role = splits.site_roles(split, len(sites))
-        used = np.unique(sites["experiment"][np.concatenate([split.train, split.val, split.test])])
-        context = (role == "other") & (sites["well_type"] != "treatment")
-        role[context & np.isin(sites["experiment"], used)] = "context"
-        role = role[rows]
+        role = splits.roles_with_context(sites, split)[rows]
     return Embeddings(
         sites[rows], found["embedding"], found["log_probs"], setup.vocabulary.classes,
         source=dict(source), role=role,
