@@ -5,7 +5,7 @@ does not. The program counts its steps while it runs, so its numbers are the sam
 calls are cut: at checkpoints, at evaluations, at the end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -29,21 +29,24 @@ def room(setup: Setup) -> int:
 
 
 def train_calls(
-    setup: Setup, start: int, cuts: Iterable[int], log: Log
+    setup: Setup, start: int, cuts: Iterable[int], log: Log, decided: Callable[[int], None]
 ) -> Iterator[tuple[int, Draw]]:
     """(step that is reached, what the call takes) from step `start` on; no call runs past a cut.
 
     Where the setting is 0 the first calls are timed: the caller gives each to `log`.
+    decided: is told the number of steps per call.
     """
     k, stop, cuts = room(setup), setup.spec.total_steps, set(cuts)
+    count = k
     if k > 1 and not setup.config.train.steps_per_call:
-        trial = min(start + TRIAL, stop)
+        trial, count = min(start + TRIAL, stop), 1
         yield from _some(setup, start, trial, k, range(start, trial))
-        if trial == stop:  # a single step has no time
-            return
-        log.flush()
-        cuts.update(range(trial, stop, _together(log.step_seconds(), k)))
+        if trial < stop:  # else there may be a single step, which has no time
+            log.flush()
+            count = _together(log.step_seconds(), k)
+            cuts.update(range(trial, stop, count))
         start = trial
+    decided(count)
     yield from _some(setup, start, stop, k, cuts)
 
 

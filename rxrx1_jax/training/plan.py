@@ -24,7 +24,7 @@ from rxrx1_jax.config import change
 from rxrx1_jax.data import cache
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.training.progress import STEPS_AHEAD
-from rxrx1_jax.training.run_dir import RunError
+from rxrx1_jax.training.run_dir import RunError, write_json
 from rxrx1_jax.training.setup import Setup, create_model
 from rxrx1_jax.training.steps import CONTEXT
 
@@ -93,6 +93,18 @@ def check(setup: Setup) -> Need:
     if there and found.total > MARGIN * there:
         raise RunError(too_large(setup, found, there))
     return found
+
+
+def record(setup: Setup, workdir: Path, steps_per_call: int) -> None:
+    """Writes plan.json: what this start of the training decided, and what it expects to need."""
+    there, found = limit(), need(setup)
+    if jax.process_index() == 0:
+        write_json(workdir / "plan.json", {
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "dtype": setup.config.model.dtype, "cache": setup.stream.cache,
+            "steps_per_call": steps_per_call,
+            "bytes_per_device": {**found._asdict(), "total": found.total, "limit": there or None},
+        })  # fmt: skip
 
 
 def checked_step(setup: Setup) -> Callable[..., Any]:

@@ -164,8 +164,10 @@ class Training:
             raise processes.Preempted(start)
         store, asked = setup.train_store(), time.monotonic()
         train_step = plan.checked_step(setup)
+        cuts = eval_steps | save_steps | trace.cuts
+        decided = partial(plan.record, setup, self.workdir)
         # 1. next batches  2. updates  3. metrics  4. checkpoint  5. evaluation  6. told to end?
-        for step, draw in train_calls(setup, start, eval_steps | save_steps | trace.cuts, log):
+        for step, draw in train_calls(setup, start, cuts, log, decided):
             with trace.step(step):
                 got = time.monotonic()
                 state, metrics = train_step(state, store, draw)
@@ -266,7 +268,7 @@ def _summary(setup: Setup, start: int) -> str:
         + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
         f"{config.model.name} of {parameters:,} parameters, {setup.spec.total_steps:,} steps of"
         f" {config.optim.batch_size} sites on {jax.device_count()} x"
-        f" {jax.devices()[0].device_kind}",
+        f" {jax.devices()[0].device_kind}, {config.model.dtype}, data.cache={setup.stream.cache}",
         *([f"resumed at step {start:,}"] if start else []),
     ]
     return "\n".join(parts)

@@ -113,6 +113,8 @@ def test_calls_are_as_long_as_the_time_of_a_step_asks(by_fours, images, tmp_path
     monkeypatch.setattr(calls, "_some", counted)
     assert_same(trained(images, tmp_path / "run", data__cache="device"), by_fours)
     assert lengths[: calls.TRIAL] == [1] * calls.TRIAL and max(lengths) == 3
+    planned = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert (planned["steps_per_call"], planned["cache"]) == (3, "device")
 
 
 @pytest.mark.parametrize("steps", [1, 3, 6])

@@ -163,6 +163,12 @@ def test_a_known_limit_changes_nothing_and_compiles_once(monkeypatch, tmp_path):
     jax.monitoring.unregister_event_duration_listener(note)
     assert sum("run_steps" in name for name in compiled) == 1
     jax.tree.map(np.testing.assert_array_equal, params(tmp_path / "a"), params(tmp_path / "b"))
+    one, two = (json.loads((tmp_path / run / "plan.json").read_text()) for run in "ab")
+    assert one["bytes_per_device"].pop("limit") is None
+    assert two["bytes_per_device"].pop("limit") == 1 << 40
+    found = plan.need(setup.prepare(config, images))
+    assert one["bytes_per_device"] == found._asdict() | {"total": sum(found)}
+    assert (one["dtype"], one["cache"], one["steps_per_call"]) == ("float32", "none", 1)
 
 
 def test_out_of_memory_that_comes_all_the_same_is_one_line(small, monkeypatch, tmp_path):
