@@ -40,10 +40,11 @@ def find(name: str) -> Method:
 def reference(name: str) -> str:
     """The method that one is compared with: its classifier without transforms, or "none"."""
     method = find(name)
-    if method.transforms:
+    members = method.grid or (method,)
+    if all(one.transforms for one in members):
         for other, plain in METHODS.items():
             stages = plain.transforms, plain.adapt, plain.decide
-            if plain.classify is method.classify and not any(stages):
+            if not any(stages) and all(one.classify is plain.classify for one in members):
                 return other
     return "none"
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rxrx1_jax.methods.catalogue import find
-from rxrx1_jax.methods.evidence import Evidence, from_embeddings, scores
+from rxrx1_jax.methods.evidence import Evidence, choose, from_embeddings, scores
 from rxrx1_jax.training import predictions, run_dir
 
 if TYPE_CHECKING:
@@ -69,14 +69,20 @@ def predictions_of(
         if evidence is None:
             embeddings = run.embeddings(True, folder)
             evidence, source = from_embeddings(embeddings), dict(embeddings.source)
+        method = find(name)
         try:
-            found = scores(find(name), evidence, adapted)
+            chosen = choose(method, evidence, adapted)
+            found = scores(chosen, evidence, adapted)
         # A library of an extra; data that a method is not for (no controls, no groups).
         except (ImportError, ValueError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             if refused is not None:
                 refused[name] = error
             continue
+        if method.grid:
+            number = method.grid.index(chosen) + 1
+            print(f"{name}: validation chose {number} of {len(method.grid)} {chosen.about}".strip(),
+                  file=sys.stderr)  # fmt: skip
         path = _path(folder or run.path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         tables[name] = _table(evidence, found).replace_schema_metadata(_made_by(source, name))

@@ -4,10 +4,10 @@
 
 Each stage is given `Evidence` that the stages before it have changed. What a method may see beyond
 the image is declared in `uses`, and `evidence_for` withholds the rest: labels of test and
-validation sites always, controls of experiments without training sites unless "test_controls" is
-declared. A method that does not declare "test_images" is fitted without test sites, and is refused
-if half of them change what another site gets. Results are compared within a budget of information,
-one of BUDGETS.
+validation sites always (`choose` alone reads those of validation), controls of experiments without
+training sites unless "test_controls" is declared. A method that does not declare "test_images" is
+fitted without test sites, and is refused if half of them change what another site gets. Results are
+compared within a budget of information, one of BUDGETS.
 
 `catalogue.METHODS` has ours. A method of your own is a `Method` in any module that Python can
 import, named as module.name; docs/methods.md adds one.
@@ -106,6 +106,7 @@ class Method:
         declared), and returns a function Evidence -> f32 [n, K], log-probabilities or the like;
         None: the network's own.
       decide: Evidence -> f32 [n, K], from log-probabilities to better ones; None: those.
+      grid: methods of which the validation sites choose one (`choose`), in place of the stages.
       uses: what it may see, of USES.
       version: of its results; raise it when they change, and stored ones are computed again.
       about: one line that says what it does.
@@ -115,6 +116,7 @@ class Method:
     transforms: tuple[Callable[[Evidence], np.ndarray], ...] = ()
     classify: Callable[[Evidence], Callable[[Evidence], np.ndarray]] | None = None
     decide: Callable[[Evidence], np.ndarray] | None = None
+    grid: "tuple[Method, ...]" = ()
     uses: frozenset[str] = frozenset()
     version: int = 1
     about: str = ""
@@ -129,6 +131,13 @@ class Method:
             needed = "test_controls" if self.adapt.on == "control" else "test_images"
             if not self.uses & {needed, "test_images"}:
                 raise ValueError(f"{self.adapt} sees test images: declare {needed!r} in uses")
+        if self.grid and (self.adapt or self.transforms or self.classify or self.decide):
+            raise ValueError("a grid stands in place of the stages; expected them in its methods")
+        for number, one in enumerate(self.grid, 1):
+            more = sorted(one.uses - self.uses)
+            if one.grid or more:
+                found = f"uses {more[0]!r}; declare it for the whole" if more else "has a grid"
+                raise ValueError(f"method {number} of the grid {found}")
 
     @property
     def budget(self) -> str:
@@ -169,13 +178,36 @@ def scores(method: Method, evidence: Evidence, adapted: Adapted | None = None) -
     """What the method gives the test sites, from the evidence it declared: f32 [test sites, K].
 
     Raises ValueError: a method that needs a network without one, or that uses more than it
-    declares; whatever its stages raise.
+    declares, or a grid without validation sites; whatever its stages raise.
     """
+    method = choose(method, evidence, adapted)
     return read_out(method, transformed(method, evidence, adapted))
 
 
-def read_out(method: Method, given: Evidence) -> np.ndarray:
-    """The rest of `scores`, of what `transformed` gave."""
+def choose(method: Method, evidence: Evidence, adapted: Adapted | None = None) -> Method:
+    """The method of the grid with the highest accuracy on the validation sites, the first of
+    equals; without a grid the method itself. The labels of the test sites have no say.
+
+    Raises ValueError: no validation site has a label of the classes.
+    """
+    if not method.grid:
+        return method
+    val = evidence.sites[evidence.role == "val"]["sirna_id"]
+    known = np.isin(val, evidence.classes)
+    if not known.any():
+        raise ValueError(
+            "its grid is chosen from on validation sites, and none has a known label; expected a"
+            " run with data.val_experiments=1 or more, or a table with some of role val"
+        )
+    right = []
+    for one in method.grid:
+        found = read_out(one, transformed(one, evidence, adapted), "val")
+        right.append(np.sum((evidence.classes[found.argmax(1)] == val)[known]))
+    return method.grid[int(np.argmax(right))]
+
+
+def read_out(method: Method, given: Evidence, role: str = "test") -> np.ndarray:
+    """The rest of `scores`, of what `transformed` gave, for the sites of a role."""
     if method.classify is not None:
         held_out = np.isin(given.role, HELD_OUT)
         seen = given if "test_images" in method.uses else given.only(~held_out)
@@ -189,7 +221,7 @@ def read_out(method: Method, given: Evidence) -> np.ndarray:
             " method with a classifier"
         )
     found = given.log_probs if method.decide is None else _stage(method, method.decide, given)
-    return found[given.role == "test"]
+    return found[given.role == role]
 
 
 def transformed(method: Method, evidence: Evidence, adapted: Adapted | None = None) -> Evidence:

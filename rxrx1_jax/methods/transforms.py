@@ -56,22 +56,24 @@ def centre(
 
 
 def sphering(
-    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type"
-) -> np.ndarray:
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type",
+    share: float | None = None,
+) -> np.ndarray:  # fmt: skip
     """ZCA whitening by the fit rows of the group: (x - mean) C^(-1/2).
 
-    C = (1 - s) S + s * trace(S)/d * I with the covariance S (ddof 0) and s of `shrinkage`. ZCA:
-    Kessy, Lewin and Strimmer 2018 (The American Statistician 72, 309); on controls, as in
-    pycytominer's Spherize.
+    C = (1 - s) S + s * trace(S)/d * I with the covariance S (ddof 0), where s is `share`, or that
+    of `shrinkage` if it is None. ZCA: Kessy, Lewin and Strimmer 2018 (The American Statistician 72,
+    309); on controls, as in pycytominer's Spherize.
     """
     x = checked(embeddings, sites, fit, by)
     out = np.empty_like(x)
     for rows, learn in _groups(sites, fit, by):
         mean = x[learn].mean(0, dtype=np.float64)
         centred = x[learn] - mean
-        covariance, share = centred.T @ centred / len(centred), shrinkage(centred)
+        covariance = centred.T @ centred / len(centred)
+        s = shrinkage(centred) if share is None else share
         target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        shrunk = (1 - share) * covariance + share * target
+        shrunk = (1 - s) * covariance + s * target
         out[rows] = (x[rows] - mean) @ _power(shrunk, -0.5)
     return out
 

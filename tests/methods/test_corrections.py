@@ -155,6 +155,31 @@ def test_a_method_that_refuses_the_data_is_left_out(run, monkeypatch, capsys):
     assert "refusing" not in correct.summary({Unit("", 0, 0): tables}, SHARED).markdown()
 
 
+def test_what_validation_chose_is_said_and_stored(run, monkeypatch, capsys):
+    """Of two decisions the second is right on every validation site."""
+    evidence = small_evidence()
+    named = dict(zip(evidence.sites["site_id"], evidence.sites["sirna_id"], strict=True))
+
+    def right(given):
+        return np.equal.outer([named[site] for site in given.sites["site_id"]], given.classes)
+
+    methods = Method(about="unsure"), Method(decide=lambda e: right(e) * 1.0, about="right")
+    monkeypatch.setitem(METHODS, "tuned", Method(grid=methods))
+    refused = {}
+    assert "tuned" not in predictions_of(run, ["tuned"], refused=refused)
+    assert "val_experiments" in str(refused["tuned"]) and "tuned" in capsys.readouterr().err
+    made = Run.open(run).embeddings(log_probs=True)
+    val = np.where(evidence.sites["experiment"] == "RPE-01", "val", made.role)
+    role = np.where(made.role == "test", val, made.role)
+    lib.write(dataclasses.replace(made, role=role), run / EMBEDDINGS, log_probs=True)
+    table = predictions_of(run, ["tuned"])["tuned"]
+    assert table["prediction"].to_pylist() == table["label"].to_pylist()
+    assert table["site_id"].to_pylist() == evidence.sites["site_id"][role == "test"].tolist()
+    said = capsys.readouterr().err
+    assert "tuned" in said and "2 of 2" in said and "right" in said
+    assert stored(run, "tuned").equals(table)
+
+
 def test_several_runs_are_averaged_and_paired(run):
     tables = predictions_of(run, ["none", "centroids"])
     swapped = {"none": tables["centroids"], "centroids": tables["none"]}

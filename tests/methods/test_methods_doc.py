@@ -7,13 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from arrays import small_evidence
+
+from rxrx1_jax.methods.evidence import scores
 
 pytest_plugins = ["dataset_fixture"]
 
 ROOT = Path(__file__).parents[2]
 DOC = (ROOT / "docs" / "methods.md").read_text()
+BLOCKS = {
+    kind: re.findall(rf"```{kind}\n(.*?)```", DOC, re.DOTALL) for kind in ("python", "console")
+}
 
 
 def run(arguments, folder):
@@ -28,7 +35,7 @@ def run(arguments, folder):
 
 @pytest.mark.parametrize("name", ["mean_matching", "minus_mean"])
 def test_each_method_is_under_twenty_lines(name):
-    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    code = BLOCKS["python"][0]
     (body,) = re.findall(rf"^def {name}\(.*?(?=^def |\Z)", code, re.DOTALL | re.MULTILINE)
     imports = code[: code.index("\n\n\n")]
     assert len((imports + body).split("\n")) < 20 + 2  # the blank lines around it
@@ -36,10 +43,9 @@ def test_each_method_is_under_twenty_lines(name):
 
 @pytest.mark.long
 def test_the_example_runs(tiny, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
-    (tmp_path / "my_methods.py").write_text(code)
-    (block,) = re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)
-    training, correction = (shlex.split(line.removeprefix("$ ")) for line in block.splitlines())
+    (tmp_path / "my_methods.py").write_text(BLOCKS["python"][0])
+    lines = BLOCKS["console"][0].splitlines()
+    training, correction = (shlex.split(line.removeprefix("$ ")) for line in lines)
     assert training[:3] == ["python", "-m", "rxrx1_jax.main"]
     small = [  # the tiny release in place of the synthetic screen
         f"--config.data.dir={tiny.dataset.parent.parent.parent}", "--config.data.name=rxrx1/tiny",
@@ -56,6 +62,22 @@ def test_the_example_runs(tiny, tmp_path):
     assert sorted(pq.read_table(stored)["site_id"].to_pylist()) == sorted(
         predictions["site_id"].to_pylist()
     )
+
+
+def test_the_grid_chooses_among_its_shares():
+    names: dict = {}
+    exec(BLOCKS["python"][1], names)
+    evidence = small_evidence()
+    test = np.flatnonzero(evidence.role == "test")
+    evidence.role[test[::2]] = "val"
+    tuned, right = names["tuned"], []
+    for one in tuned.grid:
+        as_test = evidence._replace(role=np.where(evidence.role == "val", "test", np.where(
+            evidence.role == "test", "other", evidence.role)))  # fmt: skip
+        predicted = scores(one, as_test).argmax(1)
+        right.append(np.mean(predicted == evidence.sites["sirna_id"][evidence.role == "val"]))
+    best = tuned.grid[int(np.argmax(right))]
+    np.testing.assert_array_equal(scores(tuned, evidence), scores(best, evidence))
 
 
 def test_every_plug_in_of_the_tables_exists():

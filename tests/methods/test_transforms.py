@@ -89,16 +89,17 @@ def test_centre_against_pandas(embeddings, sites, controls):
 
 
 @pytest.mark.parametrize(
-    ("by", "groups"),
+    ("by", "groups", "share"),
     [
-        ("plate", plates_of),
-        ("experiment", lambda sites: [of_experiment(sites, name) for name in EXPERIMENTS]),
-        ("cell_type", lambda sites: [sites["cell_type"] == name for name in ("RPE", "U2OS")]),
+        ("plate", plates_of, None),
+        ("experiment", lambda sites: [of_experiment(sites, name) for name in EXPERIMENTS], 0.3),
+        ("cell_type", lambda sites: [sites["cell_type"] == name for name in ("RPE", "U2OS")], None),
     ],
 )
-def test_sphering_against_scikit_learn_and_scipy(embeddings, sites, controls, by, groups):
-    oracle = pytest.importorskip("sklearn.covariance").LedoitWolf()
-    out = transforms.sphering(embeddings, sites, controls, by=by)
+def test_sphering_against_scikit_learn_and_scipy(embeddings, sites, controls, by, groups, share):
+    sklearn = pytest.importorskip("sklearn.covariance")
+    oracle = sklearn.ShrunkCovariance(shrinkage=share) if share else sklearn.LedoitWolf()
+    out = transforms.sphering(embeddings, sites, controls, by, share)
     for group in groups(sites):
         group = np.arange(len(sites))[group]
         known = embeddings[group[controls[group]]]
