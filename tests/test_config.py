@@ -254,9 +254,6 @@ def test_a_saved_config_is_a_config(tmp_path, content, said):
     assert said in message and str(path) in message
 
 
-# Plug-ins
-
-
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
     """Makes `own_plug_ins` importable; returns the function that writes it."""
@@ -294,9 +291,6 @@ def test_what_is_no_plug_in_is_refused_by_a_line(own_module, text, said):
     own_module("def bad():\n    return {}['nothing']\n")
     message = refusal(config_lib.load, "optim.loss", text)
     assert message.startswith("optim.loss=") and said in message
-
-
-# Upgrades
 
 
 def test_a_saved_run_that_lacks_a_field_means_what_was_done_before_it():

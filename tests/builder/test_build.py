@@ -15,7 +15,7 @@ from absl import flags
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
 
-from tfds_builder.rxrx1 import Builder, machine  # noqa: E402
+from tfds_builder.rxrx1 import Builder  # noqa: E402
 from tfds_builder.rxrx1.__main__ import main  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
@@ -170,14 +170,6 @@ def test_a_folder_that_cannot_be_used(command, folder, tiny, tmp_path, monkeypat
     assert main(command.format(folder).replace(" . ", f" {tiny.dataset} ").split()) == 1
     err = capsys.readouterr().err
     assert folder in err and err.count("\n") == 1 and os.listdir() == ["file[1]"]
-
-
-def test_paths_are_expanded_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for expand in (machine.expand, machine.local):
-        assert os.fspath(expand("~/a~b[1]")) == f"{tmp_path}/a~b[1]"
-        assert os.fspath(expand(Path("a"))) == "a"
-    assert os.fspath(machine.expand("gs://bucket/~/a")) == "gs://bucket/~/a"
 
 
 ENDS = {  # of a program, and its status: a crash; a child that lives as long as its parent

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from tiny_release import PLATE_WITHOUT_CONTROLS, tiny_rows
 
-from tfds_builder.rxrx1 import controls, machine
-from tfds_builder.rxrx1.machine import usable_cpus
+from tfds_builder.rxrx1 import controls
 from tfds_builder.rxrx1.release.metadata import Site
 
 
@@ -144,7 +143,7 @@ def test_what_serves_a_plate(sites, caplog, case):
         assert all(is_control(s) for s in looked_at if s.experiment not in dropped)
     zero = {plate for plate, (_, std) in statistics.plate.items() if not std.all()}
     assert zero == {plate for plate in statistics.plate if plate[:1] in black}
-    assert ("standard deviation of zero" in caplog.text) == bool(zero)
+    assert ("of zero" in caplog.text) == bool(zero)
 
 
 def of(sites, experiment, plate=None, controls_only=False):
@@ -213,22 +212,3 @@ def test_no_cancellation_where_float64_sums_fail():
     assert np.float32(mean) == np.float32(255)
     naive = (255**2 * n - 509) / n - ((255 * n - 1) / n) ** 2
     assert not math.isclose(naive, float(variance), rel_tol=1e-3)
-
-
-def test_map_in_order_is_bounded_stops_early_and_passes_errors_on():
-    begun = []
-
-    def work(i):
-        begun.append(i)
-        return i * i if i != 50 else 1 / 0
-
-    results = machine.map_in_order(work, range(1000))
-    first = [next(results) for _ in range(20)]
-    assert first == [i * i for i in range(20)]
-    assert len(begun) <= 20 + 2 * usable_cpus() + 1
-    results.close()
-    assert len(begun) < 100
-    results = machine.map_in_order(work, range(100))
-    assert [next(results) for _ in range(50)] == [i * i for i in range(50)]
-    with pytest.raises(ZeroDivisionError):
-        next(results)

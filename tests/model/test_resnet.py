@@ -16,69 +16,12 @@ import torch.nn.functional as F
 from example_info import make_info
 from flax import traverse_util
 from torch import nn
+from torch_resnet import TorchResNet, basic, bottleneck
 
 from rxrx1_jax.model import networks, resnet
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is no installed package
 from benchmarks import plain_linen  # noqa: E402
-
-
-class Block(nn.Module):
-    """Convolutions of (kernel, stride, outputs), each with BatchNorm, and a shortcut."""
-
-    def __init__(self, inputs, *convolutions):
-        super().__init__()
-        self.downsample = nn.Identity()
-        outputs, stride = convolutions[-1][2], max(stride for _, stride, _ in convolutions)
-        if stride > 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
-        self.layers = []
-        for i, (kernel, stride, features) in enumerate(convolutions, 1):
-            conv = nn.Conv2d(inputs, features, kernel, stride, kernel // 2, bias=False)
-            self.layers.append((conv, nn.BatchNorm2d(features)))
-            self.add_module(f"conv{i}", self.layers[-1][0])
-            self.add_module(f"bn{i}", self.layers[-1][1])
-            inputs = features
-
-    def forward(self, x):
-        y = x
-        for conv, norm in self.layers[:-1]:
-            y = F.relu(norm(conv(y)))
-        conv, norm = self.layers[-1]
-        return F.relu(norm(conv(y)) + self.downsample(x))
-
-
-def basic(inputs, features, stride):
-    return Block(inputs, (3, stride, features), (3, 1, features))
-
-
-def bottleneck(inputs, features, stride):
-    return Block(inputs, (1, 1, features), (3, stride, features), (1, 1, 4 * features))
-
-
-class TorchResNet(nn.Module):
-    """ResNet v1.5 with six input channels, in the words of PyTorch."""
-
-    def __init__(self, block, sizes, classes):
-        super().__init__()
-        self.conv1 = nn.Conv2d(6, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.pool = nn.MaxPool2d(3, 2, 1)
-        inputs = 64
-        for stage, size in enumerate(sizes, 1):
-            features = 64 * 2 ** (stage - 1)
-            blocks = []
-            for i in range(size):
-                blocks.append(block(inputs, features, 2 if stage > 1 and i == 0 else 1))
-                inputs = blocks[-1].layers[-1][0].out_channels
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(inputs, classes)
-
-    def forward(self, x):
-        x = self.pool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
 
 
 def port(named_tensors):
@@ -256,10 +199,10 @@ def test_initialisation():
             assert abs(np.std(value) / expected - 1) < 5 / np.sqrt(2 * value.size), path
 
 
-@pytest.mark.parametrize(
-    "create",
-    [partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 8), partial(resnet.DemoResNet, 16)],
-)
+SMALL = [partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 8), partial(resnet.DemoResNet, 16)]
+
+
+@pytest.mark.parametrize("create", SMALL)
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_state(create):
     images = jax.random.normal(jax.random.key(1), (8, 32, 32, 6))
     variables = initialised(create(jnp.dtype("bfloat16")), images)
@@ -295,9 +238,7 @@ def test_demo_network_has_finite_gradients_on_constant_images():
         assert np.all(np.isfinite(leaf))
 
 
-@pytest.mark.parametrize("create", [
-    partial(resnet.ResNet, (1, 1), resnet.BottleneckBlock, 8), partial(resnet.DemoResNet, 16),
-])  # fmt: skip
+@pytest.mark.parametrize("create", SMALL)
 def test_remat_computes_blocks_again_and_gives_the_same_numbers(create):
     """Operation by operation: XLA's CPU back-end may merge what is computed twice."""
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 6)).astype(np.float32)
@@ -350,12 +291,10 @@ def test_other_platforms_get_the_plain_network(monkeypatch, platform, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found, expected = operations(ours, platform), operations(plain, platform)
     assert found == expected
-    convolutions = {
-        name: sum(count for line, count in lines.items() if "stablehlo.convolution" in line)
-        for name, lines in (("found", found), ("on_cpu", on_cpu))
-    }
+
+    def count(lines, name):
+        return sum(count for line, count in lines.items() if f"stablehlo.{name}" in line)
+
     # 53 forward, 53 gradients of kernels and 52 of inputs: the images need none.
-    assert convolutions["found"] == 158
-    assert convolutions["on_cpu"] < 50 and on_cpu != found
-    # Products are left to the classifier.
-    assert sum(count for line, count in found.items() if "stablehlo.dot_general" in line) == 3
+    assert count(found, "convolution") == 158 and count(on_cpu, "convolution") < 50
+    assert count(found, "dot_general") == 3  # products are left to the classifier
