@@ -5,10 +5,20 @@ predicts the test sites, and RUN/corrections/METHOD.parquet keeps what it predic
 compares methods within the same budget of information, paired with the uncorrected network; methods
 that transform embeddings are paired with the same classifier of embeddings as they are. Runs that
 differ in more than fold and seed have a table for each of their settings.
+
+    python -m rxrx1_jax.correct --embeddings=FILE --metadata=FILE --out=DIR
+
+does it with embeddings of any network: the official ones, or your own. Methods are tried over the
+folds of --protocol, and DIR/index.html is a page with accuracy, gains, and how much batch and
+biology the embeddings hold. What is computed is kept in DIR: the same command goes on. Neither
+images nor a network are needed, so methods that change the network are not tried. Methods can be
+chained: tvn_plate+lda.
 """
 
 import csv
+import signal
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,19 +93,62 @@ def _shared(run: Path) -> float:
         ) from error
 
 
+def _table(options: Namespace) -> None:
+    """Of --embeddings."""
+    from rxrx1_jax.data import tables  # here: --help needs none of these
+    from rxrx1_jax.embedded import command as embedded
+    from rxrx1_jax.embedded import page
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else workers would go on alone
+    command.check_writable("--out", options.out)
+    folds = [int(fold) if fold.isdecimal() else -1 for fold in options.folds.split(",")]
+    asked = embedded.asked_for(
+        options.methods or embedded.usable(), options.protocol.split(","), folds,
+        options.val_experiments,
+    )  # fmt: skip
+    found = tables.read(options.embeddings, options.metadata or "")
+    for remark in found.remarks:
+        print(remark, file=sys.stderr)
+    workers = options.workers or embedded.cores()
+    judged = embedded.judge(found.embeddings, asked, options.out, workers, found.remarks)
+    text, written = page.write(judged, options.out)
+    print("\n".join([text, f"Page: {written}"]))
+
+
 def main() -> int:
     width = max(map(len, METHODS))
     lines = [f"  {name:{width}}  {method.about}" for name, method in METHODS.items()]
-    parser = command.Parser("correct", __doc__ or "", epilog="methods:\n" + "\n".join(lines))
+    parser = command.Parser(
+        "correct", __doc__ or "", "*", epilog="methods:\n" + "\n".join(lines)
+    )
     parser.add_argument(
-        "--methods", nargs="+", default=list(METHODS), metavar="METHOD",
-        help="names of the list below, or module.name of your own (default: all of the list)",
+        "--methods", nargs="+", default=[], metavar="METHOD",
+        help="names of the list below, or module.name of your own (default: all that apply)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=user_path, metavar="DIR",
         help="folder for the tables (corrections.md) and what is computed, in place of the runs",
     )  # fmt: skip
+    table = parser.add_argument_group("of a table of embeddings, in place of runs")
+    table.add_argument("--embeddings", type=user_path, metavar="FILE", help="CSV, TSV, Parquet,"
+                       " .h5ad, zip or gzip: a row per site or well, with its id")  # fmt: skip
+    table.add_argument("--metadata", type=user_path, metavar="FILE",
+                       help="of the screen, where the table has none: the release's, or Kaggle's")
+    table.add_argument("--protocol", default="batch", metavar="SPLIT,...",
+                       help="batch (default), random_well, random_site, official; the others give"
+                       " the gap to the first")  # fmt: skip
+    table.add_argument("--folds", default="0,1,2", help="0,1,2 unless given")
+    table.add_argument("--val_experiments", type=int, default=0, metavar="N",
+                       help="of each cell type, that methods with a grid choose by; 0 unless given")
+    table.add_argument("--workers", type=int, default=0, help="processes (default: a core each)")
     options = parser.parse_args()
+    if bool(options.runs) == bool(options.embeddings):
+        parser.error("expected either RUN... or --embeddings=FILE")
+    if options.embeddings:
+        if not options.out:
+            parser.error("--embeddings goes with --out=DIR")
+        return command.run(lambda: _table(options))
+    options.methods = options.methods or list(METHODS)
 
     def work() -> None:
         partners = [[reference(name), name] for name in options.methods]  # a wrong name is told now

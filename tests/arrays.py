@@ -58,3 +58,19 @@ def read_out_by_hand(x, evidence):
         cosine = [row @ mean / np.linalg.norm(mean) / TEMPERATURE for mean in means]
         out.append(cosine - np.log(np.exp(cosine).sum()))
     return np.array(out)[evidence.role == "test"]
+
+
+def screen(seed=0, sirnas=12, experiments=4, dim=6, effect=1.0, batch=1.0, noise=0.5):
+    """Two sites a well, a well a siRNA and experiment: columns of a small screen, rows mixed."""
+    rng = np.random.default_rng(seed)
+    sirna, experiment, _ = (
+        x.ravel() for x in np.meshgrid(range(sirnas), range(experiments), range(2), indexing="ij")
+    )
+    z = (
+        effect * rng.normal(size=(sirnas, dim))[sirna]
+        + batch * rng.normal(size=(experiments, dim))[experiment]
+        + noise * rng.normal(size=(len(sirna), dim))
+    )
+    names = np.array([f"HUVEC-{k + 1:02d}" for k in range(experiments)])[experiment]
+    order = rng.permutation(len(sirna))
+    return z[order].astype(np.float32), sirna[order], names[order]

@@ -14,7 +14,9 @@ from unittest import mock
 
 MODULES = {
     name: f"rxrx1_jax.{name}{'.__main__' if name in ('report', 'leaderboard') else ''}"
-    for name in ("main", "table1", "report", "leaderboard", "correct", "diagnose", "lda12")
+    for name in (
+        "main", "table1", "report", "leaderboard", "correct", "diagnose", "lda12", "download",
+    )
 }
 
 

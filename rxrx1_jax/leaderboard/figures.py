@@ -11,7 +11,7 @@ from rxrx1_jax.leaderboard.methods import Methods
 from rxrx1_jax.leaderboard.scores import Row
 from rxrx1_jax.leaderboard.scores import gains as gains_of
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.statistics import Score, by_fold
+from rxrx1_jax.methods.statistics import Comparison, Score, by_fold
 from rxrx1_jax.report import figures
 from rxrx1_jax.report.figures import LOOKS, SMALL, TEXT, WIDTH, Series, mark
 from rxrx1_jax.report.runs import PROTOCOLS
@@ -22,24 +22,31 @@ TICKS = (-80, -30, -10, -5, 0, 5, 10, 30, 80)
 
 def gains(methods: Methods, rows: Sequence[Row]) -> Figure:
     """Gain by site over the baseline with its interval; a dot for each fold (mean over seeds)."""
-    found, baseline = gains_of(methods, rows), methods.baseline
-    others = [row for row in rows if found[row.name][1].n]
-    places = [k + BUDGETS.index(row.budget) * 0.8 for k, row in enumerate(others)]
+    budgets = {row.name: row.budget for row in rows}
+    return gain_dots(gains_of(methods, rows), budgets, methods.baseline)
+
+
+def gain_dots(
+    found: Mapping[str, tuple[Score, Comparison]], budgets: Mapping[str, str], baseline: str
+) -> Figure:
+    """A row for each {name: (differences, comparison)} that has some."""
+    others = [name for name, (_, gain) in found.items() if gain.n]
+    places = [k + BUDGETS.index(budgets[name]) * 0.8 for k, name in enumerate(others)]
     figure = Figure(figsize=(WIDTH, 1.7 + 0.24 * len(others)), layout="constrained")
     axis = figure.subplots()
-    for row, y in zip(others, places, strict=True):
-        pairs, gain = found[row.name]
-        colour, shape = LOOKS[BUDGETS.index(row.budget)]
+    for name, y in zip(others, places, strict=True):
+        pairs, gain = found[name]
+        colour, shape = LOOKS[BUDGETS.index(budgets[name])]
         if not math.isnan(gain.low):
             axis.plot([100 * gain.low, 100 * gain.high], [y, y], color=colour, lw=2, alpha=0.7)
         dots = [100 * value for value in by_fold(pairs).values()]
         axis.plot(dots, [y] * len(dots), shape, ms=3, mfc="white", mec=colour, mew=0.8)
         axis.plot(100 * gain.mean, y, shape, ms=6, color=colour)
     for budget, (colour, shape) in zip(BUDGETS, LOOKS, strict=False):
-        if any(row.budget == budget for row in others):
+        if any(budgets[name] == budget for name in others):
             axis.plot([], [], shape, ls="-", color=colour, ms=6, lw=2, label=budget)
     axis.axvline(0, color="#222", lw=0.8)
-    axis.set_yticks(places, [row.name.replace(f"{baseline} + ", "+ ") for row in others])
+    axis.set_yticks(places, [name.replace(f"{baseline} + ", "+ ") for name in others])
     axis.set_ylim(max(places, default=0) + 0.7, -0.7)
     axis.set_xscale("symlog", linthresh=LINEAR)
     low, high = axis.get_xlim()

@@ -76,7 +76,7 @@ def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> 
     of synthetic screens only), the probe without scikit-learn (one line on stderr).
     """
     from rxrx1_jax.methods import embedding_metrics as metrics  # here: --help needs no SciPy
-    from rxrx1_jax.methods import mixing
+    from rxrx1_jax.methods import mixing, retrieval
 
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COLUMNS}
     treated = sites["well_type"] == "positive_control"
@@ -96,7 +96,7 @@ def measure(x: np.ndarray, sites: np.ndarray, sirnas: dict[str, Any] | None) -> 
         mixed = mixing.experiment_mixing(wells, experiment)
         found[PURITY].append((100 * mixed.purity, 100 * mixed.purity_chance))
         found[ILISI].append((mixed.ilisi, mixed.ilisi_chance))
-        again = metrics.retrieval_map(wells, label, experiment)
+        again = retrieval.retrieval_map(wells, label, experiment)
         found[AGAIN].append((again.mean, again.chance))
         found[FOUND].append((100 * discovered(again.p_value), 0.0))
         profiles, label, experiment = metrics.mean_profiles(

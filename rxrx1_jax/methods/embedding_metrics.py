@@ -1,6 +1,6 @@
 """Metrics of embeddings: how well one can tell experiments apart, and how well the biology.
 
-Experiments: `experiment_predictability`. Biology: `retrieval_map`, `replicate_consistency` and, on
+Experiments: `experiment_predictability`. Biology: `replicate_consistency`, `retrieval` and, on
 a synthetic screen, `planted_recovery`. A correction that erases everything mixes the experiments
 perfectly, so the first means nothing without one of the others beside it.
 
@@ -19,22 +19,12 @@ from scipy.spatial.distance import pdist
 from rxrx1_jax.data.embeddings import check_finite
 
 FOLDS = 5  # of the siRNAs, in the probe
-BLOCK = 2**24  # similarities held at once: 64 MiB
-NULL = 10_000  # random rankings
 TIED = 1e-6  # below it a difference is rounding
 
 
 class Predictability(NamedTuple):
     accuracy: float  # mean over the experiments of the share of their rows that is recognised
     chance: float  # 1 / number of experiments
-
-
-class Retrieval(NamedTuple):
-    mean: float  # over labels, of the mean over their rows
-    chance: float  # the same for rankings at random
-    average_precision: np.ndarray  # [n], NaN where a row has no positive
-    labels: np.ndarray  # [K] with a positive, sorted
-    p_value: np.ndarray  # [K] of each label's mean
 
 
 class Consistency(NamedTuple):
@@ -51,7 +41,7 @@ def mean_profiles(embeddings: np.ndarray, *columns: np.ndarray) -> tuple[np.ndar
     [n, D] and ids [n] -> means f64 [P, D], then the P values of each column, sorted by the first,
     second ...
     """
-    _check(embeddings, *columns)
+    check_rows(embeddings, *columns)
     codes = np.stack([np.unique(ids, return_inverse=True)[1] for ids in columns], axis=1)
     _, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(group, kind="stable")
@@ -79,7 +69,7 @@ def experiment_predictability(
         raise ModuleNotFoundError(
             "the probe needs scikit-learn: `pip install 'rxrx1_jax[analysis]'`"
         ) from error
-    _check(x, experiment, sirna)
+    check_rows(x, experiment, sirna)
     names, target = np.unique(experiment, return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"experiment {names[0]} is the only one; expected two or more")
@@ -96,82 +86,6 @@ def experiment_predictability(
         )
     right = np.bincount(target[predicted == target], minlength=len(names))
     return Predictability(float((right / np.bincount(target)).mean()), 1 / len(names))
-
-
-def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.ndarray) -> Retrieval:
-    """Mean average precision of finding a siRNA again in other experiments, by cosine similarity.
-
-    Every row is a query. Its positives are the rows of its label in other experiments, its
-    negatives all rows of other labels, those of its own experiment included: they are the ones
-    that batch effects put first. Rows of its label in its experiment are left out. A negative as
-    similar as a positive counts as ranked before it. This is the average precision of copairs
-    (Kalinin et al., "A versatile information retrieval framework for evaluating profile strength
-    and similarity", 2024) with pos_sameby=[label], pos_diffby=[experiment], neg_sameby=[],
-    neg_diffby=[label]. Chance is the exact expectation for M positives among L rows,
-    (H_L + (M - 1) / (L - 1) (L - H_L)) / L, H_L the L-th harmonic number. Rows are of one cell type
-    unless retrieval across cell types is meant.
-
-    p_value is that of copairs: the share of NULL random rankings whose mean over the label's rows
-    is as high. One ranking serves all rows with as many positives and negatives, for the rows of a
-    label are not independent.
-
-    Raises ValueError for fewer than two labels, a zero row, or no label in two experiments.
-    """
-    _check(embeddings, labels, experiment)
-    names, code = np.unique(labels, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("retrieval needs negatives: expected two labels or more")
-    n = len(labels)
-    order = np.argsort(code, kind="stable")
-    unit, code_of, made_in = _unit(embeddings)[order], code[order], experiment[order]
-    ends = np.cumsum(np.bincount(code))
-    own = [slice(end - size, end) for end, size in zip(ends, np.bincount(code), strict=True)]
-    harmonic = np.cumsum(1 / np.arange(1, n + 1))
-    precision, expected = np.full(n, np.nan), np.full(n, np.nan)
-    design = np.zeros((n, 2), int)  # positives of each row, and rows that it ranks
-    step = max(1, BLOCK // n)
-    for first in range(0, n, step):
-        similarity = unit[first : first + step] @ unit.T
-        positives = []
-        for i, row in enumerate(similarity, first):
-            same = own[code_of[i]]
-            positives.append(np.sort(row[same][made_in[same] != made_in[i]])[::-1])
-            row[same] = -np.inf
-        similarity.sort(axis=1)
-        for i, (row, positive) in enumerate(zip(similarity, positives, strict=True), first):
-            m = len(positive)
-            if m:
-                before = n - np.searchsorted(row, positive, side="left")
-                rank = np.arange(1, m + 1)
-                precision[order[i]] = (rank / (rank + before)).mean()
-                same = own[code_of[i]]
-                length = m + n - (same.stop - same.start)
-                design[order[i]] = m, length
-                h = harmonic[length - 1]
-                expected[order[i]] = (h + (m - 1) / (length - 1) * (length - h)) / length
-    if np.isnan(precision).all():
-        raise ValueError("retrieval needs positives: no label is in two experiments")
-    kinds, kind = np.unique(design, axis=0, return_inverse=True)
-    null = np.stack([_random_precision(m, length) for m, length in kinds.tolist()])
-    known, p_value = np.unique(code[design[:, 0] > 0]), []
-    for label in known:
-        rows = np.flatnonzero((code == label) & (design[:, 0] > 0))
-        above = null[kind[rows]].mean(0) >= precision[rows].mean() - TIED
-        p_value.append((1 + above.sum()) / (1 + NULL))
-    mean, chance = _mean_over(code, precision), _mean_over(code, expected)
-    return Retrieval(mean, chance, precision, names[known], np.array(p_value))
-
-
-def _random_precision(positives: int, length: int) -> np.ndarray:
-    """[NULL] average precision of random rankings; NaN without positives."""
-    if not positives:
-        return np.full(NULL, np.nan)
-    rng, found, step = np.random.default_rng([positives, length]), [], max(1, BLOCK // length)
-    for first in range(0, NULL, step):
-        keys = rng.random((min(step, NULL - first), length))
-        rank = np.sort(np.argpartition(keys, positives - 1, axis=1)[:, :positives], axis=1) + 1
-        found.append((np.arange(1, positives + 1) / rank).mean(1))
-    return np.concatenate(found)
 
 
 def replicate_consistency(
@@ -191,7 +105,7 @@ def replicate_consistency(
     Raises ValueError for two profiles of a label in one experiment (the sites of a well are
     similar whatever its label), for a zero profile, and if no label has two profiles.
     """
-    _check(profiles, labels, experiment)
+    check_rows(profiles, labels, experiment)
     names, code = np.unique(labels, return_inverse=True)
     _, made_in = np.unique(experiment, return_inverse=True)
     order = np.lexsort((made_in, code))
@@ -206,7 +120,7 @@ def replicate_consistency(
     several = np.bincount(code) > 1
     if not several.any():
         raise ValueError("consistency needs replicates: no label has two profiles")
-    unit, size = _unit(profiles)[order], np.bincount(code)[several]
+    unit, size = unit_rows(profiles)[order], np.bincount(code)[several]
     # For each experiment its rows, where each label's profile is among them (-1: nowhere), and
     # which of them each label gets: [draws + 1, its rows], first its own.
     rows = [np.flatnonzero(made_in == b) for b in range(made_in.max() + 1)]
@@ -273,7 +187,7 @@ def planted_recovery(measured: np.ndarray, planted: np.ndarray) -> float:
     return float(stats.spearmanr(*distances).statistic)
 
 
-def _check(embeddings: np.ndarray, *columns: np.ndarray) -> None:
+def check_rows(embeddings: np.ndarray, *columns: np.ndarray) -> None:
     n = len(embeddings)
     if embeddings.ndim != 2 or not n or any(ids.shape != (n,) for ids in columns):
         raise ValueError(
@@ -283,17 +197,9 @@ def _check(embeddings: np.ndarray, *columns: np.ndarray) -> None:
     check_finite("embedding", embeddings)
 
 
-def _unit(embeddings: np.ndarray) -> np.ndarray:
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float32."""
     length = np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
     if not length.all():
         raise ValueError(f"embedding of row {length.argmin()} is zero: it has no cosine")
     return (embeddings / length).astype(np.float32)
-
-
-def _mean_over(code: np.ndarray, values: np.ndarray) -> float:
-    """Mean over codes of the mean of their values; NaN is left out."""
-    kept = ~np.isnan(values)
-    count = np.bincount(code[kept])
-    sums = np.bincount(code[kept], weights=values[kept])
-    return float((sums[count > 0] / count[count > 0]).mean())

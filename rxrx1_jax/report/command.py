@@ -33,11 +33,11 @@ class Plain(argparse.ArgumentParser):
 
 
 class Parser(Plain):
-    """Of `python -m rxrx1_jax.NAME RUN...`."""
+    """Of `python -m rxrx1_jax.NAME RUN...`; runs: how many, as `nargs`."""
 
-    def __init__(self, name: str, about: str, **options: Any) -> None:
+    def __init__(self, name: str, about: str, runs: str = "+", **options: Any) -> None:
         super().__init__(name, about, **options)
-        self.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folder of a run")
+        self.add_argument("runs", nargs=runs, type=user_path, metavar="RUN", help="folder of a run")
         self.add_argument("--data_dir", type=user_path, metavar="DIR",
                           help="where the data are now; else where the run found them")  # fmt: skip
 

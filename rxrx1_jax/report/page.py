@@ -189,11 +189,16 @@ def made_with(runs: Sequence[FinishedRun]) -> Table:
         [what, "; ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"]
         for what, values in found.items()
     ]
+    rows += written_by()
+    return Table("Made with", ["what", "value"], rows)
+
+
+def written_by() -> list[list[Cell]]:
+    """Rows of such a table: the day, and the command that runs."""
     program = Path(sys.argv[0])
     module = ".".join(program.with_suffix("").parts[-2:]).removesuffix(".__main__")
     command = shlex.join(["python", "-m", f"rxrx1_jax.{module.split('.')[-1]}", *sys.argv[1:]])
-    rows += [["page of", time.strftime("%Y-%m-%d")], ["command", command]]
-    return Table("Made with", ["what", "value"], rows)
+    return [["page of", time.strftime("%Y-%m-%d")], ["command", command]]
 
 
 def _plots(page: Page, groups: Sequence[Group], chance: float, prefix: str) -> None:
