@@ -5,6 +5,7 @@
     create_network                      a network to train by a loop of your own
     config, train, load_run             settings, a training, and what it made (a `Run`)
     score                               accuracy of predictions
+    read_embeddings, write_embeddings   tables of embeddings, of any model and for other libraries
 
 Nothing heavy is imported before a name is used. docs/python.md shows all of them.
 """
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from rxrx1_jax.api import load_run as load_run
     from rxrx1_jax.api import make_split as make_split
     from rxrx1_jax.api import open_dataset as open_dataset
+    from rxrx1_jax.api import read_embeddings as read_embeddings
     from rxrx1_jax.api import score as score
     from rxrx1_jax.api import train as train
+    from rxrx1_jax.api import write_embeddings as write_embeddings
     from rxrx1_jax.data.images import InMemory as InMemory
 
 if sys.platform == "win32":  # locks, signals and reads at a position are those of POSIX
@@ -31,7 +34,10 @@ if sys.platform == "win32":  # locks, signals and reads at a position are those 
 _MODULES = {
     "InMemory": "rxrx1_jax.data.images",
     **dict.fromkeys(
-        ("open_dataset", "make_split", "batches", "create_network", "train", "load_run", "score"),
+        (
+            "open_dataset", "make_split", "batches", "create_network", "train", "load_run", "score",
+            "read_embeddings", "write_embeddings",
+        ),  # fmt: skip
         "rxrx1_jax.api",
     ),
 }

@@ -1,5 +1,6 @@
 """The functions that `import rxrx1_jax` offers; each is a short way to what the packages hold."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
-from rxrx1_jax.data import records, splits
+from rxrx1_jax.data import records, splits, table_styles, tables
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.data.info import Info
@@ -156,6 +157,30 @@ def load_run(path: str | Path) -> Run:
     Raises RunError: no run there, or of a newer version.
     """
     return Run.open(path)
+
+
+def read_embeddings(path: str | Path, metadata: str | Path = "") -> Embeddings:
+    """Embeddings of sites or wells, of any model: CSV, TSV, Parquet, .h5ad, gzip, zip.
+
+    Args:
+      path: a table with ids, or a run's embeddings.parquet; `data.tables` has what is understood.
+      metadata: of the release, Kaggle or WILDS: metadata.csv, its archive, or the folder; "": the
+        table has well_type and sirna_id itself.
+
+    What is missing or left out is counted in a warning each. Raises ValueError: one line; OSError.
+    """
+    found = tables.read(path, metadata)
+    for remark in found.remarks:
+        warnings.warn(remark, stacklevel=2)
+    return found.embeddings
+
+
+def write_embeddings(embeddings: Embeddings, path: str | Path, style: str = "official") -> None:
+    """Writes a table for other libraries; style: "official", "pycytominer" (both Parquet), "h5ad".
+
+    Raises ValueError, OSError; `data.table_styles` has the columns.
+    """
+    table_styles.write(embeddings, path, style)
 
 
 def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict[str, Any]:

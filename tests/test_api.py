@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from embedding_tables import FEATURES, IDS, TRUTH, X, metadata_file, text
 
 import rxrx1_jax as rx
 from rxrx1_jax.data import images as images_lib
@@ -77,7 +78,7 @@ def test_windows_is_refused_in_one_line(tmp_path, module, kind):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda path: rx.open_dataset("rxrx1/tiny", path), rx.load_run, rx.score,
+        lambda path: rx.open_dataset("rxrx1/tiny", path), rx.load_run, rx.score, rx.read_embeddings,
         lambda path: rx.train("smoke", path),
     ],
 )  # fmt: skip
@@ -88,6 +89,19 @@ def test_every_path_is_expanded_and_urls_are_refused(call, tmp_path, monkeypatch
         with pytest.raises((ValueError, OSError)) as error:
             call(given)
         assert said in str(error.value)
+
+
+def test_embeddings_of_any_model_are_read_and_written(tmp_path):
+    metadata = metadata_file(tmp_path)
+    table = IDS | FEATURES | {"sirna_id": TRUTH["sirna_id"]}
+    (tmp_path / "e.csv").write_bytes(text(table))
+    with pytest.warns(UserWarning, match="sirna_id") as warned:
+        found = rx.read_embeddings(tmp_path / "e.csv", metadata)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    rx.write_embeddings(found, tmp_path / "e.parquet", "pycytominer")
+    again = rx.read_embeddings(tmp_path / "e.parquet")
+    np.testing.assert_array_equal(again.x, X)
+    np.testing.assert_array_equal(again.sites, found.sites)
 
 
 def test_batches_are_normalised_sites_of_the_training_set(images):

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from embedding_tables import FEATURES, IDS, D, N, metadata_file, text
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,18 @@ def test_commands_find_configs_by_name_and_by_path(python, folder):
             # The config was found; the dataset is not there.
             assert code == 1 and err.startswith("error: dataset rxrx1/"), err
             assert "tfds_builder.rxrx1 build" in err and "\n" not in err
+
+
+def test_tables_of_embeddings_need_no_tensorflow(python, folder):
+    (folder / "e.csv").write_bytes(text(IDS | FEATURES))
+    metadata_file(folder)
+    program = (
+        "import sys, rxrx1_jax as rx\n"
+        "print(rx.read_embeddings('e.csv', 'meta/metadata.csv').x.shape)\n"
+        "print(sorted({'tensorflow', 'tensorflow_datasets'} & sys.modules.keys()))\n"
+    )
+    code, out, err = run(python, folder, "-c", program)
+    assert code == 0 and out.split("\n")[:2] == [str((N, D)), "[]"], err
 
 
 def test_the_smoke_run_needs_no_dataset(python, folder):

@@ -18,7 +18,7 @@ PREFIXES = ("image_metadata_", "metadata_")
 # Further numbers that are no features: what our own tables and others' have beside them.
 NO_FEATURES = frozenset(
     "role label labels target class y prediction probability loss well_prediction release_row row"
-    " column col index level_0 split fold imagenumber objectnumber tablenumber".split()
+    " column col index _index level_0 split fold imagenumber objectnumber tablenumber".split()
 )
 GROUPS = {"siRNA": ["sirna_id"], "plate": ["experiment", "plate"], "position": ["well"]}
 
@@ -60,27 +60,29 @@ def feature_columns(table: pa.Table) -> tuple[list[str], list[str]]:
                 _check_text(name, column)
             others.append(name)
     if not features:
+        last = others[-1]
         raise DatasetError(
-            f"no columns of numbers beside {listed(others)}; expected features, as feature_0"
+            f"no columns of numbers beside {listed(others)} ({last} holds {table[last][0]});"
+            " expected features, such as feature_0 with 0.25"
         )
     return features, others
 
 
 def _check_text(name: str, column: pa.ChunkedArray) -> None:
-    """Refuses text in a column that is one of numbers else."""
+    """Refuses text in a column that else holds numbers."""
     texts = [text or "" for text in column.to_pylist()]
     numbers = [_is_number(text) for text in texts]
-    if 2 * sum(numbers) >= len(numbers):
-        row = numbers.index(False) if not all(numbers) else 0
+    if len(numbers) > sum(numbers) >= len(numbers) / 2:
+        row = numbers.index(False)
         raise DatasetError(
-            f"column {name}, row {row}: found the text {texts[row]!r} among"
-            f" {sum(numbers)} numbers; expected numbers alone: correct it or drop the column"
+            f"column {name}, row {row}: found the text {texts[row]!r} among {sum(numbers)} numbers;"
+            " expected numbers alone: correct it or drop the column"
         )
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text.replace(",", "."))
+        float(text)
     except ValueError:
         return False
     return True

@@ -80,16 +80,14 @@ BAD = {  # file, words that the refusal must have
         ["HUVEC-02"],
     ),
     "constant": (lambda: text(IDS | {"a": [1] * N, "b": [2] * N}), ["constant", "a, b"]),
+    "text alone": (lambda: parquet(IDS | {"a": [f"{x}" for x in X[:, 0]]}), [f"a holds {X[0, 0]}"]),
     "no features": (lambda: text(IDS | {"sirna_id": TRUTH["sirna_id"]}), ["sirna_id"]),
     "nan": (lambda: text(changed(feature_0=spoilt("nan"))), ["1 of", FIRST, "feature_0"]),
     "infinite": (lambda: parquet(changed(feature_0=spoilt(np.inf))), ["1 of", FIRST, "feature_0"]),
     "too large": (lambda: parquet(changed(feature_0=spoilt(1e300))), ["1 of", FIRST, "feature_0"]),
     "a gap": (lambda: text(changed(feature_0=spoilt(""))), ["1 of", FIRST, "feature_0"]),
     "text": (lambda: text(changed(feature_0=spoilt("n.a."))), ["feature_0", "n.a.", "row 7"]),
-    "decimal commas": (
-        lambda: text(changed(feature_0=[str(x).replace(".", ",") for x in X[:, 0]]), ";"),
-        ["feature_0", ","],
-    ),
+    "decimal commas": (lambda: text(changed(), ";").replace(b".", b","), ["feature_4 holds -0,"]),
     "ragged vectors": (
         lambda: parquet(IDS | {"e": [[0.0] * (1 + i % 2) for i in range(N)]}), ["column e"],
     ),

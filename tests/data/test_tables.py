@@ -238,3 +238,31 @@ def test_missing_and_extra_rows_are_counted(metadata, tmp_path):
     (tmp_path / "e.csv").write_bytes(text(rows(only)))
     found, remarks = tables.read(tmp_path / "e.csv", metadata)
     assert len(found.x) == sum(only) and remarks[0].startswith(f"{N - sum(only)} of {N} ")
+
+
+REAL = Path(__file__).parents[3] / "shared" / "realdata"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real metadata is not here")
+@pytest.mark.parametrize("source", ["release", "kaggle"])
+def test_real_metadata(source, tmp_path):
+    metadata = REAL / "metadata_reconstructed.csv.gz"
+    if source == "kaggle":
+        metadata = tmp_path / "kaggle"
+        metadata.mkdir()
+        for packed in (REAL / "kaggle").iterdir():
+            (metadata / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+    with gzip.open(REAL / "metadata_reconstructed.csv.gz", "rt") as file:
+        ids = [line.split(",", 1)[0] for line in file][1:]
+    x = np.random.default_rng(0).normal(size=len(ids)).astype(np.float32)
+    (tmp_path / "e.parquet").write_bytes(parquet({"site_id": ids, "feature_0": x}))
+    found, remarks = tables.read(tmp_path / "e.parquet", metadata)
+    assert len(found.x) == 125510 and not remarks
+    at = {site: i for i, site in enumerate(ids)}
+    place = [at[site] for site in found.sites["site_id"].tolist()]
+    np.testing.assert_array_equal(found.x[:, 0], x[place])
+    treatments = found.sites["well_type"] == "treatment"
+    known = found.sites["sirna_id"] >= 0
+    train = found.sites["dataset"] == "train"
+    assert (train & treatments & known).sum() == 73030 and (train | known | treatments).all()
+    assert source == "release" or not (known & treatments & ~train).any()
