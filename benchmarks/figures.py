@@ -2,26 +2,29 @@
 
     make demo && make control
     python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=4
+    make leaderboard
+    python -m benchmarks.figures --leaderboard=runs/leaderboard
 
 docs/results.json holds the Markdown of each block: what a page has between
-`<!-- figures: NAME -->` and `<!-- end -->`. The picture in README is drawn again, too. Without RUNS
-only the blocks are written again.
+`<!-- figures: NAME -->` and `<!-- end -->`. With RUNS the picture in README is drawn again, too.
+With neither only the blocks are written again.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from rxrx1_jax.data.files import write_text
-from rxrx1_jax.report import table1
+from rxrx1_jax.report import files, table1
 from rxrx1_jax.report.runs import FinishedRun, Screen, group, load_runs
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value
 
@@ -37,6 +40,17 @@ COMMANDS = """```console
 $ make demo    # {:g} minutes: data, 12 trainings, table, page
 $ make test    # {:g} minutes: the tests, but for the long ones
 ```"""
+
+
+RECORD = {  # row of the leaderboard -> what is done with real images
+    "norm_site": "[WILDS](https://github.com/p-lambda/wilds) and, by default, the"
+    " [winner of the Kaggle competition](https://github.com/maciej-sypetkowski/kaggle-rcic-1st)"
+    " standardise each image by itself",
+    "gain_jitter": "the winner draws such gains and offsets by default",
+    "cutmix": "the winner uses it by default",
+}
+BOARD = "Accuracy", "The gap", "Controls"  # how the captions of its tables begin
+SHOWN = 5  # columns of the leaderboard that its page has: up to the p-value
 
 
 class FiguresError(ValueError):
@@ -83,11 +97,40 @@ def blocks(demo: Measured, control: Measured | None) -> dict[str, str]:
     ]
     head = ["test accuracy by site, points", "demo", "no batch effects", "the paper"]
     shares = map(_twins, demo.of(RANDOM[0]))
+    machine = _machine(run.environment for run in demo.runs)
     return {
-        "about": f"{_machine(demo.runs)} {table1.describe(demo.screen, demo.runs)}",
+        "about": f"{machine} {table1.describe(demo.screen, demo.runs)}",
         "table1": _only_table(Table("", ["", *table1.COLUMNS.values()], table).markdown()),
         "gaps": _only_table(Table("", head, gaps).markdown()),
         "twins": f"The demo leaves {statistics.fmean(shares):.0f} % of them such a twin.",
+    }
+
+
+def board(folder: Path) -> dict[str, str]:
+    """The blocks of docs/leaderboard.md, from the workdir of a finished leaderboard.
+
+    Raises FiguresError for one that is not finished, and for runs of several versions.
+    """
+    report = folder / "report" / "leaderboard.md"
+    text = report.read_text(encoding="utf-8")
+    if "Not in the tables" in text:
+        raise FiguresError(f"{report}: runs are missing, expected a finished leaderboard")
+    said, *tables = re.split(r"\n(?=[^|\n]+:\n\n\|)", text)  # before their captions
+    found = {word: table for table in tables for word in BOARD if table.startswith(word)}
+    if len(found) < len(BOARD):
+        raise FiguresError(f"{report}: tables {[*found]}, expected {', '.join(BOARD)}")
+    whole, gap, controls = map(found.__getitem__, BOARD)
+    rows = [line.split("|")[1 : SHOWN + 1] for line in whole.splitlines() if line[:1] == "|"]
+    gains = {row[0].strip(): row[3].strip() for row in rows}
+    record = [[name, gains[name], done] for name, done in RECORD.items() if name in gains]
+    head = ["method", "here: gain, points (95 % interval)", "on real images"]
+    made = _machine(files.read_environment(path) for path in folder.rglob("environment.json"))
+    return {
+        "board": f"{made} {said.strip()}",
+        "board_record": _only_table(Table("", head, record).markdown()),
+        "board_table": "\n".join(f"|{'|'.join(row)}|" for row in rows),
+        "board_gap": _only_table(gap),
+        "board_controls": _only_table(controls),
     }
 
 
@@ -102,17 +145,16 @@ def fill(text: str, made: Mapping[str, str]) -> str:
     return BEGIN.join(parts)
 
 
-def _machine(runs: Sequence[FinishedRun]) -> str:
-    """With what the runs were made: one version on one machine."""
+def _machine(environments: Iterable[Mapping[str, Any]]) -> str:
+    """With what runs were made: one commit on one machine. Its version where it was installed."""
     found = set()
-    for run in runs:
-        made, packages = run.environment, run.environment["packages"]
-        if not packages.get("rxrx1_jax"):
-            raise FiguresError(f"{run.path}: rxrx1_jax has no version; expected it to be installed")
+    for made in environments:
+        packages = made["packages"]
+        commit, version = f"ommit {made['commit']}", packages.get("rxrx1_jax")
         found.add(
-            f"Version {packages['rxrx1_jax']} (commit {made['commit']}) on {made['cpus']} cores of"
-            f" an {made['machine']} machine, {made['devices'][0].partition(':')[0]}, Python"
-            f" {made['python']}, JAX {packages['jax']}."
+            f"{f'Version {version} (c{commit})' if version else f'C{commit}'} on {made['cpus']}"
+            f" cores of an {made['machine']} machine, {made['devices'][0].partition(':')[0]},"
+            f" Python {made['python']}, JAX {packages['jax']}."
         )
     if len(found) > 1:
         raise FiguresError(f"runs of several versions or machines: {' '.join(sorted(found))}")
@@ -157,23 +199,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, metavar="RUNS", help="folder of `make demo`")
     parser.add_argument("--control", type=Path, help="folder of `make control`")
+    parser.add_argument("--leaderboard", type=Path, help="folder of `make leaderboard`")
     parser.add_argument("--demo_minutes", type=float, help="what `make demo` took")
     parser.add_argument("--test_minutes", type=float, help="what `make test` took")
     options = parser.parse_args(arguments)
     try:
+        made = json.loads((ROOT / RESULTS).read_text())
+        if options.leaderboard:
+            made |= board(options.leaderboard)
         if options.runs:
             if options.demo_minutes is None or options.test_minutes is None:
                 raise FiguresError("expected --demo_minutes and --test_minutes beside RUNS")
             demo = measure(options.runs)
             batch = demo.of(BATCH)
-            made = blocks(demo, measure(options.control) if options.control else None) | {
+            made |= blocks(demo, measure(options.control) if options.control else None) | {
                 "commands": COMMANDS.format(options.demo_minutes, options.test_minutes),
                 "corrections": _only_table(_run("rxrx1_jax.correct", *(r.path for r in batch))),
                 "diagnosis": _only_table(_run("rxrx1_jax.diagnose", batch[0].path)),
             }
             _draw(batch[0], ROOT / PICTURE)
-            write_text(ROOT / RESULTS, json.dumps(made, indent=1) + "\n")
-        made = json.loads((ROOT / RESULTS).read_text())
+        write_text(ROOT / RESULTS, json.dumps(made, indent=1) + "\n")
         for page in (path for pattern in PAGES for path in sorted(ROOT.glob(pattern))):
             text = page.read_text()
             if (filled := fill(text, made)) != text:

@@ -224,6 +224,73 @@ def test_figures_refuse_two_versions_and_missing_runs(demo):
         figures.fill("<!-- figures: nothing -->\n<!-- end -->", {})
 
 
+REPORT = """1 of 2 rows.
+
+- It cannot say.
+
+Accuracy on unseen (x), %:
+
+| method | by site | training | gain | p (Holm) | by well |
+|--------|--------:|---------:|-----:|---------:|--------:|
+| **inductive** | | | | | |
+| base | 46.4 | 91.1 | – | – | 53.4 |
+| cutmix | 46.3 | 43.9 | -0.1 (-7.3 to +7.1) | 1.000 | 49.3 |
+
+A note.
+
+The gap: x, %:
+
+| method | batch |
+|--------|------:|
+| base | 46.4 |
+
+Controls: x:
+
+| control | verdict |
+|---------|---------|
+| zero | holds |
+"""
+
+
+@pytest.fixture
+def board(tmp_path) -> Path:
+    """A leaderboard of two runs."""
+    for name in ("base", "cutmix/rxrx1/b"):
+        run = tmp_path / name / "batch-0-0"
+        run.mkdir(parents=True)
+        (run / "environment.json").write_text(json.dumps(MADE_WITH))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/leaderboard.md").write_text(REPORT)
+    return tmp_path
+
+
+def test_the_page_of_the_leaderboard_is_its_report(board):
+    made = figures.board(board)
+    assert made["board"].startswith("Version 1.0 (commit abc1234) on 2 cores")
+    assert made["board"].endswith("- It cannot say.")
+    gain = "-0.1 (-7.3 to +7.1)"
+    assert made["board_table"].splitlines()[-1] == f"| cutmix | 46.3 | 43.9 | {gain} | 1.000 |"
+    (line,) = made["board_record"].splitlines()[2:]  # of the rows that this leaderboard has
+    assert re.match(rf"\| cutmix +\| {re.escape(gain)} +\|", line)
+    assert made["board_gap"].splitlines()[-1] == "| base | 46.4 |"
+    assert made["board_controls"].splitlines()[-1] == "| zero | holds |"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("| zero | holds |", "| zero | holds |\n\nNot in the tables:\n\n- base: killed", "missing"),
+        ("The gap", "A gap", "The gap"),
+        ("abc1234", "abc9999", "versions"),
+    ],
+)
+def test_a_leaderboard_that_makes_no_page(board, old, new, said):
+    file = board / ("report/leaderboard.md" if old in REPORT else "base/batch-0-0/environment.json")
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(figures.FiguresError, match=said):
+        figures.board(board)
+
+
 def test_citation_and_package_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -43,13 +43,17 @@ MUST = {
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = worlds x folds x seeds that were asked for."""
     compared, units = gains(methods, rows), _units(rows)
+    several = units == "worlds"
+    shared = "are independent" if several else "share training data (Nadeau and Bengio 2003)"
     p = holm([found.p for _, found in compared.values()])
     adjusted = dict(zip(compared, p, strict=True))
     cells: list[list[Cell]] = []
     for row, name in _by_budget(rows, cells):
         few = f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else ""
-        paths = sorted(row.paths.items())
-        links = Links(tuple((f"{unit.fold}.{unit.seed}", path) for unit, path in paths))
+        links = Links(tuple(
+            (f"{u.world}:" * several + f"{u.fold}.{u.seed}", path)
+            for u, path in sorted(row.paths.items())
+        ))  # fmt: skip
         cells.append([
             name._replace(more=few), percent(row.by_site), percent(row.training),
             gain(compared[row.name][1]), Value(adjusted[row.name], 3),
@@ -59,10 +63,9 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
         NOTE.replace("over folds", f"over {units}"),
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
         "points; of transformed embeddings minus that of the same classifier of the embeddings as "
-        f"they are. Its t interval is over {units}: folds of one world share training data, so "
-        "theirs is that of Nadeau and Bengio (2003). Of fewer than three there is none (–). "
-        f"{ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the last training "
-        "batches. Runs: fold.seed.",
+        f"they are. Its t interval is over {units}, which {shared}. Of fewer than three there is "
+        f"none (–). {ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the last "
+        f"training batches. Runs: {'world:' * several}fold.seed.",
     ]
     head = ["method", "by site", "training", GAIN, ADJUSTED, *FIGURES, "runs"]
     return Table("Accuracy on unseen experiments (batch split), %", head, cells, notes)

@@ -89,6 +89,7 @@ def test_intervals_over_three_worlds_are_plain():
     assert row[0] == f"{other.mean():.1f} ± {other.std(ddof=1):.1f}"
     assert row[2] == f"{(other - base).mean():+.1f} ({low:+.1f} to {high:+.1f})"
     assert row[3] == f"{stats.ttest_rel(other, base).pvalue:.3f}"
+    assert str(table.rows[1][-1]).split()[:2] == ["rxrx1/a:0.0", "rxrx1/a:1.0"]
     assert "over worlds" in table.notes[0] and "worlds" in tables.claims(methods, rows)[2]
     assert tables.spread_table(methods, rows).head[2] == "rxrx1/a, 0"
 
