@@ -44,15 +44,16 @@ $(RECORDS): | $(VENV)/.demo
 DEMO = $(foreach fold,$(FOLDS),batch-plate_control-$(fold) random_site-plate_control-$(fold) \
   random_well-plate_control-$(fold) batch-none-$(fold))
 demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 7 minutes on two cores
-	@set -e; all=$(words $(DEMO)); n=0; trained=0; began=$$(date +%s); for run in $(DEMO); do \
-	  n=$$((n + 1)); left=; took=$$(($$(date +%s) - began)); \
-	  test $$trained = 0 || left=", about $$((took * (all - n + 1) / trained / 60 + 1)) min left"; \
-	  printf '\nrun %s of %s: %s\n' $$n $$all "$(RUNS)/$$run$$left"; \
-	  test -e $(RUNS)/$$run/results.json || trained=$$((trained + 1)); \
+	@set -e; for run in $(DEMO); do \
+	  test $(RUNS)/$$run/results.json -nt $(RECORDS) || set -- "$$@" $$run; done; \
+	n=0; left=; began=$$(date +%s); for run do \
+	  printf '\nrun %s of %s: %s\n' $$((n + 1)) $$# "$(RUNS)/$$run$$left"; \
 	  fold=$${run##*-}; run=$${run%-*}; protocol=$${run%-*}; norm=$${run#*-}; \
 	  $(BIN)/python -m rxrx1_jax.main --config=demo:protocol=$$protocol,fold=$$fold \
 	    --config.data.dir=$(DATA) --config.data.name=rxrx1/$(SCREEN) \
 	    --config.data.normalisation=$$norm --workdir=$(RUNS)/$$run-$$fold; \
+	  n=$$((n + 1)); \
+	  left=", about $$((($$(date +%s) - began) * ($$# - n) / n / 60 + 1)) min left"; \
 	done
 	@$(BIN)/python -m rxrx1_jax.report $(RUNS)/*/ --out=$(RUNS)-report
 

@@ -26,16 +26,17 @@ from rxrx1_jax.training.predictions import accuracies, predictions_table
 from rxrx1_jax.training.run import Run
 
 
-def open_dataset(name: str = "rxrx1/native", data_dir: str | Path = "data") -> records.Records:
+def open_dataset(name: str = "rxrx1/native", data_dir: str | Path = "data") -> Images:
     """A dataset that `tfds build` wrote: `.sites` is its table, `[i]` the image of row i.
 
     Args:
-      name: "rxrx1/CONFIG", the newest version; or "rxrx1/CONFIG:2.0.0".
+      name: as the setting data.name: "rxrx1/CONFIG", the newest version; "rxrx1/CONFIG:2.0.0"; or
+        a function that returns images in memory, "rxrx1_jax.data.smoke.screen()".
       data_dir: the --data_dir of `tfds build`.
 
     Raises DatasetError: not built, or damaged.
     """
-    return records.Records(records.find_dataset(data_dir, name))
+    return records.open_images(data_dir, name)
 
 
 def make_split(

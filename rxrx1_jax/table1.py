@@ -41,7 +41,7 @@ def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str
       DatasetError: there is no dataset.
       RunError: a run in `workdir` has other settings or data.
     """
-    dataset = records.Records(records.find_dataset(config.data.dir, config.data.name))
+    dataset = records.open_images(config.data.dir, config.data.name)
     plans = []
     for protocol, fold, cell_type in runs:
         overrides = {"data.protocol": protocol, "data.fold": fold, "data.cell_type": cell_type}

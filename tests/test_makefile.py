@@ -37,14 +37,19 @@ def test_the_demo_tells_where_it_is(tmp_path):
     python.write_text(STAND_IN)
     python.chmod(0o755)
     (tmp_path / "venv/.demo").touch()
-    (tmp_path / "runs/batch-plate_control-0").mkdir(parents=True)
-    (tmp_path / "runs/batch-plate_control-0/results.json").touch()  # of an earlier call
-    said = make("demo", f"VENV={tmp_path}/venv", f"DATA={tmp_path}", f"RUNS={tmp_path}/runs",
-                "RECORDS=", "FOLDS=0 2")  # fmt: skip
-    head = re.findall(r"^run (\d) of 8: \S+/runs/([\w-]+?)(, about 1 min left)?$",
+    records = tmp_path / "dataset_info.json"
+    asked = [f"{name}={tmp_path}/{name.lower()}" for name in ("VENV", "DATA", "RUNS")]
+    for seconds, path in enumerate(("batch-none-0", "", "batch-plate_control-0")):
+        file = tmp_path / "runs" / path / "results.json" if path else records
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # of an earlier call, the first one on other records
+        os.utime(file, (seconds, seconds))
+    asked += [f"RECORDS={records}", "FOLDS=0 2"]
+    said = make("demo", *asked)
+    head = re.findall(r"^run (\d) of 7: \S+/runs/([\w-]+?)(, about 1 min left)?$",
                       "\n".join(said), re.MULTILINE)  # fmt: skip
-    assert [number for number, _, _ in head] == [str(i) for i in range(1, 9)]
-    assert [bool(left) for _, _, left in head] == [False, False, *[True] * 6]
+    assert [number for number, _, _ in head] == [str(i) for i in range(1, 8)]
+    assert [bool(left) for _, _, left in head] == [False, *[True] * 6]
     started = [line.split() for line in said if line.startswith("-m rxrx1_jax.main")]
     for (_, name, _), words in zip(head, started, strict=True):
         protocol, normalisation, fold = name.split("-")
@@ -53,3 +58,4 @@ def test_the_demo_tells_where_it_is(tmp_path):
         assert f"--workdir={tmp_path}/runs/{name}" in words
     report = said[-1].split()
     assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 8 + 1
+    assert make("demo", *asked) == said[-1:]

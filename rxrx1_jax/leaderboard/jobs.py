@@ -70,11 +70,7 @@ def make_plans(
 
     Raises RunError where a run has other settings or data than today's.
     """
-
-    @functools.cache
-    def dataset(name: str) -> records.Records:
-        return records.Records(records.find_dataset(config.data.dir, name))
-
+    opened = functools.cache(records.open_images)
     plans = {}
     for job in jobs:
         overrides = overrides_of(methods, job.trained, job.control) | {
@@ -83,7 +79,9 @@ def make_plans(
         }  # fmt: skip
         path = job.path(workdir)
         try:
-            plans[job] = sweep.make_plan(config, dataset(job.unit.world), path, overrides)
+            plans[job] = sweep.make_plan(
+                config, opened(config.data.dir, job.unit.world), path, overrides
+            )
         except records.DatasetError as error:
             plans[job] = Plan(path, overrides, 0, str(error))
     return plans

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from rxrx1_jax.data.files import replacing, write_text
-from rxrx1_jax.data.records import DatasetError, open_images
+from rxrx1_jax.data.records import DatasetError, Records, open_images
 from rxrx1_jax.methods.statistics import worst_experiment
 from rxrx1_jax.report import comparison, figures, table1, tables
 from rxrx1_jax.report.runs import FinishedRun, Group, Screen, group
@@ -241,7 +241,8 @@ def _cells(
 ) -> None:
     """Pictures of cells. Raises DatasetError where there is no dataset, or none to show in it."""
     folder = data_dir or run.config["data.dir"]
-    chosen = figures.choose_sites(open_images(folder, f"{screen.name}:{screen.version}"))
+    images = open_images(folder, f"{screen.name}:{screen.version}")
+    chosen = figures.choose_sites(images)
     if not chosen:
         raise DatasetError(f"{screen.name} has no labelled treatment of the four cell types")
     page.picture(
@@ -256,5 +257,7 @@ def _cells(
         figures.experiment_montage(chosen),
         "One siRNA of each cell type in several experiments, whose brightness and colours differ.",
         "The same siRNA in several experiments of a cell type. What differs down a column is batch "
-        "effect and variation between wells. Contrast and colours as in the other figure.",
+        "effect and variation between wells. Contrast and colours as in the other figure."
+        + (f" Plates, and other siRNAs: python -m tfds_builder.rxrx1 show {images.path}"
+           if isinstance(images, Records) else ""),
     )

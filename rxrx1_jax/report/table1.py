@@ -23,8 +23,8 @@ SOURCES = {
 }
 PAPER_CLASSES, PAPER_IMAGE_SIZE = 1108, 512
 PAPER_DATA = (
-    f"real RxRx1, {PAPER_CLASSES:,} classes, {PAPER_IMAGE_SIZE} px, ResNet-50; cell types are "
-    "separate models"
+    f"The paper: real RxRx1, {PAPER_CLASSES:,} classes, {PAPER_IMAGE_SIZE} px, ResNet-50; cell "
+    "types are separate models."
 )
 HEAD = ["split", "folds", *COLUMNS.values()]
 SPREAD_NOTE = (
@@ -118,7 +118,8 @@ def accuracy_table(groups: Sequence[Group], unit: str, separate: bool) -> Table:
         compared = fair
     rows = [line.cells() for line in lines] + compared
     if unit == "site":  # the paper reports no accuracy by well
-        rows += [[f"The paper ({PAPER_DATA})"], *_paper_rows()]
+        rows += [["The paper"], *_paper_rows()]
+        notes.append(PAPER_DATA)
     how = "" if unit == "site" else " (mean log-probability over its sites)"
     kind = "separate models, each trained on that cell type alone"
     if not separate:

@@ -88,7 +88,7 @@ def _tag(name: str) -> str:
 
 
 def tensorboard() -> Callable[[Start], contextlib.AbstractContextManager[Draw]]:
-    """Charts in groups, settings, and a picture of the input, in the run's folder tensorboard."""
+    """Charts in groups, settings, and a picture of the input, in the run's folder."""
 
     @contextlib.contextmanager
     def logger(start: Start) -> Iterator[Draw]:
@@ -128,9 +128,9 @@ class Board:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        folder, step = self._start.workdir / "tensorboard", self._start.step
-        folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{step}")
+        # In the run's own folder, by which TensorBoard names it.
+        step, path = self._start.step, self._start.workdir / "events"
+        self._file = EventsWriter(str(path), f".{os.getpid()}.{step}")
         self._write(step, session_log=SessionLog(status=SessionLog.START))
         if step:
             return

@@ -2,7 +2,7 @@
 
 config.json       the resolved settings        split.csv            role of each site
 environment.json  versions, devices, commit    metrics.jsonl        learning curves
-checkpoints/      state (orbax)                tensorboard/         the same, by a logger
+checkpoints/      state (orbax)                events.out.tfevents* the same, for TensorBoard
 metadata.csv      the sites of the split: siRNA, experiment, plate, well ..., role
 predictions.parquet, results.json              the evaluation of the final state
 predictions_NAME.parquet                       that of another set of the split (protocol wilds)

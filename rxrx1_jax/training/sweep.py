@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
-from rxrx1_jax.data import records, splits
+from rxrx1_jax.data import splits
+from rxrx1_jax.data.images import Images
 from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.fingerprints import describe_data
 
@@ -69,7 +70,7 @@ class Worker:
 
 
 def make_plan(
-    config: ConfigDict, dataset: records.Records, path: Path, overrides: Mapping[str, Any]
+    config: ConfigDict, dataset: Images, path: Path, overrides: Mapping[str, Any]
 ) -> Plan:
     """Splits the data for a run, and compares its settings with those at `path` if it exists.
 

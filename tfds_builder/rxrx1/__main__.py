@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if options.command == "build":
                 folder = build(arguments[1:])
-                print(f"{folder} is there; python -m tfds_builder.rxrx1 show draws what it holds")
+                print(f"next: python -m tfds_builder.rxrx1 show {folder} --out=look")
                 code = 0
             else:
                 code = look(options)
