@@ -7,8 +7,9 @@
 Each part runs in a process of its own, so that it has the device's memory to itself. "Step" is the
 compiled step of a run, which makes its batch and trains on it, again on the same sites. "Loop" is
 `python -m rxrx1_jax.main` at work: its own log says how fast. Plain Flax Linen and PyTorch, where
-it is installed, train ResNet-50 on a batch that is ready. The parts go on until the time is up, the
-most important first. DIR gets accelerator.json and accelerator.md, written again after each part.
+it is installed, train ResNet-50 on a batch that is ready. So does ours with another form of the
+first convolution, to see whether it is worth having. The parts go on until the time is up, the most
+important first. DIR gets accelerator.json and accelerator.md, written again after each part.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.implementations import TORCH
+from benchmarks.implementations import STEM, TORCH
 from benchmarks.parts import DETERMINISM, RUN, Part, measure
 from benchmarks.timing import describe
 from rxrx1_jax.data.files import write_text
@@ -48,7 +49,7 @@ def parts(small: bool) -> list[Part]:
         tiny: dict[str, Any] = dict(px=16, rows=8, dtype="float32", sites=32, images=64,
                                     seconds=0.1, blocks=(1,))  # fmt: skip
         networks = {RUN: "resnet_demo", "linen": "resnet50", "torch": "resnet50"}
-        networks[DETERMINISM] = "resnet_demo"
+        networks |= {DETERMINISM: "resnet_demo", "ours": "resnet18", STEM: "resnet18"}
         return [Part(kind, network, **tiny) for kind, network in networks.items()]
     sizes = {64: (256, 8192, 100_000), 128: (256, 4096, 80_000), 224: (256, 2048, 30_000),
              512: (64, 1024, 6_000)}  # fmt: skip
@@ -63,7 +64,7 @@ def parts(small: bool) -> list[Part]:
     for px in (224, 512, 128, 64):
         kinds = (*reversed(TORCH), *(["linen"] if px in (224, 128) else []))
         order += [dataclasses.replace(part[px], kind=kind) for kind in kinds]
-    return order
+    return [*order, *(dataclasses.replace(part[224], kind=kind) for kind in ("ours", STEM))]
 
 
 def start(part: Part, data: Path | None, seconds: float) -> dict[str, Any]:
@@ -94,6 +95,10 @@ def markdown(results: dict[str, Any]) -> str:
         of_kind.setdefault(result["part"]["kind"], []).append(result)
     lines += list(_runs(of_kind.get(RUN, [])))
     lines += list(_rivals(of_kind))
+    for ours, stem in zip(of_kind.get("ours", []), of_kind.get(STEM, []), strict=False):
+        ratio = stem["found"]["step"] / ours["found"]["step"]
+        said = f"{ratio:.3f} of ours"
+        lines.append(f"\nThe first convolution as 4x4 over blocks of 2x2 pixels: {said}.")
     for result in of_kind.get(DETERMINISM, []):
         found = result["found"]
         said = "the same bits" if found["equal"] else f"not the same: {found['differs']}"

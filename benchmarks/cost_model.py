@@ -1,8 +1,9 @@
 """What the paper's Table 1 costs on a machine, and what saturates first.
 
 `python -m benchmarks.cost_model`: arithmetic on measured figures, no measurement. docs/scaling.md
-explains the columns. The shares of an H100's peak were measured; those of TPUs are
-assumptions until someone runs `python -m benchmarks.accelerator` on one.
+explains the columns. The shares of an H100's peak were measured. Those of others are assumptions
+until someone runs `python -m benchmarks.accelerator` on one: of TPUs a guess, of the RTX 4090 what
+its memory allows, which is what bounds the step (1,008 GB/s, an H100 has 3,350).
 """
 
 import argparse
@@ -39,6 +40,9 @@ MACHINES = (
     Machine("one H100, 16 cores, bfloat16", 1, 16, 1, 989e12, 0.145),
     Machine("the same", 1, 16, 1, 989e12, 0.14, px=256),
     Machine("the same", 1, 16, 1, 989e12, 0.13, px=128),
+    Machine("one RTX 4090 (24 GB), 16 cores, bfloat16", 1, 16, 1, 165e12, 0.26),
+    Machine("the same", 1, 16, 1, 165e12, 0.25, px=256),
+    Machine("the same", 1, 16, 1, 165e12, 0.23, px=128),
     Machine("eight H100, 128 cores, bfloat16", 1, 128, 8, 989e12, 0.145, 450e9),
     Machine("TPU v5e-8, 112 cores, bfloat16", 1, 112, 8, 197e12, 0.35, 100e9),
     Machine("64 hosts of v5e-8, 100 Gbit/s between them", 64, 112, 8, 197e12, 0.35, 12.5e9),

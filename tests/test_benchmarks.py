@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from rxrx1_jax.model import resnet
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no installed package
@@ -80,6 +85,20 @@ def test_flops_are_those_that_pytorch_counts():
         assert 2 * implementations.model_flops(name, case) == counted.get_total_flops()
 
 
+@pytest.mark.parametrize("sides", [(16, 16), (20, 14)])
+def test_the_stem_on_blocks_is_the_same_convolution_with_the_same_gradients(sides):
+    rng, given = np.random.default_rng(0), resnet.convolve
+    x = rng.standard_normal((2, *sides, 6), np.float32)
+    kernel = rng.standard_normal((7, 7, 6, 8), np.float32)
+    forms = given, partial(implementations.stem_on_blocks, given)
+    expected, found = (jax.vjp(partial(form, stride=2), x, kernel) for form in forms)
+    dy = rng.standard_normal(expected[0].shape, np.float32)
+    for one, two in zip((expected[0], *expected[1](dy)), (found[0], *found[1](dy)), strict=True):
+        np.testing.assert_allclose(two, one, rtol=0, atol=1e-5 * np.abs(one).max())
+    small = jnp.ones((3, 3, 6, 8))
+    np.testing.assert_array_equal(forms[1](x, small, 2), given(x, small, 2))
+
+
 @pytest.mark.parametrize("name", ["ours", "linen", "torch"])
 def test_each_implementation_takes_steps(name, capsys):
     case = implementations.Case("resnet_demo", 32, 2, blocks=(1,))
@@ -127,7 +146,7 @@ def test_cpu_time_of_other_processes_counts():
 
 def in_process(part, data, seconds):
     """In place of `accelerator.start`."""
-    if part.kind == accelerator.DETERMINISM:
+    if part.kind in (accelerator.DETERMINISM, "ours", accelerator.STEM):
         return {"failed": "no such part"}
     return accelerator.measure(part, data)
 
@@ -138,7 +157,7 @@ def test_accelerator_in_miniature(tmp_path, monkeypatch, capsys):
         assert accelerator.main([f"--out={tmp_path}", "--small"]) == 0
     saved = json.loads((tmp_path / "accelerator.json").read_text())["parts"]
     found = {result["part"]["kind"]: result["found"] for result in saved.values()}
-    assert set(found) == {"run", "linen", "torch", "determinism"}
+    assert set(found) == {"run", "linen", "torch", "determinism", "ours", "stem"}
     ours = found["run"]
     names = ("step", "loop", "forward", "evaluation", "flops", "planned_bytes")
     assert all(ours[name] > 0 for name in names)
@@ -153,7 +172,8 @@ def test_tables_of_an_accelerator():
              "flops": 24e9, "first_step_seconds": 31.0, "peak_bytes": 11e9, "planned_bytes": 12e9,
              "device": "NVIDIA H100 80GB HBM3"}  # fmt: skip
     of = {"run": found, "torch": {"step": 4000.0}, "torch.compile": {"step": 4800.0},
-          "determinism": {"equal": False, "differs": "metrics"}}  # fmt: skip
+          "determinism": {"equal": False, "differs": "metrics"}, "ours": {"step": 5000.0},
+          "stem": {"step": 5250.0}}  # fmt: skip
     results = {
         kind: {"part": vars(part) | {"kind": kind}, "found": one} for kind, one in of.items()
     }
@@ -161,6 +181,7 @@ def test_tables_of_an_accelerator():
     # 5,000 images/s of 24 GFLOP are 120 of 989 TFLOP/s.
     assert "| 0.980 | 12,000 | 0.75 | 12.1% | 12.0 | 11.0 |" in text
     assert "| 224 | 5,000 | – | 4,000 | 4,800 | 1.042 |" in text and "metrics" in text
+    assert "1.050 of ours" in text
 
 
 @pytest.mark.long

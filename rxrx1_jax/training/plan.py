@@ -161,9 +161,9 @@ def _what_fits(setup: Setup, there: int) -> str:
 
 def show(setup: Setup, workdir: Path) -> Iterator[str]:
     """The lines of --mode=plan. Raises RunError, after the first, if the run would be refused."""
-    there, device = limit(), jax.devices()[0].device_kind
-    has = f"; {device} has {_size(there)}" if there else ""
-    yield f"memory: a step needs {need(setup)}{has}"
+    found, there, device = need(setup), limit(), jax.devices()[0].device_kind
+    fits = "it fits" if found.total <= there else "it may not fit"
+    yield f"memory: a step needs {found}" + f"; {fits} {device}, {_size(there)}" * bool(there)
     check(setup)
     kept = setup.config.train.keep + 2  # the best, and the one that is being written
     saved = _bytes(setup.abstract_state)

@@ -85,6 +85,17 @@ def test_several_steps_of_a_draw_are_those_of_single_ones(images, where):
     assert (rest[..., 0] == len(stream.split.train)).all() and not rest[..., 1:].any()
 
 
+@pytest.mark.parametrize("where", MODES)
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_draw_is_one_transfer(images, monkeypatch, where, k):
+    stream, order = stream_of(images, where)
+    store, put, sent = stream.store(stream.split.train), jax.device_put, []
+    monkeypatch.setattr(jax, "device_put", lambda *given: sent.append(given) or put(*given))
+    drawn = list(stream.draws(order, stream.split.train, 0, 9, k))
+    assert len(drawn) == 9 // k and len(sent) == len(drawn) + k  # the counts once, before all
+    assert store.planes is not None or where != "device"
+
+
 def test_calls_cover_the_steps_and_run_past_no_cut():
     assert [list(steps) for steps in calls(2, 9, 3, (5, 6, 100, 2))] == [
         [2, 3, 4], [5], [6, 7, 8],

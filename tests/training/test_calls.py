@@ -117,6 +117,25 @@ def test_calls_are_as_long_as_the_time_of_a_step_asks(by_fours, images, tmp_path
     assert (planned["steps_per_call"], planned["cache"]) == (3, "device")
 
 
+def test_a_call_sends_once_and_fetches_once(images, tmp_path, monkeypatch):
+    put, fetch, begin = jax.device_put, np.asarray, progress.Log.train
+    sent, fetched, at_calls = [], [], []
+
+    def fetching(x, *given, **options):
+        if isinstance(x, jax.Array) and x.shape == (4, 4):  # the metrics of a call
+            fetched.append(x)
+        return fetch(x, *given, **options)
+
+    monkeypatch.setattr(jax, "device_put", lambda *given: sent.append(given) or put(*given))
+    monkeypatch.setattr(np, "asarray", fetching)
+    monkeypatch.setattr(
+        progress.Log, "train", lambda *given: at_calls.append(len(sent)) or begin(*given)
+    )
+    trained(images, tmp_path / "run", train__steps_per_call=4)
+    assert len(fetched) == len(at_calls) == 6  # of 4, 1, 3, 2, 4 and 2 steps
+    assert at_calls[1] - at_calls[0] == 1  # nothing else is sent between the first two
+
+
 @pytest.mark.parametrize("steps", [1, 3, 6])
 def test_a_short_training_is_timed_as_far_as_it_goes(images, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(calls, "room", lambda setup: calls.ROOM)

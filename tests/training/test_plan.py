@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import pytest
 from commands import run_command
 from screens import params, tiny_config, tiny_images
 
+from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import change
 from rxrx1_jax.data import cache, splits
 from rxrx1_jax.data.images import Vocabulary
@@ -59,21 +61,46 @@ MEASURED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("size, rows, dtype, expected", MEASURED)
-def test_activations_are_those_that_were_measured(size, rows, dtype, expected):
-    config = tiny_config(model__name="resnet50", model__width=64, optim__ema_decay=0.0)
+def of_size(size, config):
+    """A set-up for images of this size and the paper's classes."""
     images = tiny_images()
     images.image_shape = (6, size, size)
     vocabulary = Vocabulary(("HUVEC",), ("HUVEC-01",), np.arange(1108, dtype=np.int32))
-    change(config, {"model.dtype": "float32"})
     none = np.zeros(0, np.int64)
-    ready = setup.for_evaluation(
+    return setup.for_evaluation(
         config, images, splits.Split(none, none, none, none, {}), vocabulary
     )
+
+
+@pytest.mark.parametrize("size, rows, dtype, expected", MEASURED)
+def test_activations_are_those_that_were_measured(size, rows, dtype, expected):
+    config = tiny_config(
+        model__name="resnet50", model__width=64, optim__ema_decay=0.0, model__dtype="float32"
+    )
+    ready = of_size(size, config)
     found = plan.need(ready, {"optim.batch_size": rows, "model.dtype": dtype})
     assert found.activations == pytest.approx(expected, rel=0.06)
     # ResNet-50 for six channels and 1,108 classes, its statistics, and the step.
     assert found.state == 4 * (25_787_732 + 2 * 26_560) + 4 and found.cache == 0
+
+
+def test_the_commands_of_the_docs_fit_their_cards(monkeypatch, tmp_path):
+    """As --mode=plan says it, where JAX takes three quarters of a card."""
+    text = (Path(__file__).parents[2] / "docs/train.md").read_text()
+    rows = re.findall(r"\| (\d+) GB \| (.*?) \| (\d+) of (\d+) GB", text)
+    assert {row[0] for row in rows} == {"24", "40", "80"}
+    for card, added, says, limit in rows:
+        assert int(limit) == 0.75 * int(card)
+        flags = re.findall(r"--config\.(\S+)=([^`]+)", added)
+        config = config_lib.read("batch_split")
+        change(config, {**dict(flags), "model.dtype": "bfloat16"})
+        size = int((re.findall(r"px(\d+)", added) or [512])[0])
+        fake_limit(monkeypatch, int(limit) * 10**9)
+        with jax.numpy_dtype_promotion("standard"):
+            line = next(plan.show(of_size(size, config), tmp_path))
+        needs = float(re.search(r"needs ([\d.]+) GB", line)[1])
+        momentum = 0.1  # of training alone, which is not set up here
+        assert "it fits" in line and round(needs + momentum) == int(says)
 
 
 def test_the_estimate_is_linear_in_rows_and_parts_and_small_with_remat(small):

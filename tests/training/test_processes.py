@@ -148,8 +148,11 @@ def test_every_site_is_predicted_once_and_alike(one, name, file, sites, request)
 
 
 @pytest.mark.long
-def test_two_processes_name_the_whole_batch_that_diverged(tmp_path):
-    config = settings(train__eval_every=0, train__checkpoint_every=3)
+@pytest.mark.parametrize("per_call", [1, 4])
+def test_two_processes_name_the_whole_batch_that_diverged(tmp_path, per_call):
+    config = settings(
+        train__eval_every=0, train__checkpoint_every=3, train__steps_per_call=per_call
+    )
     workdir = tmp_path / "run"
     outputs = end(start("diverges", json.dumps(config.to_dict()), workdir, processes=2, devices=4))
     ready = setup.prepare(config, tiny_images())
