@@ -105,7 +105,7 @@ def test_a_wrong_key_or_type_is_a_line_with_what_is_valid(field, given, said):
         ("optim.epochs", 0, "1"), ("optim.learning_rate", float("nan"), "0"),
         ("optim.learning_rate", float("inf"), "0"), ("optim.momentum", 1.0, "[0, 1)"),
         ("optim.clip_norm", -1.0, "0"), ("data.fold", -1, "0"), ("eval.batch_size", 12, "8"),
-        ("train.bn_sync", False, "pmap"), ("data.crop", -1, "0"),
+        ("train.bn_sync", False, "pmap"), ("data.crop", -1, "0"), ("train.steps_per_call", -1, "0"),
         ("data.seed", -1, "0"), ("train.seed", 2**32, str(2**32)), ("data.seed", 2**63, str(2**32)),
         ("optim.epochs", 10**9, "100001"), ("train.keep", 2**31, str(2**31)),
         ("data.threads", 10**8, "1025"), ("eval.batch_size", 2**20, "65537"),
