@@ -10,7 +10,6 @@ from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import METHODS
 from rxrx1_jax.methods.evidence import BUDGETS, SEEN, Method
 from rxrx1_jax.methods.statistics import (
-    SIGNIFICANT,
     Comparison,
     Score,
     Unit,
@@ -196,14 +195,5 @@ def embeddings_table(
 
 def headline(rows: Sequence[Row], protocol: str) -> str:
     """The result in a sentence; no row is chosen by its rank."""
-    found = [(name, of) for name, (_, of) in gains(rows, protocol).items() if not math.isnan(of.p)]
-    if not found:
-        return "No correction can be told from none: that takes three folds and a transform."
-    pairs = zip(found, holm([of.p for _, of in found]), strict=True)
-    sure = {name: of.mean > 0 for (name, of), p in pairs if p < SIGNIFICANT}
-    better = [name for name, above in sure.items() if above]
-    return (
-        f"{len(better)} of {len(found)} corrections are better than none and"
-        f" {len(sure) - len(better)} worse ({ADJUSTED} below {SIGNIFICANT:.2f})"
-        f"{': ' if better else ''}{', '.join(better)}."
-    )
+    found = {name: one for name, (_, one) in gains(rows, protocol).items()}
+    return comparison.told_apart(found, "none", "folds")

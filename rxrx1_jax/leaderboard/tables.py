@@ -27,8 +27,9 @@ from rxrx1_jax.methods.statistics import (
     holm,
     ratio,
     summarise,
+    units_of,
 )
-from rxrx1_jax.report.comparison import FIGURES, GAIN, NOTE
+from rxrx1_jax.report.comparison import FIGURES, GAIN, NOTE, told_apart
 from rxrx1_jax.report.runs import shared_of
 from rxrx1_jax.report.tables import ADJUSTED, Cell, Links, Table, Value, gain, percent
 
@@ -92,19 +93,9 @@ def spread_table(methods: Methods, rows: Sequence[Row]) -> Table:
 
 
 def headline(methods: Methods, rows: Sequence[Row]) -> str:
-    """The result in a sentence: which rows differ from the baseline. None is chosen by its rank."""
-    found = [(name, one) for name, (_, one) in gains(methods, rows).items()
-             if not math.isnan(one.p)]  # fmt: skip
-    if not found:
-        return f"No row can be told from {methods.baseline}: that takes three {_units(rows)}."
-    pairs = zip(found, holm([one.p for _, one in found]), strict=True)
-    sure = {name: one.mean > 0 for (name, one), p in pairs if p < SIGNIFICANT}
-    better = [name for name, above in sure.items() if above]
-    return (
-        f"{len(better)} of {len(found)} rows are better than {methods.baseline} and"
-        f" {len(sure) - len(better)} worse ({ADJUSTED} below {SIGNIFICANT:.2f})"
-        f"{': ' if better else ''}{', '.join(better)}."
-    )
+    """The result in a sentence: which rows differ from the baseline."""
+    found = {name: one for name, (_, one) in gains(methods, rows).items()}
+    return told_apart(found, methods.baseline, _units(rows))
 
 
 def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
@@ -137,7 +128,7 @@ def claims(methods: Methods, rows: Sequence[Row]) -> list[str]:
 
 def _units(rows: Sequence[Row]) -> str:
     """What an interval is over."""
-    return "worlds" if len({unit.world for row in rows for unit in row.accuracy}) > 1 else "folds"
+    return units_of(row.by_site for row in rows)
 
 
 def _by_budget(rows: Sequence[Row], cells: list[list[Cell]]) -> Iterator[tuple[Row, Links]]:

@@ -47,6 +47,11 @@ class Comparison(NamedTuple):
     p: float = math.nan  # two-sided, of a difference of 0
 
 
+def units_of(scores: Iterable[Score]) -> str:
+    """What the independent units of scores are: "worlds", or the "folds" of a single one."""
+    return "worlds" if len({unit.world for score in scores for unit in score}) > 1 else "folds"
+
+
 def worst_experiment(accuracy: Mapping[str, float]) -> tuple[str, float]:
     """(experiment, fraction) of the lowest accuracy; the first name among equals."""
     if not accuracy:
@@ -100,7 +105,7 @@ def compare(a: Score, b: Score, shared: float) -> Comparison:
         return Comparison(math.nan, 0)
     values = independent(pairs)
     mean, n = float(np.mean(values)), len(values)
-    overlap = shared if len({unit.world for unit in pairs}) == 1 else 0.0
+    overlap = shared if units_of([pairs]) == "folds" else 0.0
     equal = np.ptp(values) < 1e-12
     # A few sites give equal differences by chance: that is no certainty.
     if n < LEAST or (equal and abs(mean) > 1e-12):

@@ -7,11 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from rxrx1_jax.methods.statistics import compare, summarise, worst_experiment
+from rxrx1_jax.methods.statistics import (
+    SIGNIFICANT,
+    Comparison,
+    compare,
+    holm,
+    units_of,
+    worst_experiment,
+)
 from rxrx1_jax.report import table1
 from rxrx1_jax.report.files import ReportError
 from rxrx1_jax.report.runs import Group, shared_of
-from rxrx1_jax.report.tables import Cell, Links, Table, Value, gain, percent
+from rxrx1_jax.report.tables import ADJUSTED, Cell, Links, Table, Value, gain, percent
 
 FIGURES: dict[str, Callable[[Mapping[str, Any]], float]] = {  # of predictions.accuracies
     "by well": lambda a: a["well"]["all"],
@@ -36,12 +43,12 @@ def baseline_of(groups: Sequence[Group], run: Path | None) -> Group:
     return found[0]
 
 
-def gains(groups: Sequence[Group], baseline: Group) -> list[Value | None]:
+def gains(groups: Sequence[Group], baseline: Group) -> list[Comparison | None]:
     """Of each group over the baseline's method on the same split; None of that method itself."""
     base = {str(of.task): of.by_site for of in groups if of.method == baseline.method}
     shared = shared_of(run for of in groups for run in of.runs)
     return [
-        gain(compare(of.by_site, base.get(str(of.task), {}), shared))
+        compare(of.by_site, base.get(str(of.task), {}), shared)
         if of.method != baseline.method else None
         for of in groups
     ]  # fmt: skip
@@ -50,20 +57,24 @@ def gains(groups: Sequence[Group], baseline: Group) -> list[Value | None]:
 def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
     """The comparison, and accuracy by cell type."""
     rows: list[list[Cell]] = []
-    for of, more in zip(groups, gains(groups, baseline), strict=True):
+    found, units = gains(groups, baseline), units_of(of.by_site for of in groups)
+    adjusted = holm([of.p if of else math.nan for of in found])
+    for of, more, p in zip(groups, found, adjusted, strict=True):
         figures = (percent(of.score(figure)) for figure in FIGURES.values())
         runs = Links(tuple(
             (f"{run.unit.fold}.{run.unit.seed}", run.path)
             for run in sorted(of.runs, key=lambda run: run.unit)
         ))  # fmt: skip
-        rows.append([of.label, percent(of.by_site), more or "baseline", *figures, runs])
+        of_gain: list[Cell] = [gain(more), Value(p, 3)] if more else ["baseline", ""]
+        rows.append([of.label, percent(of.by_site), *of_gain, *figures, runs])
+    shared = "which allows for the training data that they share (Nadeau and Bengio 2003)"
     notes = [
-        NOTE,
+        NOTE.replace("over folds", f"over {units}"),
         "Gain: over the baseline on the same split, fold and seed, in points, with its t interval "
-        "over folds, which allows for the training data that they share (Nadeau and Bengio 2003); "
-        "– below three folds. Runs: fold.seed.",
+        f"over {units}{f', {shared}' if units == 'folds' else ''}; – below three {units}. "
+        f"{ADJUSTED}: adjusted for all rows of the table. Runs: fold.seed.",
     ]
-    head = ["settings", "by site", GAIN, *FIGURES, "runs"]
+    head = ["settings", "by site", GAIN, ADJUSTED, *FIGURES, "runs"]
     kinds = [line.cells() for line in table1.lines_of(groups, "site")]
     return {
         "comparison": Table("Test accuracy, %", head, rows, notes),
@@ -75,14 +86,28 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
 
 
 def headline(groups: Sequence[Group], baseline: Group) -> str:
-    """The result in a sentence: of the method with the highest accuracy beside the baseline."""
-    others = [
-        (summarise(of.by_site).mean, of.label, more)
-        for of, more in zip(groups, gains(groups, baseline), strict=True)
-        if more is not None and not math.isnan(more.value)
-    ]
-    if not others:
+    """The result in a sentence."""
+    found = {of.label: more for of, more in zip(groups, gains(groups, baseline), strict=True)
+             if more is not None and more.n}  # fmt: skip
+    if not found:
         return "No two methods have a split, fold and seed in common: there is no gain to state."
-    _, label, more = max(others, key=lambda other: other[0])
-    first = "Highest beside the baseline: " if len(others) > 1 else ""
-    return f"{first}{label} is {more.apart(baseline.label)}."
+    if len(found) == 1:
+        ((label, one),) = found.items()
+        return f"{label} is {gain(one).apart(baseline.label)}."
+    return told_apart(found, baseline.label, units_of(of.by_site for of in groups))
+
+
+def told_apart(found: Mapping[str, Comparison], baseline: str, units: str) -> str:
+    """Which of several rows differ from the baseline. None is chosen by its rank."""
+    tested = {name: one for name, one in found.items() if not math.isnan(one.p)}
+    if not tested:
+        return f"No row can be told from {baseline}: that takes three {units}."
+    adjusted = holm([one.p for one in tested.values()])
+    sure = {name: one.mean > 0 for (name, one), p in zip(tested.items(), adjusted, strict=True)
+            if p < SIGNIFICANT}  # fmt: skip
+    better = [name for name, above in sure.items() if above]
+    return (
+        f"{len(better)} of {len(tested)} rows are better than {baseline} and"
+        f" {len(sure) - len(better)} worse ({ADJUSTED} below {SIGNIFICANT:.2f})"
+        f"{': ' if better else ''}{'; '.join(better)}."
+    )

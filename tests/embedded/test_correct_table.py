@@ -43,7 +43,7 @@ def test_the_table_the_page_and_the_files_say_the_same(done):
     assert f"Page: {out}/index.html" in said
     html = (out / "index.html").read_text()
     first = html.partition('<p class="result">')[2].partition("</p>")[0]
-    assert "2 corrections" in first and html.index(first) < html.index("<table")
+    assert "2 of 2 rows" in first and html.index(first) < html.index("<table")
     assert "trained elsewhere" in html and "external data, test controls" in html
     rows = {row["method"]: row for row in csv.DictReader(open(out / "accuracy.csv"))}
     assert set(rows) == {"centroids", "centre_scale_plate", "sphering_experiment"}

@@ -13,6 +13,7 @@ from arrays import make_sites
 from browser import check_page, check_text, needs_chromium, texts
 from commands import run_command
 from finished_runs import EXPERIMENTS, all_right, edited, make_run
+from scipy import stats
 
 from rxrx1_jax.config import VERSION, upgrade
 from rxrx1_jax.report import comparison, figures, page, table1
@@ -184,7 +185,15 @@ def test_methods_are_grouped_by_what_differs_and_paired(methods):
     # Fold 0 is the mean of its seeds, and the second seed has no partner: gains 5, -5, 10.
     assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[2].value == pytest.approx(10 / 3)
     assert str(cutmix[-1]) == "0.0 0.1 1.0 2.0"
-    assert "13.3 points above" in comparison.headline(groups, groups[0])
+    p = 2 * stats.t.sf(mean / (half / 4.302653), 2)
+    assert coral[3].value == pytest.approx(2 * p, rel=1e-5) and cutmix[3].value > 2 * p  # Holm
+    # The test set chooses none: both rows are named, or neither.
+    said = comparison.headline(groups, groups[0])
+    assert "1 of 2 rows" in said and "0 worse" in said and labels[1] in said.rpartition(": ")[2]
+    assert labels[2] not in said
+    assert "13.3 points above" in comparison.headline(groups[:2], groups[0])
+    few = [of._replace(runs=of.runs[:2]) for of in groups]
+    assert "three folds" in comparison.headline(few, few[0])
     assert [one.label for one in figures.by_cell_type(groups, paper=False)] == labels
     # The other way round.
     swapped = cells(comparison.tables(groups, groups[1])["comparison"])
