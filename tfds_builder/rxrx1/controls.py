@@ -10,7 +10,7 @@ the first usable of SOURCES; a group of wells is usable if none of its channels 
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,25 +196,19 @@ def _entry(mean: np.ndarray, std: np.ndarray, source: str = "") -> dict[str, Any
 
 def _warn(statistics: Statistics) -> None:
     """Logs which plates fell back on what, and why."""
-    by_source: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    reasons: Counter[str] = Counter()
+    served: dict[str, list[str]] = defaultdict(list)
     for (experiment, plate), source in statistics.source.items():
         if source != "plate_controls":
-            by_source[source][experiment].append(plate)
             own = any((experiment, plate, kind) in statistics.sums for kind in CONTROL_TYPES)
-            reasons["with a constant channel in them" if own else "without control wells"] += 1
-    constant = [f"{e} plate {p}" for (e, p), (_, std) in statistics.plate.items() if not std.all()]
-    if by_source:
-        why = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        served = "; ".join(
-            f"{SOURCES[source]}: "
-            + ", ".join(f"{name} {'+'.join(map(str, plates))}" for name, plates in found.items())
-            for source, found in by_source.items()
-        )
+            why = "a channel of their controls is constant" if own else "they have no control wells"
+            served[f"{SOURCES[source]}, since {why}"].append(f"{experiment} {plate}")
+    if served:
         logging.warning(
-            "%d of %d plates have no usable controls of their own (%s). What serves them: %s",
-            reasons.total(), len(statistics.source), why, served,
+            "%d of %d plates have no usable controls of their own. What serves them: %s",
+            sum(map(len, served.values())), len(statistics.source),
+            "; ".join(f"{source}: {', '.join(plates)}" for source, plates in served.items()),
         )  # fmt: skip
+    constant = [f"{e} {p}" for (e, p), (_, std) in statistics.plate.items() if not std.all()]
     if constant:
         logging.warning(
             "%d plates keep a standard deviation of zero, a channel of their whole experiment is"
