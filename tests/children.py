@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
+LAUNCH = ROOT / "launch"
 SECONDS = 150  # after which a child counts as hanging; they take a tenth of it
 
 
@@ -106,3 +108,25 @@ def stand_in(path: Path, program: str, *arguments: object) -> Path:
     path.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
     path.chmod(0o755)
     return path
+
+
+def launch(name: str, *arguments: object, env: dict[str, str], wait: bool = True):
+    """(status, stdout, stderr) of a script of launch/; the running script where it is not awaited.
+
+    It leads a process group of its own, which ends with the test.
+    """
+    child = Child([LAUNCH / name, *arguments], env=env, start_new_session=True)
+    return outcome(child) if wait else child
+
+
+def outcome(child: Child) -> Ended:
+    """How a script ended; what it started ends with it."""
+    try:
+        return end([child], 2 * SECONDS)[0]
+    finally:
+        stop(child)
+
+
+def stop(child: Child) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -244,65 +243,3 @@ def test_a_run_outlives_its_killed_command_and_is_not_run_twice(
     while is_held(path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def run_script(folder, *arguments, **environment):
-    """Runs the Slurm script with programs that write down how they were called."""
-    calls = folder / "calls"
-    calls.write_text("")
-    (folder / "answers").write_text("sbatch --array=0-29: 0 71;cluster\nsbatch: 0 72;cluster")
-    for name in ("sbatch", "srun", "interpreter"):
-        stand_in(folder / name, "cluster", folder, name)
-    done = subprocess.run(
-        [SCRIPT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={"PATH": f"{folder}:{os.environ['PATH']}"} | environment,
-    )  # fmt: skip
-    return done, [json.loads(line) for line in calls.read_text().splitlines()]
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return {
-        "CONFIG": "configs/demo.py:seed=1",
-        "WORKDIR": str(tmp_path / "my runs"),
-        "OPTIONS": "--gpus=1 --time=2-0",
-        "PYTHON": str(tmp_path / "interpreter"),
-    }
-
-
-def test_slurm_jobs(settings, tmp_path):
-    field = "--config.optim.epochs=3"
-    done, calls = run_script(tmp_path, field, **settings)
-    assert done.returncode == 0, done.stderr
-    (_, runs, given), (_, table, _) = calls
-    assert given == {name: settings.get(name) for name in given}
-    last = len(table1.RUNS) - 1
-    assert f"--array=0-{last}" in runs and {"--export=ALL", "--requeue"} <= set(runs)
-    assert runs[-5:] == ["--gpus=1", "--time=2-0", str(SCRIPT), "run", field]
-    assert "--dependency=afterany:71" in table and table[-3:] == [str(SCRIPT), "collect", field]
-    assert "--gpus=1" not in table
-    logs = Path(settings["WORKDIR"], "logs")
-    assert f"--output={logs}/run-%a.log" in runs and logs.is_dir()
-    assert "job 71;" in done.stdout and f"job 72, printed to {logs}/table.log" in done.stdout
-    # What these jobs then do.
-    command = ["-m", "rxrx1_jax.table1", f"--config={settings['CONFIG']}"]
-    command.append(f"--workdir={settings['WORKDIR']}")
-    job = settings | {"SLURM_ARRAY_TASK_ID": "29", "SLURM_CPUS_PER_TASK": "8"}
-    done, (call,) = run_script(tmp_path, "run", field, **job)
-    python = settings["PYTHON"]
-    assert call[:2] == ["srun", ["--cpus-per-task=8", python, *command, "--task=29", field]]
-    done, (call,) = run_script(tmp_path, "collect", field, **settings)
-    assert call[:2] == ["interpreter", [*command, "--collect", field]]
-
-
-@pytest.mark.parametrize("name", ["CONFIG", "WORKDIR", "OPTIONS", "SLURM_ARRAY_TASK_ID"])
-def test_missing_settings_of_slurm_jobs_are_named(settings, tmp_path, name):
-    settings.pop(name, None)
-    role = ["run"] if name == "SLURM_ARRAY_TASK_ID" else []
-    done, calls = run_script(tmp_path, *role, **settings)
-    assert done.returncode and name in done.stderr and not calls
-
-
-def test_slurm_jobs_need_an_existing_config(settings, tmp_path):
-    done, calls = run_script(tmp_path, **settings | {"CONFIG": "configs/nope.py:fold=1"})
-    assert done.returncode and "configs/nope.py:fold=1: no such file" in done.stderr and not calls
