@@ -21,6 +21,7 @@ from rxrx1_jax.data.images import DatasetError
 from rxrx1_jax.data.table_columns import known_as
 
 EXPECTED = "expected a table of embeddings: CSV, TSV, Parquet or .h5ad, or CSV in gzip or zip"
+NO_ROWS = "no rows below the names of the columns; expected some; get the file again"
 _TEXTS = (".csv", ".tsv", ".txt")
 _MEMBERS = (*_TEXTS, ".parquet")
 
@@ -49,8 +50,8 @@ def read_table(path: Path) -> pa.Table:
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
     except (
-        pa.ArrowException, EOFError, LookupError, ValueError, gzip.BadGzipFile, zlib.error,
-        zipfile.BadZipFile,
+        pa.ArrowException, EOFError, LookupError, OSError, RuntimeError, ValueError,
+        zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
         raise DatasetError(f"{path}: {described(error)}; {EXPECTED}; get it again") from error
 
@@ -75,14 +76,21 @@ def _zip(path: Path) -> pa.Table:
 
 def _text(data: pa.Buffer) -> pa.Table:
     """CSV or TSV; columns of ids and other metadata stay text, so that 01 is not 1."""
-    view = memoryview(data)[: 1 << 22].tobytes()
-    line = view.split(b"\n", 1)[0].decode("utf-8-sig")
-    if not line.isprintable() and not line.rstrip("\r").replace("\t", "").isprintable():
+    if not data.size:
+        raise DatasetError(f"the table in it is empty; {EXPECTED}; get it again")
+    start, newline, _ = memoryview(data)[: 1 << 24].tobytes().partition(b"\n")
+    try:
+        line = start.decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError:
+        raise DatasetError(f"no text in UTF-8; {EXPECTED}; save it as one of these") from None
+    if not line.replace("\t", "").isprintable():
         raise DatasetError(f"it starts with {line[:20]!r}; {EXPECTED}")
     delimiter = max(",\t;", key=line.count)
     if delimiter not in line:
         raise DatasetError(f"one column, {line[:60]!r}; {EXPECTED}, with ids and features")
-    names = next(csv.reader([line.rstrip("\r")], delimiter=delimiter))
+    if not newline:
+        raise DatasetError(NO_ROWS)
+    names = next(csv.reader([line], delimiter=delimiter))
     kinds = {name: pa.string() for name in names if known_as(name)}
     return pyarrow.csv.read_csv(
         pa.BufferReader(data),
@@ -98,7 +106,7 @@ def _plain(table: pa.Table) -> pa.Table:
     if twice:
         raise DatasetError(f"column {twice[0]!r} is there twice; expected once")
     if not len(table):
-        raise DatasetError("no rows below the names of the columns; expected some")
+        raise DatasetError(NO_ROWS)
     columns: dict[str, pa.ChunkedArray] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type

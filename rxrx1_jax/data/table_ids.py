@@ -145,4 +145,4 @@ def _spelled(table: pa.Table, column: str, unit: str, path: Path) -> Ids:
 
 
 def _texts(table: pa.Table, name: str) -> list[str]:
-    return ["" if value is None else str(value) for value in table[name].to_pylist()]
+    return ["" if value is None else str(value).strip() for value in table[name].to_pylist()]

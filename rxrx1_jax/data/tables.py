@@ -128,7 +128,7 @@ def _matched(
     if len(extra):
         remarks.append(
             f"{len(extra)} of {len(found.ids)} rows of {path} are not in {metadata} and are left"
-            f" out (the first: {extra[0]})"
+            f" out (the first: {str(extra[0])!r})"
         )
     return rows, known[there], remarks
 
@@ -137,7 +137,7 @@ def _check_halves(known: Sites, there: np.ndarray, unit: str, path: Path, metada
     """Refuses a table without half of the sites of a kind; whole experiments may be missing."""
     begun = np.isin(known["experiment"], known["experiment"][there])
     shares = []
-    for kind in KINDS:
+    for kind in KINDS if unit == "site" else KINDS[1:]:
         for value in np.unique(known[kind][begun]).tolist():
             of_kind = there[begun & (known[kind] == value)]
             shares.append((of_kind.mean(), f"{of_kind.sum()} of {len(of_kind)}", kind, value))

@@ -28,6 +28,14 @@ SIDES = {name: TRUTH[name] for name in ("site_id", "well_type", "sirna_id")}
 @pytest.fixture
 def metadata(tmp_path) -> Path:
     return metadata_file(tmp_path)
+def locked(archive: bytes) -> bytes:
+    """Its first member needs a password, say its header and the table of contents."""
+    found = bytearray(archive)
+    found[6] |= 1
+    found[found.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(found)
+
+
 EXPERIMENTS = list(enumerate(TRUTH["experiment"]))
 
 
@@ -36,6 +44,8 @@ def spoilt(value, at: int = 7):
 
 
 FIRST = TRUTH["site_id"][7]
+WELLS = list(dict.fromkeys(TRUTH["well_id"]))
+HALF = WELLS[::3]
 OTHERS = [f"RPE-01_1_{row}{column:02}_1" for row in "BCDE" for column in range(2, 24)][:N]
 BAD = {  # file, words that the refusal must have
     "no bytes": (lambda: b"", ["empty"]),
@@ -43,6 +53,13 @@ BAD = {  # file, words that the refusal must have
     "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), ["CSV"]),
     "cut off": (lambda: parquet(changed())[:-30], ["get it again"]),
     "cut off gzip": (lambda: gzip.compress(text(changed()))[:-30], ["get it again"]),
+    "a damaged h5ad": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(50), ["get it again"]),
+    "a locked zip": (lambda: locked(zipped({"e.csv": text(changed())})), ["password"]),
+    "a gzip of nothing": (lambda: gzip.compress(b""), ["empty"]),
+    "an empty zip": (lambda: zipped({}), ["CSV"]),
+    "utf-16": (lambda: text(changed()).decode().encode("utf-16"), ["UTF-8"]),
+    "a page": (lambda: b"<html>\n404</html>", ["<html>"]),
+    "one line": (lambda: b"site_id,feature_0", ["no rows"]),
     "one column": (lambda: b"site_id\nHUVEC-01_1_B02_1\n", ["site_id"]),
     "a longer row": (lambda: text(changed()) + b"HUVEC-01_1_B05_1,1,2,3,4,5,6,7\n", ["columns"]),
     "a name twice": (lambda: text(changed()).replace(b"ture_1", b"ture_0", 1), ["feature_0"]),
@@ -72,6 +89,10 @@ BAD = {  # file, words that the refusal must have
         lambda: text(changed(site_id=[*TRUTH["well_id"][:1], *TRUTH["site_id"][1:]])), ["a well"],
     ),
     "one site": (lambda: text(rows([s == 1 for s in TRUTH["site"]])), ["site 2", "0 of"]),
+    "half of the wells": (
+        lambda: text({"well_id": HALF} | {name: x[: len(HALF)] for name, x in FEATURES.items()}),
+        ["2 of 6 wells", "well_type"],
+    ),
     "no treatments": (
         lambda: text(rows([t != "treatment" for t in TRUTH["well_type"]])), ["treatment"],
     ),
