@@ -58,6 +58,14 @@ def test_encoding_command(images):
     assert raw == round(6 * SIZE**2 / 1000)
 
 
+@pytest.mark.long
+def test_tables_command():
+    found = run("tables", "--experiments", 1, "--features", 3)
+    assert [row[0] for row in found] == ["csv", "zip", "parquet", "h5ad"]
+    assert {row[2] for row in found} == {f"{4 * 308 * 2:,} x 3"}
+    assert all(0 < float(row[4]) < 2 for row in found)  # GB
+
+
 def test_images_are_looked_for(images):
     with pytest.raises(ValueError, match="w1.png"):
         encoding.read_images(images.parent / "absent")

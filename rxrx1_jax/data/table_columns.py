@@ -75,8 +75,8 @@ def _check_text(name: str, column: pa.ChunkedArray) -> None:
     if len(numbers) > sum(numbers) >= len(numbers) / 2:
         row = numbers.index(False)
         raise DatasetError(
-            f"column {name}, row {row}: found the text {texts[row]!r} among {sum(numbers)} numbers;"
-            " expected numbers alone: correct it or drop the column"
+            f"column {name}, row {row + 1}: found the text {texts[row]!r} among {sum(numbers)}"
+            " numbers; expected numbers alone: correct it or drop the column"
         )
 
 
