@@ -170,7 +170,9 @@ def main() -> int:
                 opened = command.open_run(run, options.data_dir)
                 tables[unit] = corrections.predictions_of(opened, names, place)
             shared = max(shares[run] for run, _ in runs.values())
-            caption = f"{CAPTION}; {label}" if label else CAPTION
+            worlds = sorted({unit.world for unit in runs})
+            several = f"over worlds {', '.join(worlds)}" if len(worlds) > 1 else ""
+            caption = "; ".join(filter(None, (CAPTION, label, several)))
             texts.append(summary(tables, shared, caption).markdown())
         print("\n".join(texts))
         if options.out:

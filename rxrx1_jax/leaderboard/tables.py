@@ -29,7 +29,7 @@ from rxrx1_jax.methods.statistics import (
     summarise,
     units_of,
 )
-from rxrx1_jax.report.comparison import FIGURES, GAIN, NOTE, told_apart
+from rxrx1_jax.report.comparison import FIGURES, GAIN, NOTE, RUNS, name_of, told_apart
 from rxrx1_jax.report.runs import shared_of
 from rxrx1_jax.report.tables import ADJUSTED, Cell, Links, Table, Value, gain, percent
 
@@ -44,16 +44,14 @@ MUST = {
 def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
     """The leaderboard, grouped by budget; `runs` = worlds x folds x seeds that were asked for."""
     compared, units = gains(methods, rows), _units(rows)
-    several = units == "worlds"
-    shared = "are independent" if several else "share training data (Nadeau and Bengio 2003)"
+    how = {"worlds": "are independent", "folds": "share training data (Nadeau and Bengio 2003)"}
     p = holm([found.p for _, found in compared.values()])
     adjusted = dict(zip(compared, p, strict=True))
     cells: list[list[Cell]] = []
     for row, name in _by_budget(rows, cells):
         few = f" (n = {len(row.accuracy)})" if len(row.accuracy) < runs else ""
         links = Links(tuple(
-            (f"{u.world}:" * several + f"{u.fold}.{u.seed}", path)
-            for u, path in sorted(row.paths.items())
+            (name_of(unit, units), path) for unit, path in sorted(row.paths.items())
         ))  # fmt: skip
         cells.append([
             name._replace(more=few), percent(row.by_site), percent(row.training),
@@ -64,9 +62,9 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
         NOTE.replace("over folds", f"over {units}"),
         f"Gain: accuracy by site minus that of {methods.baseline} on the same fold and seed, in "
         "points; of transformed embeddings minus that of the same classifier of the embeddings as "
-        f"they are. Its t interval is over {units}, which {shared}. Of fewer than three there is "
-        f"none (–). {ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the last "
-        f"training batches. Runs: {'world:' * several}fold.seed.",
+        f"they are. Its t interval is over {units}, which {how[units]}. Of fewer than three there "
+        f"is none (–). {ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the "
+        f"last training batches. Runs: {RUNS[units]}.",
     ]
     head = ["method", "by site", "training", GAIN, ADJUSTED, *FIGURES, "runs"]
     return Table("Accuracy on unseen experiments (batch split), %", head, cells, notes)

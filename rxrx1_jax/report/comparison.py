@@ -10,6 +10,7 @@ import numpy as np
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
     Comparison,
+    Unit,
     compare,
     holm,
     units_of,
@@ -31,6 +32,15 @@ NOTE = (
     "± is the standard deviation over folds (n - 1) of the means over seeds. Cell-type mean: each"
     " cell type counts the same. Worst experiment: its accuracy by site."
 )
+
+
+RUNS = {"folds": "fold.seed", "worlds": "world:fold.seed"}  # units of a table -> names of its runs
+
+
+def name_of(unit: Unit, units: str) -> str:
+    """Of a run in a table."""
+    world = f"{unit.world}:" if units == "worlds" else ""
+    return f"{world}{unit.fold}.{unit.seed}"
 
 
 def baseline_of(groups: Sequence[Group], run: Path | None) -> Group:
@@ -62,7 +72,7 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
     for of, more, p in zip(groups, found, adjusted, strict=True):
         figures = (percent(of.score(figure)) for figure in FIGURES.values())
         runs = Links(tuple(
-            (f"{run.unit.fold}.{run.unit.seed}", run.path)
+            (name_of(run.unit, units), run.path)
             for run in sorted(of.runs, key=lambda run: run.unit)
         ))  # fmt: skip
         of_gain: list[Cell] = [gain(more), Value(p, 3)] if more else ["baseline", ""]
@@ -72,7 +82,7 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
         NOTE.replace("over folds", f"over {units}"),
         "Gain: over the baseline on the same split, fold and seed, in points, with its t interval "
         f"over {units}{f', {shared}' if units == 'folds' else ''}; – below three {units}. "
-        f"{ADJUSTED}: adjusted for all rows of the table. Runs: fold.seed.",
+        f"{ADJUSTED}: adjusted for all rows of the table. Runs: {RUNS[units]}.",
     ]
     head = ["settings", "by site", GAIN, ADJUSTED, *FIGURES, "runs"]
     kinds = [line.cells() for line in table1.lines_of(groups, "site")]
@@ -80,7 +90,7 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
         "comparison": Table("Test accuracy, %", head, rows, notes),
         "cell-types": Table(
             "Test accuracy by site of each cell type, %", ["settings", *table1.HEAD[1:]], kinds,
-            [table1.SPREAD_NOTE.partition(" Diff")[0]],
+            [table1.SPREAD_NOTE.partition(" Diff")[0].replace("over folds", f"over {units}")],
         ),
     }  # fmt: skip
 

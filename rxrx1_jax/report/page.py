@@ -111,7 +111,8 @@ def results_of(
     """Raises ReportError: two runs are the same, or the baseline is on other data."""
     found: Results = {}
     for screen, runs in screens.items():
-        groups = group(runs, as_table1=baseline is None)
+        one_world = len({run.unit.world for run in runs}) == 1
+        groups = group(runs, as_table1=baseline is None and one_world)
         if groups[0].of_table1:
             found[screen] = table1.headline(groups), groups, table1.tables(screen, groups)
         else:
@@ -131,7 +132,7 @@ def write_page(
         prefix = f"{number}-" if len(results) > 1 else ""
         runs = [run for of in groups for run in of.runs]
         page.paragraph(result, "result")
-        page.heading(f"{screen.name} {screen.version}")
+        page.heading(table1.names_of(runs))
         page.paragraph(table1.describe(screen, runs))
         page.paragraph(
             "Batch: whole experiments are held out. Random (by site): sites are held out, so the "

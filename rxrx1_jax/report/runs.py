@@ -127,6 +127,35 @@ def load_runs(paths: Sequence[Path]) -> dict[Screen, list[FinishedRun]]:
     return screens
 
 
+def as_worlds(screens: Mapping[Screen, Sequence[FinishedRun]]) -> dict[Screen, list[FinishedRun]]:
+    """One section of runs on several datasets, each a world. Their experiments bear its name.
+
+    Raises ReportError: datasets of other designs, or two names of the same data.
+    """
+    (first, *others), known = screens, dict[tuple[str, str], Path]()
+    for screen in others:
+        if screen[2:] != first[2:]:
+            raise ReportError(
+                f"--worlds: {first.name} has {first.classes} classes, {first.image_size} px"
+                f" ({first.source}), {screen.name} {screen.classes}, {screen.image_size} px"
+                f" ({screen.source}): expected worlds of one design; report them separately"
+            )
+    found = list[FinishedRun]()
+    for screen, runs in screens.items():
+        for data in {(f, run.config[f]) for run in runs for f in DATA if f in run.config}:
+            if known.setdefault(data, runs[0].path) != runs[0].path:
+                raise ReportError(
+                    f"--worlds: {known[data]} and {runs[0].path} hold the same data: expected"
+                    " independent screens; leave one out"
+                )
+        for run in runs:
+            site = run.accuracy["site"]
+            named = {f"{name} of {screen.name}": x for name, x in site["experiment"].items()}
+            accuracy = run.accuracy | {"site": site | {"experiment": named}}
+            found.append(run._replace(accuracy=accuracy))
+    return {first: found}
+
+
 def load_run(path: Path) -> FinishedRun:
     if not (path / "config.json").exists():
         raise ReportError(f"{path}: no run (no config.json); expected {runs_near(path)}")

@@ -80,8 +80,9 @@ def lines_of(groups: Sequence[Group], unit: str, separate: bool = False) -> list
 def links(runs: Sequence[FinishedRun]) -> Links:
     """To the folder of a run of each fold, on all cell types where there is one."""
     found: dict[str, Path] = {}
+    several = len({run.unit.world for run in runs}) > 1
     for run in sorted(runs, key=lambda run: (run.unit, run.cell_type != "all", run.cell_type)):
-        found.setdefault(str(run.unit.fold), run.path)
+        found.setdefault(f"{run.unit.world}:" * several + str(run.unit.fold), run.path)
     return Links(tuple(found.items()))
 
 
@@ -171,6 +172,11 @@ def headline(groups: Sequence[Group]) -> str:
     return f"{label}: {best} % of the test sites are named right."
 
 
+def names_of(runs: Sequence[FinishedRun]) -> str:
+    """Of their datasets, with versions."""
+    return ", ".join(sorted({f"{run.screen.name} {run.screen.version}" for run in runs}))
+
+
 def describe(screen: Screen, runs: Sequence[FinishedRun]) -> str:
     """Sentences that say what the figures were measured on."""
 
@@ -178,12 +184,11 @@ def describe(screen: Screen, runs: Sequence[FinishedRun]) -> str:
         low, high = min(values), max(values)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    names = sorted({f"{run.screen.name} {run.screen.version}" for run in runs})
     folds = ", ".join(str(fold) for fold in sorted({run.unit.fold for run in runs}))
     models = ", ".join(sorted({run.config["model.name"] for run in runs}))
     data = [run.results["data"] for run in runs]
     return (
-        f"Measured on {', '.join(names)}: {SOURCES.get(screen.source, screen.source)}. "
+        f"Measured on {names_of(runs)}: {SOURCES.get(screen.source, screen.source)}. "
         f"{screen.classes:,} classes (chance {100 / screen.classes:.1f} %), "
         f"{screen.image_size} x {screen.image_size} px, {span([d['train_sites'] for d in data])} "
         f"training and {span([d['test_sites'] for d in data])} test sites per run. Network "

@@ -199,6 +199,31 @@ def test_several_runs_are_averaged_and_paired(run):
     assert p.value == pytest.approx(2 * stats.t.sf(abs(difference.mean()) / error, 2))
 
 
+def test_three_worlds_stand_in_one_table(tmp_path, monkeypatch):
+    """Their interval is the plain one of t."""
+    rng, names = np.random.default_rng(3), ["a", "b", "c"]
+    runs = [make_run(tmp_path / name, name=f"rxrx1/{name}") for name in names]
+    tables = predictions_of(runs[0], ["none", "centroids"])
+    found = {}
+    for run in runs:
+        for name in tables:
+            right = rng.random(len(tables[name])) < rng.uniform(0.2, 0.8)
+            column = np.where(right, tables[name]["label"], -1)
+            k = tables[name].column_names.index("prediction")
+            changed = tables[name].set_column(k, "prediction", [column])
+            found.setdefault(run, {})[name] = changed
+    monkeypatch.setattr(corrections, "predictions_of", lambda run, *_: found[run.path])
+    done = run_command("correct", *runs, "--methods", "centroids")
+    assert "over worlds rxrx1/a, rxrx1/b, rxrx1/c" in done.out.splitlines()[0]
+    none, centroids = (
+        [100 * accuracies(found[run][name])["site"]["all"] for run in runs] for name in tables
+    )
+    test = stats.ttest_rel(centroids, none)
+    low, high = test.confidence_interval()
+    gain = np.subtract(centroids, none).mean()
+    assert f"{gain:+.1f} ({low:+.1f} to {high:+.1f}) | {test.pvalue:8.3f}" in done.out
+
+
 def test_a_run_whose_controls_are_classes_is_refused(tmp_path):
     with pytest.raises(run_dir.RunError, match="wilds"):
         predictions_of(make_run(tmp_path / "wilds", protocol="wilds"), ["none"])
