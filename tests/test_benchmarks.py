@@ -72,6 +72,17 @@ def test_images_are_looked_for(images):
 
 
 @pytest.mark.long
+def test_host_path_command(tiny):
+    options = ("--devices", 2, "--network", "resnet_demo", "--rounds", 4)
+    *parts, together = run("host_path", "--data", tiny.dataset.parents[2], *options)
+    each = [float(us) for _, us, _ in parts]
+    assert len(each) == 3 and min(each) > 0
+    assert float(together[1]) == pytest.approx(sum(each), abs=0.02)
+    share = float(together[2].rstrip("%")) / 100
+    assert share == pytest.approx(float(together[1]) * 2 * 1200 / 1e6, abs=1e-3)
+
+
+@pytest.mark.long
 def test_train_step_command():
     options = ("--rounds", 1, "--sizes", 16, "--network", "resnet_demo")
     ours, xla = run("train_step", *options, "--implementations", "ours", "xla")
