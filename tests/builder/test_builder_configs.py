@@ -21,8 +21,7 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra `build
 
 from PIL import Image  # noqa: E402
 
-from tfds_builder.rxrx1 import Builder, Rxrx1Config, sources  # noqa: E402
-from tfds_builder.rxrx1.release import downloads  # noqa: E402
+from tfds_builder.rxrx1 import Builder, Rxrx1Config  # noqa: E402
 from tfds_builder.rxrx1.release.metadata import ReleaseError  # noqa: E402
 
 SIZE = 16
@@ -119,17 +118,25 @@ def test_wilds_config_from_the_official_release(tmp_path):
 
 
 def test_wilds_config_from_the_wilds_release(tmp_path):
+    """And configs that it cannot give."""
     release = write_tiny_wilds(tmp_path / "release")
-    config = next(c for c in Builder.BUILDER_CONFIGS if c.name == "wilds")
-    builder = Builder(config=config.name, data_dir=tmp_path / "data")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=str(release))
-    )
+
+    def prepared(config):
+        builder = Builder(config=config, data_dir=tmp_path / "data")
+        download_config = tfds.download.DownloadConfig(manual_dir=str(release))
+        builder.download_and_prepare(download_config=download_config)
+        return builder
+
+    builder = prepared("wilds")
     assert builder.info.metadata["layout"] == "wilds"
     for example in by_site(builder).values():
         row = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in example.items()}
         pixels = np.asarray(Image.open(wilds_path(release, row)))  # [256, 256, RGB]
         np.testing.assert_array_equal(example["image"], pixels.transpose(2, 0, 1))
+    other = Rxrx1Config(name="small", size=128, source_size=256, channels=3)
+    for config, asked in (("native", "6 channels of 512 px"), (other, "3 channels of 128 px")):
+        with pytest.raises(ReleaseError, match=f"WILDS .*{asked}.* wilds"):
+            prepared(config)
 
 
 def test_kaggle_and_zip_give_the_same_records(tiny, plain, tmp_path):
@@ -229,41 +236,3 @@ def test_other_settings_under_a_name_that_is_taken(tmp_path):
     del metadata["config"]
     path.write_text(json.dumps(metadata))
     assert len(build(release, tmp_path / "data").info.splits) == 1
-
-
-def test_wilds_layout_and_a_config_that_it_cannot_give(tmp_path):
-    release = write_tiny_wilds(tmp_path / "release")
-    other = Rxrx1Config(name="small", size=128, source_size=256, channels=3)
-    for config, asked in (("native", "6 channels of 512 px"), (other, "3 channels of 128 px")):
-        builder = Builder(config=config, data_dir=tmp_path / "data")
-        with pytest.raises(ReleaseError, match=f"WILDS .*{asked}.* wilds"):
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=str(release))
-            )
-
-
-def test_configs_share_what_is_downloaded(tmp_path, monkeypatch):
-    """And the default folder of TFDS counts only if it holds this dataset."""
-    asked = []
-
-    def fetch(archives, _dl_manager, folder):
-        asked.append((archives, folder))
-        raise ReleaseError("stop here")
-
-    def prepare(config):
-        Builder(config=config, data_dir=tmp_path / "data").download_and_prepare(
-            download_config=tfds.download.DownloadConfig()
-        )
-
-    monkeypatch.setattr(sources, "fetch", fetch)
-    other = tmp_path / "data" / "downloads" / "manual" / "imagenet.zip"
-    other.parent.mkdir(parents=True)
-    other.write_bytes(b"of another dataset")
-    for config in ("native", "px256", "px128", "wilds", "monai"):
-        with pytest.raises(ReleaseError, match="stop here"):
-            prepare(config)
-    assert [archives for archives, _ in asked] == [downloads.OFFICIAL] * 4 + [downloads.MONAI]
-    assert len({folder for _, folder in asked}) == 2
-    write_tiny_release(other.parent / "rxrx1", SIZE)
-    prepare(Rxrx1Config(name="tiny", size=SIZE))
-    assert len(asked) == 5

@@ -91,11 +91,22 @@ def test_builds_from_what_was_downloaded_once(tmp_path, server, monkeypatch):
         md5 = hashlib.md5(content).hexdigest()
         published.append(downloads.Archive(f"{address}/{name}", len(content), md5))
     monkeypatch.setitem(downloads.ARCHIVES, "official", published)
-    for size in (16, 8):
+    manual = tmp_path / "data" / "downloads" / "manual"  # TFDS's default
+    manual.mkdir(parents=True)
+    (manual / "imagenet.zip").write_bytes(b"of another dataset")
+
+    def build(size: int) -> None:
         config = Rxrx1Config(name=f"px{size}", size=size, source_size=16)
         builder = Builder(config=config, data_dir=tmp_path / "data")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig())
         assert len(builder.as_dataset(split="train")) == 39
+
+    for size in (16, 8):
+        build(size)
+    assert len(requested) == 2
+    (tmp_path / "data" / "downloads" / "rxrx1_archives_official").rename(tmp_path / "gone")
+    write_tiny_release(manual / "rxrx1", 16)
+    build(4)
     assert len(requested) == 2
 
 
