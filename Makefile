@@ -9,11 +9,12 @@ FOLDS  ?= 0 1 2
 BUILD  ?= synthetic
 SCREEN ?= synthetic
 RUNS   ?= runs/demo
+REAL   ?= runs/real
 VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
   tfds_builder/rxrx1/rxrx1_dataset_builder.py)
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
-.PHONY: help demo table1 control leaderboard bench test test-long test-oldest test-newest lint \
+.PHONY: help demo real table1 control leaderboard bench test test-long test-oldest test-newest lint \
   types clean
 
 help: ## this list
@@ -36,6 +37,12 @@ $(VENV)/.analysis: $(VENV)/.demo
 	@$(BIN)/python -m pip install --quiet --editable '.[analysis,build,harmony]'
 	@touch $@
 
+$(VENV)/.real: pyproject.toml
+	@echo "Installing rxrx1_jax, ComBat and scikit-learn into $(VENV): 1 GB, no TensorFlow."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[analysis]'
+	@touch $@
+
 # Every step reuses what is there: the screen, the records, finished runs.
 $(RECORDS): | $(VENV)/.demo
 	@$(BIN)/python -m tfds_builder.rxrx1 build --config='$(BUILD)' --data_dir=$(DATA)
@@ -56,6 +63,17 @@ demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 
 	  left=", about $$((($$(date +%s) - began) * ($$# - n) / n / 60 + 1)) min left"; \
 	done
 	@$(BIN)/python -m rxrx1_jax.report $(RUNS)/*/ --out=$(RUNS)-report
+
+# Methods on the embeddings of the real screen that Recursion publishes. FROM: a folder that has
+# its two archives already.
+REAL_METHODS = centroids centre_scale_plate sphering_experiment tvn_plate centre_experiment \
+  combat_experiment
+FROM ?=
+real: $(VENV)/.real ## corrections of the real screen's published embeddings: 52 MB, no images, no GPU
+	@$(BIN)/python -m rxrx1_jax.download --out='$(DATA)/rxrx1_embeddings' $(if $(FROM),--from='$(FROM)')
+	@$(BIN)/python -m rxrx1_jax.correct --embeddings='$(DATA)/rxrx1_embeddings/rxrx1-dl-embeddings.zip' \
+	  --metadata='$(DATA)/rxrx1_embeddings/rxrx1-metadata.zip' --protocol=batch,random_well \
+	  --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --methods $(REAL_METHODS) --out=$(REAL)
 
 # The paper's 30 runs, the cell types by models of their own, on the same screen.
 table1: $(RECORDS) ## the 30 runs of the paper's table on the synthetic screen

@@ -6,6 +6,7 @@
     config, train, load_run             settings, a training, and what it made (a `Run`)
     score                               accuracy of predictions
     read_embeddings, write_embeddings   tables of embeddings, of any model and for other libraries
+    correct_embeddings                  methods tried on such a table: accuracy, and a page
 
 Nothing heavy is imported before a name is used. docs/python.md shows all of them.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rxrx1_jax import config as config
     from rxrx1_jax.api import batches as batches
+    from rxrx1_jax.api import correct_embeddings as correct_embeddings
     from rxrx1_jax.api import create_network as create_network
     from rxrx1_jax.api import load_run as load_run
     from rxrx1_jax.api import make_split as make_split
@@ -36,7 +38,7 @@ _MODULES = {
     **dict.fromkeys(
         (
             "open_dataset", "make_split", "batches", "create_network", "train", "load_run", "score",
-            "read_embeddings", "write_embeddings",
+            "correct_embeddings", "read_embeddings", "write_embeddings",
         ),  # fmt: skip
         "rxrx1_jax.api",
     ),

@@ -1,7 +1,7 @@
 """The functions that `import rxrx1_jax` offers; each is a short way to what the packages hold."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,12 @@ from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.data.splits import Split
 from rxrx1_jax.data.stream import Augmentation, Stream
+from rxrx1_jax.embedded import page as embedded_page
+from rxrx1_jax.embedded.command import asked_for, judge
+from rxrx1_jax.embedded.tables import accuracy_table
+from rxrx1_jax.methods.evidence import Method
 from rxrx1_jax.model.networks import NetworkSpec
+from rxrx1_jax.report.tables import Table
 from rxrx1_jax.training import train as training
 from rxrx1_jax.training.predictions import accuracies, predictions_table
 from rxrx1_jax.training.run import Run
@@ -182,6 +187,32 @@ def write_embeddings(embeddings: Embeddings, path: str | Path, style: str = "off
     Raises ValueError, OSError; `data.table_styles` has the columns.
     """
     table_styles.write(embeddings, path, style)
+
+
+def correct_embeddings(
+    embeddings: Embeddings, methods: Sequence[str] | Mapping[str, Method],
+    protocols: Sequence[str] = ("batch",), folds: Sequence[int] = (0, 1, 2),
+    out: str | Path | None = None,
+) -> Table:  # fmt: skip
+    """Tries methods on a table of embeddings, as `python -m rxrx1_jax.correct --embeddings` does.
+
+    Args:
+      methods: names, as "tvn_plate", or {name: Method of your own}.
+        Those that they are compared with are added.
+      protocols: splits; of the first is the table, the others give the gap to it.
+      out: folder for the page; what is computed is kept there, and found again by the next call. A
+        Method that you edit is computed again when you raise its version.
+
+    Returns the table of accuracies: `.markdown()`, `.records()` for pandas.
+
+    Raises ValueError: a method that is unknown or needs a network, a split that these sites do not
+    allow; one line.
+    """
+    place = config_lib.user_path(out) if out else None
+    judged = judge(embeddings, asked_for(methods, protocols, folds), place)
+    if place:
+        embedded_page.write(judged, place)
+    return accuracy_table(judged.rows, judged.protocol)
 
 
 def score(predicted: Embeddings | pa.Table | str | Path, role: str = "") -> dict[str, Any]:

@@ -11,8 +11,7 @@ differ in more than fold and seed have a table for each of their settings.
 does it with embeddings of any network: the official ones, or your own. Methods are tried over the
 folds of --protocol, and DIR/index.html is a page with accuracy, gains, and how much batch and
 biology the embeddings hold. What is computed is kept in DIR: the same command goes on. Neither
-images nor a network are needed, so methods that change the network are not tried. Methods can be
-chained: tvn_plate+lda.
+images nor a network are needed, so methods that change the network are not tried.
 """
 
 import csv
@@ -113,6 +112,10 @@ def _table(options: Namespace) -> None:
     judged = embedded.judge(found.embeddings, asked, options.out, workers, found.remarks)
     text, written = page.write(judged, options.out)
     print("\n".join([text, f"Page: {written}"]))
+    if options.write:
+        folder = options.out / "corrected"
+        for path in embedded.write_corrected(judged, options.write, folder):
+            print(f"Corrected: {path}")
 
 
 def main() -> int:
@@ -141,6 +144,9 @@ def main() -> int:
     table.add_argument("--val_experiments", type=int, default=0, metavar="N",
                        help="of each cell type, that methods with a grid choose by; 0 unless given")
     table.add_argument("--workers", type=int, default=0, help="processes (default: a core each)")
+    table.add_argument("--write", metavar="STYLE", choices=("official", "pycytominer", "h5ad"),
+                       help="write the corrected embeddings to DIR/corrected, too: as official,"
+                       " pycytominer or h5ad")  # fmt: skip
     options = parser.parse_args()
     if bool(options.runs) == bool(options.embeddings):
         parser.error("expected either RUN... or --embeddings=FILE")

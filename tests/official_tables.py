@@ -18,6 +18,7 @@ import pyarrow.csv
 from rxrx1_jax.data.images import METADATA, NUMBERS, structured
 
 REAL = Path(__file__).parents[2] / "shared" / "realdata" / "metadata_reconstructed.csv.gz"
+SIZE = 8**0.5  # of the vector of a siRNA
 ARCHIVES = {"rxrx1-metadata.zip": "rxrx1/metadata.csv",
             "rxrx1-dl-embeddings.zip": "rxrx1/embeddings.csv"}  # fmt: skip
 
@@ -32,7 +33,7 @@ def synthetic_sites(**design: int) -> np.ndarray:
 
 def made_up(sites: np.ndarray, dim: int, batch: float = 2.0, seed: int = 0) -> np.ndarray:
     """f32 [n, dim]: a vector per siRNA, three quarters of it shared by the cell types, one per
-    experiment (times `batch`), one per plate, and noise."""
+    experiment (times `batch`), one per plate, and noise. siRNAs are as far apart whatever dim."""
     rng = np.random.default_rng(seed)
 
     def effect(*names: str) -> np.ndarray:
@@ -41,7 +42,7 @@ def made_up(sites: np.ndarray, dim: int, batch: float = 2.0, seed: int = 0) -> n
 
     sirna = 0.75**0.5 * effect("sirna_id") + 0.5 * effect("sirna_id", "cell_type")
     shift = batch * (effect("experiment") + 0.25 * effect("experiment", "plate"))
-    return sirna + shift + rng.standard_normal((len(sites), dim), np.float32)
+    return SIZE / dim**0.5 * sirna + shift + rng.standard_normal((len(sites), dim), np.float32)
 
 
 def write_archives(folder: Path, sites: np.ndarray, x: np.ndarray) -> None:

@@ -25,6 +25,15 @@ def make(*words: str) -> list[str]:
     ).stdout.splitlines()
 
 
+def stand_in(venv: Path, stamp: str) -> None:
+    """In place of an environment that is installed."""
+    python = venv / "bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (venv / stamp).touch()
+
+
 def test_make_alone_lists_the_targets():
     assert make() == make("help")
     targets = re.findall(r"^([\w-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -32,11 +41,7 @@ def test_make_alone_lists_the_targets():
 
 
 def test_the_demo_tells_where_it_is(tmp_path):
-    python = tmp_path / "venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-    (tmp_path / "venv/.demo").touch()
+    stand_in(tmp_path / "venv", ".demo")
     records = tmp_path / "dataset_info.json"
     asked = [f"{name}={tmp_path}/{name.lower()}" for name in ("VENV", "DATA", "RUNS")]
     for seconds, path in enumerate(("batch-none-0", "", "batch-plate_control-0")):
@@ -59,3 +64,16 @@ def test_the_demo_tells_where_it_is(tmp_path):
     report = said[-1].split()
     assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 8 + 1
     assert make("demo", *asked) == said[-1:]
+
+
+def test_the_real_screen_is_fetched_and_corrected(tmp_path):
+    stand_in(tmp_path / "venv", ".real")
+    said = make("real", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/a b", "FOLDS=0 2",
+                f"FROM={tmp_path}/c d", f"REAL={tmp_path}/out")  # fmt: skip
+    fetched, corrected = said
+    folder = f"{tmp_path}/a b/rxrx1_embeddings"
+    assert fetched == f"-m rxrx1_jax.download --out={folder} --from={tmp_path}/c d"
+    assert corrected.startswith(f"-m rxrx1_jax.correct --embeddings={folder}/rxrx1-dl-embeddings")
+    for word in (f"--metadata={folder}/rxrx1-metadata.zip", "--folds=0,2", "tvn_plate",
+                 f"--out={tmp_path}/out"):  # fmt: skip
+        assert word in corrected

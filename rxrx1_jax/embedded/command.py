@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rxrx1_jax.data import table_styles
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.splits import make_split
+from rxrx1_jax.embedded import judging
 from rxrx1_jax.embedded.jobs import FIGURES, Job, do_all
 from rxrx1_jax.embedded.page import Judged
 from rxrx1_jax.embedded.tables import reference, rows_of
@@ -44,7 +46,7 @@ def asked_for(
         if any(one.classify is None or one.adapt for one in method.grid or (method,)):
             raise ValueError(
                 f"method {name!r} needs the network, and a table has none; expected some of"
-                f" {', '.join(usable())}, chains of them, or your own with a classifier"
+                f" {', '.join(usable())}, or your own with a classifier"
             )
         by_name = not isinstance(names, Mapping)
         found = catalogue.reference(name) if by_name else reference(method)
@@ -87,6 +89,22 @@ def judge(
         refused = next(of["refused"] for of in results.values() if of["refused"])
         raise ValueError(f"every method refuses the table; the first: {refused}")
     return Judged(table, asked.methods, rows, results, asked.protocols[0], remarks)
+
+
+def write_corrected(judged: Judged, style: str, folder: Path) -> list[Path]:
+    """FOLDER/METHOD.parquet or .h5ad: all rows after the transforms of each method that has some.
+
+    What a method learns from training sites it learns from those of the first fold.
+    """
+    written, folds = [], [unit.fold for unit in judged.rows[0].accuracy[judged.protocol]]
+    for name, method in judged.methods.items():
+        if method.transforms and name in {row.name for row in judged.rows}:
+            path = folder / f"{name}{table_styles.STYLES[style]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            after = judging.corrected_table(judged.table, method, judged.protocol, min(folds))
+            table_styles.write(after, path, style)
+            written.append(path)
+    return written
 
 
 def cores() -> int:

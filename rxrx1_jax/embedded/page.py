@@ -63,8 +63,9 @@ def write(judged: Judged, out: Path) -> tuple[str, Path]:
         page.items(notes)
         texts.append("".join(f"- {line}\n" for line in notes))
     show("accuracy", tables.accuracy_table(rows, protocol), "Accuracy")
-    _pictures(judged, page)
+    _gains(judged, page)
     show("cell-types", tables.parts_table(rows, protocol, "cell_type"))
+    _experiments(judged, page)
     tables.parts_table(rows, protocol, "experiment").write(out, "experiments")
     show("gap", tables.gap_table(rows), "Gap")
     show("embeddings", tables.embeddings_table(judged.results, judged.methods, rows, protocol),
@@ -93,7 +94,7 @@ def _described(judged: Judged) -> str:
     )
 
 
-def _pictures(judged: Judged, page: Page) -> None:
+def _gains(judged: Judged, page: Page) -> None:
     rows, protocol = judged.rows, judged.protocol
     found = tables.gains(rows, protocol)
     shown = {name: of for name, (_, of) in found.items() if of.n}
@@ -109,6 +110,10 @@ def _pictures(judged: Judged, page: Page) -> None:
             " mean; lines: 95 % interval; small marks: folds. Beyond"
             f" {figures.LINEAR} points the axis is logarithmic. Colours: what a method may see.",
         )
+
+
+def _experiments(judged: Judged, page: Page) -> None:
+    rows, protocol = judged.rows, judged.protocol
     first: dict[tuple[bool, str], Row] = {}
     for row in rows:
         first.setdefault((not row.reference, row.budget), row)

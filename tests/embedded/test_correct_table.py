@@ -10,6 +10,8 @@ from browser import check_page, check_text, needs_chromium
 from commands import run_command
 from official_tables import made_up, synthetic_sites, write_archives
 
+from rxrx1_jax.data import tables
+
 DESIGN = {"huvec": 3, "rpe": 3, "hepg2": 0, "u2os": 0, "plates": 2}
 OPTIONS = ("--protocol=batch,random_well", "--workers=1", "--methods", "centre_scale_plate",
            "sphering_experiment")  # fmt: skip
@@ -29,7 +31,7 @@ def done(once) -> tuple[Path, str]:
     def make(folder: Path) -> None:
         sites = synthetic_sites(**DESIGN)
         write_archives(folder, sites, made_up(sites, 8))
-        outcome = run_command("correct", *arguments(folder))
+        outcome = run_command("correct", *arguments(folder), "--write=pycytominer")
         assert outcome.code == 0, outcome
         (folder / "said").write_text(outcome.out + outcome.err)
 
@@ -89,6 +91,13 @@ def test_what_is_computed_is_found_again_and_only_what_changed_is_done(done, tmp
         computed.clear()
 
 
+def test_corrected_embeddings_are_read_again(done):
+    found = tables.read(done[0] / "out/corrected/centre_scale_plate.parquet")
+    assert found.embeddings.x.shape == (len(synthetic_sites(**DESIGN)), 8)
+    control = found.embeddings.sites["well_type"] != "treatment"
+    assert abs(found.embeddings.x[control].mean()) < 0.01
+
+
 @pytest.mark.long
 def test_workers_give_the_same_table(done, tmp_path):
     folder, said = done
@@ -103,6 +112,7 @@ def test_workers_give_the_same_table(done, tmp_path):
     (["--folds=0,3"], 1, "3"), (["--folds=x"], 1, "-1"), (["--protocol=batch,wilds"], 1, "wilds"),
     (["--methods", "none"], 1, "none"), (["--methods", "nothing"], 1, "nothing"),
     (["--metadata=nowhere.csv"], 1, "nowhere.csv"), (["--embeddings=nowhere"], 1, "nowhere"),
+    (["--write=csv"], 2, "csv"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line_before_work_starts(done, more, code, named, tmp_path):
     asked = [*arguments(done[0]), *more, f"--out={tmp_path}/new"]
