@@ -173,14 +173,15 @@ def _maps(methods: Methods, outcomes: Sequence[Outcome], page: Page, remarks: li
               np.unique(sites["cell_type"])}  # fmt: skip
     cell_type = max(counts, key=lambda name: (counts[name], name == MAP_CELL_TYPE))
     mine = wells & (sites["cell_type"] == cell_type)
-    stages = [(f"{raw}: raw", first.x[mine]), (f"{methods.baseline}: corrected", after[mine])]
+    titles = f"{raw}, uncorrected", f"{methods.baseline}, corrected"
+    stages = list(zip(titles, (first.x[mine], after[mine]), strict=True))
     unseen = set(found[1].accuracy["site"]["experiment"])
     for column, one in (("experiment", "an experiment"), ("sirna_id", "a siRNA")):
         page.picture(
             f"map-{column.removesuffix('_id')}",
             embedding_map.figure(stages, sites[mine], column, unseen),
-            f"Two maps of the embeddings of {cell_type}, raw and corrected, where a colour is "
-            f"{one}.",
+            f"Two maps of the embeddings of {cell_type}, uncorrected and corrected, where a colour "
+            f"is {one}.",
             f"A colour and a shape are {one}. Left: {raw} as it is; right: {methods.baseline} "
             f"after {CORRECTED}. Where a correction works, experiments mix and siRNAs part. Marks: "
             f"the mean embedding of a siRNA in an experiment, of the positive controls of "

@@ -21,7 +21,7 @@ from rxrx1_jax.report.runs import FinishedRun, Group, Screen, group
 from rxrx1_jax.report.tables import Cell, Links, Table, Value
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto;
   padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 p, ul, figcaption { max-width: 50rem; }
@@ -36,6 +36,7 @@ figcaption, .note { font-size: .85rem; color: #555; margin: .2rem 0; }
 @media print {
   body { max-width: none; margin: 0; font-size: 11pt; } h2, caption { break-after: avoid; }
   figure { break-inside: avoid; width: 47%; } img { max-height: 150mm; object-fit: contain; }
+  figure.tall { width: 80%; } .tall img { max-height: 215mm; object-position: left; }
   a { color: inherit; text-decoration: none; } .files { display: none; }
 }
 """
@@ -83,9 +84,12 @@ class Page:
         with matplotlib.rc_context(SVG), replacing(self.out / f"{name}.svg") as partial:
             metadata = {"Date": None}
             figure.savefig(partial, format="svg", dpi=200, facecolor="white", metadata=metadata)
+        width, height = figure.get_size_inches()
+        kind = ' class="tall"' if height > width else ""
         self.parts.append(
-            f'<figure><a href="{name}.svg"><img src="{name}.svg" alt="{escape(alt, quote=True)}">'
-            f"</a><figcaption>{escape(caption)}</figcaption></figure>"
+            f'<figure{kind}><a href="{name}.svg"><img src="{name}.svg" '
+            f'alt="{escape(alt, quote=True)}"></a>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
     def write(self) -> Path:
@@ -184,7 +188,7 @@ def made_with(runs: Sequence[FinishedRun]) -> Table:
             ", ".join(f"{name} {version}" for name, version in of.get("packages", {}).items())
             for of in made
         ],
-        "runs in": [str(run.path.resolve().parent) for run in runs],
+        "runs in": [os.path.commonpath([run.path.resolve().parent for run in runs])],
     }
     rows: list[list[Cell]] = [
         [what, "; ".join(dict.fromkeys(str(value) for value in values if value)) or "not recorded"]

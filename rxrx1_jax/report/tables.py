@@ -29,17 +29,19 @@ caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .25rem .5rem; text-align: left; vertical-align: top; font-weight: 400;
   border-top: 1px solid #ddd; overflow-wrap: anywhere; min-width: 2.5rem; }
 th.value, td.value { text-align: right; }
-td.value { overflow-wrap: normal; }
+th.value { width: 1px; } td.value { overflow-wrap: normal; }
 thead th { border-top: 0; border-bottom: 1px solid #222; vertical-align: bottom; font-weight: 600;
   overflow-wrap: normal; }
+@media print, (min-width: 1200px) { td.value { white-space: nowrap; } }
 tr > th:first-child { padding-left: 0; position: sticky; left: 0; background: #fff; }
 tbody th:first-child { min-width: 7rem; }
 tr.heading th { font-weight: 600; padding-top: .8rem; }
 .wide { overflow-x: auto; }
 @media print {
-  .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .12rem .3rem; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .1rem .25rem; }
   tr { break-inside: avoid; } thead { display: table-header-group; }
-  tr > th:first-child { position: static; } tbody th:first-child { min-width: 6.5rem; }
+  tr > th:first-child { position: static; } tbody th:first-child { min-width: 8.5rem; }
+  [data-label="runs"] { display: none; }
 }
 """
 # Columns of a table -> width of a screen, px, up to which its rows are blocks.
@@ -183,19 +185,27 @@ class Table:
                 return escape(str(cell).replace(" ", "\xa0").replace("\xa0(", " ("))
             return escape(cell)
 
+        def labelled(name: str) -> str:
+            return f'data-label="{escape(name, quote=True)}"'
+
+        def width(column: int) -> str:  # of prose: its longest word, if that is not too long
+            cells = (str(row[column]).split() for row in self.rows if len(row) > 1)
+            longest = max((len(word) for words in cells for word in words), default=0)
+            return "" if columns[column] else f' style="min-width: {min(longest, 12)}ch"'
+
         def row(cells: list[Cell]) -> str:
             if len(cells) == 1:
                 named = f'<th scope="rowgroup" colspan="{len(self.head)}">{text(cells[0])}'
                 return f'</tbody>\n<tbody><tr class="heading">{named}</th></tr>'
             found = (
-                f'<td{_kind(value)} data-label="{escape(name, quote=True)}">{text(cell)}</td>'
+                f'<td{_kind(value)} {labelled(name)}>{text(cell)}</td>'
                 for name, cell, value in zip(self.head[1:], cells[1:], columns[1:], strict=True)
             )
             return f'<tr><th scope="row">{text(cells[0])}</th>{"".join(found)}</tr>'
 
         head = "".join(
-            f'<th scope="col"{_kind(value)}>{escape(cell)}</th>'
-            for value, cell in zip(columns, self.head, strict=True)
+            f'<th scope="col"{_kind(columns[k])} {labelled(name)}{width(k)}>{escape(name)}</th>'
+            for k, name in enumerate(self.head)
         )
         body = "\n".join(row(cells) for cells in self.rows)
         blocks = "".join(f" c{n}" for n in BLOCKS if len(self.head) >= n)

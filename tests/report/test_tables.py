@@ -70,12 +70,12 @@ def test_html_has_scopes_classes_links_and_escapes(tmp_path):
     parsed = ElementTree.fromstring(f"<div>{html}</div>")  # nested as it should be
     cells = [part for part in parsed.iter() if part.tag in ("th", "td", "caption", "p")]
     row, value = {"scope": "row"}, {"class": "value", "data-label": "by site"}
-    text = {"data-label": "why"}
+    text, wide = {"data-label": "why"}, {"scope": "col", "style": "min-width: 5ch"}  # "there"
     assert [(cell.tag, cell.attrib, cell.text or "") for cell in cells[:-3]] == [
         ("caption", {}, "Accuracy, <%>"),
-        ("th", {"scope": "col"}, "method"),
-        ("th", {"scope": "col", "class": "value"}, "by site"),
-        ("th", {"scope": "col"}, "why"),
+        ("th", wide | {"data-label": "method"}, "method"),
+        ("th", value | {"scope": "col"}, "by site"),
+        ("th", wide | text, "why"),
         ("th", row, "base"), ("td", value, "50.0\xa0±\xa02.0"), ("td", text, "a & b"),
         ("th", {"scope": "rowgroup", "colspan": "3"}, "others"),
         ("th", row, "a|b"),
