@@ -63,7 +63,8 @@ def need(setup: Setup, changes: Mapping[str, Any] | None = None) -> Need:
     image *= jnp.dtype(config.model.dtype).itemsize * min(parts, 2)  # cut into parts: a copy
     rows_kept = 0 if stream.kept is None else len(stream.kept)
     kept = planes * (rows_kept + 1) if stream.cache == "device" else 0
-    batches = rows * (image + (0 if kept else DRAWS * planes))
+    sent = 0 if kept else DRAWS * planes * max(config.train.steps_per_call, 1)
+    batches = rows * (image + sent)
     sums = _bytes(setup.abstract_state.params) if parts > 1 else 0  # of the parts' gradients
     activations = round(rows / parts * (held + again)) + sums
     return Need(_bytes(setup.abstract_state), activations, batches, kept)
@@ -148,6 +149,7 @@ def _what_fits(setup: Setup, there: int) -> str:
         "optim.batch_size": (devices * parts * n for n in range(rows // parts - 1, 0, -1)),
         "optim.accumulation": (n for n in range(parts + 1, rows + 1) if rows % n == 0),
         "model.remat": [] if config.model.remat else [True],
+        "train.steps_per_call": [1] if config.train.steps_per_call > 1 else [],
         "model.dtype": ["bfloat16"] if config.model.dtype == "float32" else [],
     }
     fits = []

@@ -67,9 +67,8 @@ def of_size(size, config):
     images.image_shape = (6, size, size)
     vocabulary = Vocabulary(("HUVEC",), ("HUVEC-01",), np.arange(1108, dtype=np.int32))
     none = np.zeros(0, np.int64)
-    return setup.for_evaluation(
-        config, images, splits.Split(none, none, none, none, {}), vocabulary
-    )
+    split = splits.Split(none, none, none, none, {})
+    return setup.for_evaluation(config, images, split, vocabulary)
 
 
 @pytest.mark.parametrize("size, rows, dtype, expected", MEASURED)
@@ -104,12 +103,15 @@ def test_the_commands_of_the_docs_fit_their_cards(monkeypatch, tmp_path):
 
 
 def test_the_estimate_is_linear_in_rows_and_parts_and_small_with_remat(small):
-    one, two, parts, again = (
+    one, two, parts, again, calls = (
         plan.need(small, changes)
         for changes in (
             {}, {"optim.batch_size": 32}, {"optim.accumulation": 2}, {"model.remat": True},
+            {"train.steps_per_call": 3},
         )
     )  # fmt: skip
+    planes = 16 * 6 * 64 * 64  # of a step, sent by the host
+    assert calls == one._replace(batches=one.batches + 2 * plan.DRAWS * planes)
     weights = sum(x.nbytes for x in jax.tree.leaves(small.init().params))
     assert two.activations == pytest.approx(2 * one.activations, abs=2)
     assert two.batches == 2 * one.batches and two.state == one.state
