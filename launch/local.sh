@@ -6,9 +6,9 @@
 # GPU, or with JAX_PLATFORMS=cpu, they share JAX_NUM_CPU_DEVICES simulated ones (N unless set).
 # RESTARTS: how often a run that was preempted (exit status 75) is started again; 10 unless set.
 # PYTHON: .venv/bin/python unless set.
-# SIGTERM and Ctrl-C reach all processes as SIGTERM: they save the step and the script exits with
-# 75; the same command resumes. When one process fails, the others have GRACE seconds (30 unless
-# set) to end before they are killed; the exit status is that of the first that failed.
+# SIGTERM, SIGHUP and Ctrl-C reach all processes as SIGTERM: they save the step and the script exits
+# with 75; the same command resumes. When one process fails, the others have GRACE seconds (30
+# unless set) to end before they are killed; the exit status is that of the first that failed.
 # Process 0 writes to stdout, the others to stderr alone, each line behind their number.
 set -euo pipefail
 [[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
@@ -38,7 +38,7 @@ forward() {
   told=1
   ((${#pids[@]} == 0)) || kill -TERM "${pids[@]}" 2> /dev/null || true
 }
-trap forward TERM INT
+trap forward TERM INT HUP
 
 start() { # the processes; sets pids
   local port i mine
@@ -56,7 +56,7 @@ print(server(("127.0.0.1", 0)).getsockname()[1])')
     fi
     if ((i)); then
       env JAX_PROCESS_ID="$i" "${devices_of[@]}" "$python" -m rxrx1_jax.main "$@" \
-        > /dev/null 2> >(trap '' INT TERM; exec sed -u "s/^/[$i] /" >&2) &
+        > /dev/null 2> >(trap '' INT TERM HUP; exec sed -u "s/^/[$i] /" >&2) &
     else
       env JAX_PROCESS_ID=0 "${devices_of[@]}" "$python" -m rxrx1_jax.main "$@" &
     fi

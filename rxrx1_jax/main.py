@@ -11,14 +11,15 @@ third needs no config: the run has its own.
 import argparse
 import os
 import sys
-import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.report import command
-from rxrx1_jax.training import faults
+from rxrx1_jax.training import faults, locks
 
+Run = TypeVar("Run")
 MODES = {
     "train": "train or resume, and evaluate",
     "evaluate": "evaluate the newest checkpoint again",
@@ -40,6 +41,8 @@ class Parser(command.Plain):
         self.add_argument("--data_dir", metavar="DIR", help="short for --config.data.dir")
         self.add_argument("--workdir", help="folder of the run or runs; the same command resumes",
                           type=config_lib.user_path)  # fmt: skip
+        self.add_argument("--no-lock", action="store_true", help="on a file system without locks: "
+                          "nothing else works in --workdir")  # fmt: skip
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """The options. `config` is its name; `fields` {field: text} is what changes in it.
@@ -62,7 +65,42 @@ class Parser(command.Plain):
         if options.data_dir is not None:
             fields["data.dir"] = options.data_dir
         options.fields = fields
+        if options.no_lock:
+            os.environ[locks.NO_LOCK] = "1"  # for children, too
         return options
+
+
+class SweepParser(Parser):
+    """The arguments of the commands that start many runs."""
+
+    def __init__(self, name: str, about: str) -> None:
+        super().__init__(name, about)
+        self.add_argument("--workers", type=_at_least(1), metavar="N", help="runs at once, each on "
+                          "a GPU or a share of one, and of the cores; one per GPU unless given, "
+                          "one on CPUs")  # fmt: skip
+        one = self.add_mutually_exclusive_group()
+        one.add_argument("--collect", action="store_true", help="only make table and page")
+        one.add_argument("--tasks", action="store_true", help="only print the number of runs")
+        one.add_argument("--task", type=_at_least(0), metavar="I",
+                         help="only the I-th run, from 0 on; no table")  # fmt: skip
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {least} or more")
+        return int(text)
+
+    return number
+
+
+def of_task(runs: Sequence[Run], task: int | None) -> list[Run]:
+    """All of `runs` or, of a task, its own. Raises ValueError for a task beyond them."""
+    if task is None:
+        return list(runs)
+    if task >= len(runs):
+        raise ValueError(f"--task={task}: there are {len(runs)} runs, 0 to {len(runs) - 1}")
+    return [runs[task]]
 
 
 def read_config(options: argparse.Namespace, to_train: bool = True) -> config_lib.ConfigDict:
@@ -109,9 +147,6 @@ def main(argv: list[str]) -> int:
     out: Path = options.out or workdir
     if options.out and options.mode == "train":
         parser.error(f"--out={options.out}: expected with --mode=evaluate, predict or embed")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache()))
-    # By default only what takes a second to compile is kept.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
     def work() -> int:
         config = read_config(options, to_train=options.mode in ("train", "plan"))
@@ -163,15 +198,6 @@ def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> s
         return f"{out}/predictions_all.parquet"
     run.embed(out / EMBEDDINGS)
     return f"{out}/{EMBEDDINGS}"
-
-
-def _cache() -> Path:
-    """Of compiled programs, between runs. A user without a home has one of this machine."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path(tempfile.gettempdir())
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "rxrx1_jax"
 
 
 def _fields(argv: list[str]) -> str:

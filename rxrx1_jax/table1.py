@@ -4,18 +4,21 @@
 
 runs or resumes the 30 runs, prints the tables, the paper's figures below ours, and writes them and
 the report page to WORKDIR/report. --collect does only the latter; --task=I runs the I-th run alone,
-for an array job (launch/slurm_table1.sh). Any field of the config can be changed, as for
-rxrx1_jax.main.
+for a cluster (launch/slurm_sweep.sh, launch/sweep.yaml). Any field of the config can be changed, as
+for rxrx1_jax.main.
 
 A run is `python -m rxrx1_jax.main` with data.protocol, fold and cell_type set, in
 WORKDIR/PROTOCOL-CELLTYPE-FOLD and in a process of its own: a crash leaves the others alone, and
 memory and device are free again after each, for 2 to 3 s of start-up. This process takes no
-device. The same command goes on after a kill. Several may work in one WORKDIR, each with a device
-of its own: a run that another one holds is passed over.
+device. --workers=N runs N at once on an equal share of the cores, and of the GPUs: one each, or a
+part of one's memory; what a run says is then in PROTOCOL-CELLTYPE-FOLD.log. Unless given, one run
+per GPU; on CPUs one.
+
+The same command goes on after a kill. Several may work in one WORKDIR, on any number of hosts: each
+takes runs that no other holds, and waits at the end until those are done, too.
 """
 
 import itertools
-import signal
 import sys
 from pathlib import Path
 
@@ -26,8 +29,9 @@ from rxrx1_jax.data import records, splits
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.report import command, table1
 from rxrx1_jax.report.runs import load_runs
-from rxrx1_jax.training import run_dir, sweep
-from rxrx1_jax.training.sweep import Plan, train_one
+from rxrx1_jax.training import run_dir, sweep, workers
+from rxrx1_jax.training.sweep import Plan
+from rxrx1_jax.training.workers import REFUSED, Ending, Worker
 
 PROTOCOLS = ("batch", "random_site")  # the paper's Batch and Random
 # (protocol, fold, cell type) of each run, in the order that --task counts.
@@ -41,12 +45,12 @@ def make_plans(config: ConfigDict, workdir: Path, runs: list[tuple[str, int, str
       DatasetError: there is no dataset.
       RunError: a run in `workdir` has other settings or data.
     """
-    dataset = records.open_images(config.data.dir, config.data.name)
+    plan = sweep.Planner(config, records.open_images(config.data.dir, config.data.name))
     plans = []
     for protocol, fold, cell_type in runs:
         overrides = {"data.protocol": protocol, "data.fold": fold, "data.cell_type": cell_type}
         path = workdir / f"{protocol}-{cell_type}-{fold}"
-        plans.append(sweep.make_plan(config, dataset, path, overrides))
+        plans.append(plan(path, overrides))
     return plans
 
 
@@ -79,30 +83,31 @@ def collect(plans: list[Plan], workdir: Path, reasons: dict[Path, str]) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    parser = main_lib.Parser("table1", __doc__ or "")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--task", type=int, choices=range(len(RUNS)), metavar="I",
-                     help=f"run the I-th run alone, 0 to {len(RUNS) - 1}; no table")  # fmt: skip
-    one.add_argument("--collect", action="store_true", help="only make table and page")
+    parser = main_lib.SweepParser("table1", __doc__ or "")
     options = parser.parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the child would go on alone
+    workers.interrupt_by_signals()
 
     def work() -> int:
         config, workdir = main_lib.read_config(options), options.workdir
-        arguments = main_lib.arguments_of_config(options)
+        if options.tasks:
+            print(len(RUNS))
+            return 0
+        runs, alone = main_lib.of_task(RUNS, options.task), options.task is not None
+        arguments, team = main_lib.arguments_of_config(options), workers.deal(options.workers)
         command.check_writable("--workdir", workdir)
-        if options.task is not None:
-            (plan,) = make_plans(config, workdir, [RUNS[options.task]])
-            reason = plan.obstacle or train_one(plan, arguments)
-            print(f"{plan.path}: {reason or 'complete'}")
-            return int(bool(reason) and not plan.obstacle)
-        plans = make_plans(config, workdir, RUNS)
+
+        def train(plan: Plan, worker: Worker) -> Ending:
+            log = sweep.log_of(plan.path) if len(team) > 1 else None
+            ending = sweep.train_one(plan, arguments, worker, log)
+            if ending.how == REFUSED:  # as the others would be
+                sys.exit(f"error: {ending.reason}" if log else 1)  # else it has said why
+            return ending
+
+        plans = make_plans(config, workdir, runs)
         reasons: dict[Path, str] = {}
-        if not options.collect:  # exits if one is refused before it begins, as the others would be
-            reasons = sweep.do_all(
-                plans, run_dir.is_complete, lambda plan, worker: train_one(plan, arguments, worker)
-            )
-        return int(not collect(plans, workdir, reasons))
+        if not options.collect:
+            reasons = sweep.do_all(plans, run_dir.is_complete, train, team[: len(plans)])
+        return sweep.tell(plans[0], reasons) if alone else int(not collect(plans, workdir, reasons))
 
     return command.run(work, options.workdir)
 

@@ -32,7 +32,7 @@ def run_command(name: str, *arguments: object) -> Outcome:
     command = importlib.import_module(MODULES[name]).main
     argv = list(map(str, arguments))
     out, err = io.StringIO(), io.StringIO()
-    terminate = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with (
         mock.patch.object(sys, "argv", [name, *argv]), mock.patch.dict(os.environ),
         contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
@@ -42,7 +42,8 @@ def run_command(name: str, *arguments: object) -> Outcome:
         except SystemExit as end:
             code = end.code
         finally:
-            signal.signal(signal.SIGTERM, terminate)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     if isinstance(code, str):  # as the interpreter does with what `sys.exit` was given
         err.write(f"{code}\n")
         code = 1

@@ -90,4 +90,4 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     return made
 
 
-pytest_plugins = ["dataset_fixture"]
+pytest_plugins = ["dataset_fixture", "launch_fixture"]

@@ -5,6 +5,7 @@
 # CONFIG: native unless set. WORKERS: the most machines at a time, 64 unless set.
 # Needs `pip install -e '.[beam]'` here, and the image of launch/beam/Dockerfile.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
 : "${DATA_DIR:?gs://...}" "${MANUAL_DIR:?gs://..., the release, extracted}" "${TEMP:?gs://...}"
 : "${PROJECT:?the Google Cloud project}" "${REGION:?of the buckets}" "${IMAGE:?of the workers}"
 options="runner=DataflowRunner,project=$PROJECT,region=$REGION,temp_location=$TEMP"

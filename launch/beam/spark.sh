@@ -6,6 +6,7 @@
 #   python -m apache_beam.runners.worker.worker_pool_main --service_port=50000
 # (workers in containers would not see the shared filesystem). Needs Java here.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '/^set/q; s/^# //p' "$0"; exit; }
 : "${DATA_DIR:?on the shared filesystem}" "${MANUAL_DIR:?on the shared filesystem}"
 : "${MASTER:?address of the Spark master}"
 options="runner=SparkRunner,spark_master_url=$MASTER"

@@ -23,6 +23,8 @@ from rxrx1_jax.data.images import CONTROL_TYPES
 PROTOCOLS = FIELDS["data.protocol"].valid
 FIXED = ("official", "wilds")  # nothing is drawn: one fold
 FOLDS = 3  # the paper draws three batch splits
+# Fields of `data` that a split depends on.
+SETTINGS = ("protocol", "fold", "seed", "cell_type", "val_experiments", "fraction")
 
 # Experiments per cell type in the paper's task. It does not say which: the first in name order.
 PAPER_EXPERIMENTS = {"HUVEC": 20, "RPE": 9, "HEPG2": 9, "U2OS": 4}
@@ -149,8 +151,7 @@ def make_split(
 
 def configured(sites: np.ndarray, data: Mapping[str, Any]) -> Split:
     """The split that the settings `data` name. Raises SplitError."""
-    names = ("protocol", "fold", "seed", "cell_type", "val_experiments")
-    split = make_split(sites, **{name: data[name] for name in names})
+    split = make_split(sites, **{name: data[name] for name in SETTINGS if name != "fraction"})
     if data["fraction"] == 1:
         return split
     if not 0 < data["fraction"] < 1:

@@ -5,7 +5,8 @@
 
 runs or resumes every run, tries the corrections on them, and writes the table (leaderboard.md) and
 the page (index.html) to WORKDIR/report. --collect does only the latter, with what is there. The
-same command goes on after a kill; what is complete is not run again. Any field of the config can be
+same command goes on after a kill; what is complete is not run again. --task=I does the I-th run
+alone, for a cluster (launch/slurm_sweep.sh, launch/sweep.yaml). Any field of the config can be
 changed, as for rxrx1_jax.main.
 
 --worlds=rxrx1/first,rxrx1/second makes all of it on each of several datasets, which must be of one
@@ -16,29 +17,28 @@ A run is `python -m rxrx1_jax.main` in WORKDIR/METHOD/PROTOCOL-FOLD-SEED (of a f
 METHOD/WORLD/PROTOCOL-FOLD-SEED; of a control: WORKDIR/controls/CONTROL/METHOD/...), followed by
 `python -m rxrx1_jax.leaderboard.assess`; what both say is in PROTOCOL-FOLD-SEED.log beside it. A
 run that fails leaves the others alone and is listed with its reason. --workers=N runs N at once on
-an equal share of the cores each (small networks on a CPU; on an accelerator leave it at 1).
+an equal share of the cores, and of the GPUs: one each, or a part of one's memory. Unless given, one
+run per GPU; on CPUs one.
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
 from rxrx1_jax.report import command
+from rxrx1_jax.training import workers
 
 
 def main(argv: list[str]) -> int:
-    parser = main_lib.Parser("leaderboard", __doc__ or "")
+    parser = main_lib.SweepParser("leaderboard", __doc__ or "")
     parser.add_argument("--methods", required=True,
                         help="the methods file: `leaderboard`, which is ours, or a path")
     parser.add_argument("--worlds", metavar="NAME,NAME", help="datasets; data.name unless given")
     parser.add_argument("--folds", default="0,1,2", help="folds; 0,1,2 unless given")
     parser.add_argument("--seeds", default="0,1", help="values of train.seed; 0,1 unless given")
-    parser.add_argument("--workers", type=int, default=1, help="runs at once, on a share of cores")
-    parser.add_argument("--collect", action="store_true", help="only make table and page")
     options = parser.parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else children would go on alone
+    workers.interrupt_by_signals()
     workdir: Path = options.workdir
 
     def work() -> int:
@@ -58,6 +58,10 @@ def main(argv: list[str]) -> int:
         own = config.data.name
         chosen = worlds.check_worlds(options.worlds or own, config.data.dir)
         jobs = lib.make_jobs(methods, chosen, folds, seeds, own)
+        if options.tasks:
+            print(len(jobs))
+            return 0
+        jobs, team = main_lib.of_task(jobs, options.task), workers.deal(options.workers)
         plans = lib.make_plans(config, methods, jobs, workdir)
         reasons: dict[Path, str] = {}
         if not options.collect:
@@ -69,8 +73,10 @@ def main(argv: list[str]) -> int:
                 lambda plan, worker: lib.do(
                     job_at[plan.path], plan, arguments, worker, refused, config.data.dir
                 ),
-                options.workers,
+                team[: len(plans)],
             )
+        if options.task is not None:
+            return sweep.tell(plans[jobs[0]], reasons)
         found = lib.outcomes(plans, reasons)
         text, written, remarks = page.write(methods, found, workdir / "report", config.data.dir)
         print("\n".join(["", text, *remarks, f"Page: {written}"]))

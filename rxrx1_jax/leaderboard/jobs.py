@@ -14,7 +14,8 @@ from rxrx1_jax.leaderboard.scores import Job, Outcome
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report.runs import load_run
 from rxrx1_jax.training import run_dir, sweep
-from rxrx1_jax.training.sweep import Plan, Worker
+from rxrx1_jax.training.sweep import Plan
+from rxrx1_jax.training.workers import DONE, REFUSED, Ending, Worker, ending
 
 GAP_PROTOCOLS = ("random_site", "random_well")
 CONTROL_PROTOCOLS = ("batch", "random_site")
@@ -70,7 +71,11 @@ def make_plans(
 
     Raises RunError where a run has other settings or data than today's.
     """
-    opened = functools.cache(records.open_images)
+
+    @functools.cache
+    def planner(name: str) -> sweep.Planner:
+        return sweep.Planner(config, records.open_images(config.data.dir, name))
+
     plans = {}
     for job in jobs:
         overrides = overrides_of(methods, job.trained, job.control) | {
@@ -79,9 +84,7 @@ def make_plans(
         }  # fmt: skip
         path = job.path(workdir)
         try:
-            plans[job] = sweep.make_plan(
-                config, opened(config.data.dir, job.unit.world), path, overrides
-            )
+            plans[job] = planner(job.unit.world)(path, overrides)
         except records.DatasetError as error:
             plans[job] = Plan(path, overrides, 0, str(error))
     return plans
@@ -94,30 +97,27 @@ def is_done(job: Job, path: Path) -> bool:
 def do(
     job: Job, plan: Plan, arguments: list[str], worker: Worker, refused: dict[Any, str],
     data_dir: str,
-) -> str:  # fmt: skip
-    """Trains and assesses one run; returns why it could not, empty if it could.
+) -> Ending:  # fmt: skip
+    """Trains and assesses one run.
 
     refused: {(control, trained, world): why} of methods whose settings were; added to. Their other
     runs are not started.
     """
     method = (job.control, job.trained, job.unit.world)
-    log = plan.path.with_name(f"{plan.path.name}.log")
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    log = sweep.log_of(plan.path)
     if not run_dir.is_complete(plan.path):
         if method in refused:
-            return refused[method]
-        try:
-            reason = sweep.train_one(plan, arguments, worker, log)
-        except sweep.Refused as error:
-            refused[method] = reason = error.reason
-        if reason:
-            return reason
+            return Ending(REFUSED, refused[method])
+        trained = sweep.train_one(plan, arguments, worker, log)
+        if trained.how == REFUSED:
+            refused[method] = trained.reason
+        if trained.how != DONE:
+            return trained
     if assess.is_assessed(plan.path, job.assessed):
-        return ""
+        return Ending(DONE)
     command = ["-m", "rxrx1_jax.leaderboard.assess", str(plan.path), f"--data_dir={data_dir}"]
-    command += ["--methods", *job.assessed]
-    status, last = sweep.child(command, plan.path, worker, log)
-    return last if status is None else sweep.ending(status, last) if status else ""
+    status, heard = worker.run([*command, "--methods", *job.assessed], log)
+    return ending(status, heard) if status else Ending(DONE)
 
 
 def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
@@ -135,7 +135,7 @@ def outcomes(plans: dict[Job, Plan], reasons: dict[Path, str]) -> list[Outcome]:
 
 def _last_error(plan: Plan) -> str:
     """What the last attempt at a run ended with, if that was an error that it named."""
-    log = plan.path.with_name(f"{plan.path.name}.log")
+    log = sweep.log_of(plan.path)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     if not lines or not lines[-1].startswith("error: "):
         return ""

@@ -22,9 +22,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rxrx1_jax.data.stream import Batch, Draw, Store, Stream
 from rxrx1_jax.model.resnet import on_cpu
-from rxrx1_jax.training import faults, steps
+from rxrx1_jax.training import compilation, faults, steps
 from rxrx1_jax.training.run_dir import RunError
 from rxrx1_jax.training.steps import StepSpec, TrainState
+
+compilation.replace_damaged()
 
 AXIS = "batch"  # the mapped axis under pmap
 DETERMINISTIC = faults.DETERMINISTIC.partition("=")[0]

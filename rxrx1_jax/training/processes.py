@@ -14,8 +14,8 @@ JAX_NUM_PROCESSES=1 keeps a process by itself in any cluster. Clusters are read 
 (`jax.distributed.initialize`); what is decided here is whether to ask it.
 
 A run that is told to end saves the step it stands at, and its exit code says so. SIGTERM (a cluster
-that takes the machine back) and the first Ctrl-C are such notices. A second Ctrl-C ends the program
-at once, as it always does.
+that takes the machine back), SIGHUP (a terminal that is closed) and the first Ctrl-C are such
+notices. A second Ctrl-C ends the program at once, as it always does.
 """
 
 import atexit
@@ -130,11 +130,14 @@ class Notice:
         self._asked = 0
         self._alone = jax.process_count() == 1
         self._handlers: dict[signal.Signals, Any] = {}
+        self._terminals: list[int] = []  # descriptors of the output that lead to one
 
     def __enter__(self) -> "Notice":
         if self._alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._hear)
+            self._terminals = [number for number in (1, 2) if os.isatty(number)]
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,6 +147,9 @@ class Notice:
     def _hear(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGHUP:
+            for terminal in self._terminals:  # writing to one that is closed would be an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         self._given = True
 
     def given(self) -> bool:

@@ -9,12 +9,9 @@ predictions_NAME.parquet                       that of another set of the split 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import socket
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import flat
 from rxrx1_jax.data.files import parse_json, write_text
 from rxrx1_jax.training.fingerprints import FINGERPRINTS_0_2
+from rxrx1_jax.training.locks import lock
 
 LOCK = ".lock"  # held by the training that is at work in the directory
 # What a run that was killed while it opened its directory may leave there.
@@ -33,10 +31,6 @@ _OPENING = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json(\.
 
 class RunError(ValueError):
     """A run directory, or settings for its data, that cannot be worked with; one line."""
-
-
-class Locked(RunError):
-    """Another process is at work there."""
 
 
 def read_settings(workdir: Path) -> ConfigDict:
@@ -157,43 +151,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[
 def hold(workdir: Path) -> Iterator[None]:
     """Makes the directory and holds the only right to train in it; process 0 does, of several.
 
-    Raises RunError: another process holds it, by name; or the directory cannot be written.
+    Raises LockError: another process holds it, by name; or the directory cannot be written.
     """
     import jax
 
     with contextlib.nullcontext() if jax.process_index() else lock(workdir / LOCK):
         yield
-
-
-@contextlib.contextmanager
-def lock(path: Path) -> Iterator[int]:
-    """Locks a file for this process and the children that inherit its descriptor, which it gives.
-
-    Makes its folder. The kernel releases it when they have ended, however they ended; the file
-    stays. Some network filesystems have no locks: there a line says so. Raises Locked, or RunError.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
-    except OSError as error:
-        raise RunError(
-            f"{path.parent}: cannot be written ({error.strerror}); choose another --workdir"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Locked(
-                f"{path.parent}: another training is at work ({file.read() or 'not named yet'}); "
-                "wait for it, stop it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            print(f"{path}: {error}; nothing else may train there", file=sys.stderr)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield file.fileno()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,16 +1,15 @@
 """Many runs by one command: each in a process of its own, resumed or skipped, one or more at once.
 
 A run is `python -m rxrx1_jax.main` with some fields of the config changed. A lock beside each run
-keeps two commands that share a directory from running the same one.
+keeps two commands that share a directory from running the same one. They share the list of runs:
+each takes the next one that is neither done nor held, and none ends before every run is done or has
+failed.
 """
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-import threading
+import functools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
@@ -24,6 +23,11 @@ from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
 from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.fingerprints import describe_data
+from rxrx1_jax.training.locks import Locked, lock
+from rxrx1_jax.training.workers import DONE, FAILED, KILLED, REFUSED, Ending, Worker, ending
+
+PAUSE = 5.0  # seconds until a run that another process holds is looked at again
+FAILURES = 3  # of runs begun here, one after the other, after which no more are begun
 
 
 class Plan(NamedTuple):
@@ -35,129 +39,103 @@ class Plan(NamedTuple):
     obstacle: str  # why these data allow no such run; empty where they do
 
 
-class Refused(SystemExit):
-    """A run was refused before it began, and has said why (`reason`)."""
+class Planner:
+    """Makes the plans of runs that change one config, on the same images; draws each split once."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(status)
-        self.reason = reason
+    def __init__(self, config: ConfigDict, images: Images) -> None:
+        self._config, self._images = config, images
+        self._split = functools.cache(self._draw)
+        self._data = functools.cache(self._describe)
 
+    def __call__(self, path: Path, overrides: Mapping[str, Any]) -> Plan:
+        """The plan of a run; its settings are compared with those at `path` if it exists.
 
-class Worker:
-    """What runs one child process at a time, and can be stopped from another thread."""
-
-    def __init__(self, cores: frozenset[int] | None = None) -> None:
-        self.cores = cores  # that children may use; None: those of this process
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
-        self._stopped = False
-
-    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
-        """`subprocess.Popen`, on the worker's cores. Raises KeyboardInterrupt after `stop`."""
-        with self._lock:
-            if self._stopped:
-                raise KeyboardInterrupt
-            self._child = subprocess.Popen(command, text=True, errors="replace", **options)
-            if self.cores is not None:  # before the child makes threads, which inherit them
-                os.sched_setaffinity(self._child.pid, self.cores)
-            return self._child
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            if self._child is not None:
-                self._child.terminate()
-
-
-def make_plan(
-    config: ConfigDict, dataset: Images, path: Path, overrides: Mapping[str, Any]
-) -> Plan:
-    """Splits the data for a run, and compares its settings with those at `path` if it exists.
-
-    Raises:
-      RunError: the run there has other settings or data.
-    """
-    settings = config.copy_and_resolve_references()
-    config_lib.change(settings, overrides)
-    size, obstacle = 0, ""
-    try:
-        config_lib.check(settings)
-        split = splits.configured(dataset.sites, settings.data)
-        size, batch = len(split.train), settings.optim.batch_size
+        Raises RunError: the run there has other settings or data.
+        """
+        settings = self._config.copy_and_resolve_references()
+        config_lib.change(settings, overrides)
+        asked = tuple(settings.data[name] for name in splits.SETTINGS)
+        try:
+            config_lib.check(settings)
+            size, batch = len(self._split(*asked).train), settings.optim.batch_size
+        except (config_lib.ConfigError, splits.SplitError) as error:
+            return Plan(path, dict(overrides), 0, str(error))
         if size < batch:
-            obstacle = f"{size} training sites, fewer than optim.batch_size={batch}"
-    except (config_lib.ConfigError, splits.SplitError) as error:
-        obstacle = str(error)
-    if not obstacle and (path / "config.json").exists():
-        classes = splits.classes_of(dataset.sites, settings.data.protocol)
-        data = describe_data(dataset, split, classes)
-        run_dir.check_run(path, settings, data)
-    return Plan(path, dict(overrides), size, obstacle)
+            few = f"{size} training sites, fewer than optim.batch_size={batch}"
+            return Plan(path, dict(overrides), size, few)
+        if (path / "config.json").exists():
+            run_dir.check_run(path, settings, self._data(*asked))
+        return Plan(path, dict(overrides), size, "")
 
+    def _draw(self, *asked: Any) -> splits.Split:
+        return splits.configured(self._images.sites, dict(zip(splits.SETTINGS, asked, strict=True)))
 
-def workers_on_shares(count: int) -> list[Worker]:
-    """`count` workers; several have an equal share of this process's cores each.
-
-    Small networks leave most of a second core idle: one run per core is faster than runs in turn.
-
-    Raises ValueError where there are fewer cores than workers, or the system cannot bind them.
-    """
-    if count == 1:
-        return [Worker()]
-    if not hasattr(os, "sched_setaffinity"):
-        raise ValueError(f"--workers={count}: this system cannot bind a process to cores; use 1")
-    cores = sorted(os.sched_getaffinity(0))
-    if count > len(cores):
-        raise ValueError(f"--workers={count}: there are {len(cores)} cores; use as many or fewer")
-    return [Worker(frozenset(cores[i::count])) for i in range(count)]
+    def _describe(self, *asked: Any) -> dict[str, Any]:
+        protocol = asked[splits.SETTINGS.index("protocol")]
+        classes = splits.classes_of(self._images.sites, protocol)
+        return describe_data(self._images, self._split(*asked), classes)
 
 
 def do_all(
     plans: list[Plan],
     done: Callable[[Path], bool],
-    work: Callable[[Plan, Worker], str],
-    workers: int = 1,
+    work: Callable[[Plan, Worker], Ending],
+    team: list[Worker],
 ) -> dict[Path, str]:
     """Does `work` for the plans that are neither `done` nor impossible, with the time left.
 
+    A run is looked at under its lock, when its turn comes: other commands may work at the same
+    list. What one of them holds goes to the end of the queue until it is done or free. A run that a
+    signal ended gets a second try. A machine on which nothing works stops after FAILURES.
+
     Args:
-      work: gives the reason why it could not be done, empty if it was.
-      workers: how many at once.
+      team: who works, each at one run at a time.
 
     Returns:
       {path: reason} of those that could not be done.
 
     Whatever `work` raises ends the others, too, and is raised again.
     """
-    reasons: dict[Path, str] = {}
-    waiting = [plan for plan in plans if not plan.obstacle and not done(plan.path)]
-    print(f"{len(waiting)} of {len(plans)} runs to do", flush=True)
-    seconds, sites = 0.0, 0  # of the runs that were done here from their first step
-    team, left = workers_on_shares(workers), sum(plan.train_sites for plan in waiting)
-    queue, busy = list(waiting), dict[Future[str], tuple[Plan, Worker, bool, float]]()
-    free = list(team)
-    with ThreadPoolExecutor(workers) as pool:
+    todo = Queue([plan for plan in plans if not plan.obstacle and not done(plan.path)], done)
+    at_once = f", {len(team)} at once" * (len(team) > 1)
+    print(f"{len(todo.waiting)} of {len(plans)} runs to do{at_once}", flush=True)
+    reasons, failures = dict[Path, str](), 0
+    free, busy = list(team), dict[Future[Ending], tuple[Turn, Worker]]()
+    with contextlib.ExitStack() as locks, ThreadPoolExecutor(len(team)) as pool:
         try:
-            while queue or busy:
-                while queue and free:
-                    plan, worker = queue.pop(0), free.pop()
-                    text = f"\nrun {plans.index(plan) + 1} of {len(plans)}: {plan.path}"
-                    if sites:
-                        rest = left * seconds / sites / workers
-                        text += f", about {timedelta(seconds=round(rest))} left"
-                    print(text, flush=True)
-                    begun = (plan, worker, not plan.path.exists(), time.monotonic())
-                    busy[pool.submit(work, plan, worker)] = begun
-                for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                    plan, worker, fresh, started = busy.pop(future)
+            while todo.waiting or busy:
+                while free and (turn := todo.take(locks)):
+                    plan, worker = turn.plan, free.pop()
+                    left = todo.left([plan, *(turn.plan for turn, _ in busy.values())])
+                    about = f", about {timedelta(seconds=round(left / len(team)))} left"
+                    place = f"run {plans.index(plan) + 1} of {len(plans)}: {plan.path}"
+                    print(f"\n{place}{about if left else ''}", flush=True)
+                    worker.lock = turn.lock
+                    busy[pool.submit(work, plan, worker)] = turn, worker
+                if todo.waiting and not busy:
+                    time.sleep(PAUSE)
+                asked = PAUSE if free and todo.waiting else None
+                for future in wait(busy, asked, FIRST_COMPLETED).done:
+                    (turn, worker), end = busy.pop(future), future.result()
+                    turn.release.close()
                     free.append(worker)
-                    left -= plan.train_sites
-                    if reason := future.result():
-                        reasons[plan.path] = reason
-                        print(f"{plan.path}: {reason}", flush=True)
-                    elif fresh:
-                        seconds += time.monotonic() - started
-                        sites += plan.train_sites
+                    path = turn.plan.path
+                    if end.how == DONE:
+                        failures = 0
+                        reasons.pop(path, None)
+                        todo.timed(turn)
+                        continue
+                    again = end.how == KILLED and path not in reasons
+                    print(f"{path}: {end.reason}{'; once more later' * again}", flush=True)
+                    if again:
+                        todo.waiting.append(turn.plan)
+                    reasons[path] = end.reason
+                    failures += turn.fresh and end.how in (FAILED, KILLED)
+                    if failures >= FAILURES and todo.waiting:
+                        why = f"not started: {failures} runs in a row failed before it"
+                        print(why, flush=True)
+                        reasons = {plan.path: why for plan in todo.waiting} | reasons
+                        todo.waiting.clear()
         except BaseException:
             for worker in team:
                 worker.stop()
@@ -165,65 +143,101 @@ def do_all(
     return reasons
 
 
-def train_one(
-    plan: Plan, arguments: list[str], worker: Worker | None = None, log: Path | None = None
-) -> str:
-    """Runs or resumes one run; returns why it did not complete, empty if it did.
+def tell(plan: Plan, reasons: Mapping[Path, str]) -> int:
+    """Says what became of the one run of a task. Returns its status: 0 if it is done, or cannot
+    be."""
+    print(f"{plan.path}: {plan.obstacle or reasons.get(plan.path, 'complete')}")
+    return int(plan.path in reasons)
+
+
+class Turn(NamedTuple):
+    """A run that is worked at."""
+
+    plan: Plan
+    lock: int  # its descriptor
+    release: contextlib.ExitStack
+    fresh: bool  # nothing of it was there
+    begun: float
+
+
+class Queue:
+    """The runs that are left to do, those that others hold last; and how long they take."""
+
+    def __init__(self, plans: list[Plan], done: Callable[[Path], bool]) -> None:
+        self.waiting, self._done = deque(plans), done
+        self._look = dict[Path, float]()  # when a run that was held is looked at again
+        self._theirs, self._ours = dict[Path, int](), dict[Path, int]()  # training sites
+        self._seconds, self._sites = 0.0, 0  # of runs that were done here from their first step
+        self._told = False
+
+    def take(self, locks: contextlib.ExitStack) -> Turn | None:
+        """The next run that is free, locked until `locks` or its `release` is closed."""
+        for _ in range(len(self.waiting)):
+            plan = self.waiting.popleft()
+            if self._look.get(plan.path, 0) > time.monotonic():
+                self.waiting.append(plan)
+                continue
+            release = locks.enter_context(contextlib.ExitStack())
+            try:
+                number = release.enter_context(lock(lock_of(plan.path)))
+            except Locked:
+                self._look[plan.path] = time.monotonic() + PAUSE
+                self._theirs[plan.path] = plan.train_sites
+                self.waiting.append(plan)
+                continue
+            if self._done(plan.path):
+                release.close()
+                self._theirs[plan.path] = plan.train_sites
+                continue
+            self._theirs.pop(plan.path, None)
+            self._ours[plan.path] = plan.train_sites
+            return Turn(plan, number, release, not plan.path.exists(), time.monotonic())
+        if self.waiting and not self._told:
+            self._told = True
+            names = ", ".join(plan.path.name for plan in self.waiting)
+            print(f"waiting for other processes, which are at {names}", flush=True)
+        return None
+
+    def timed(self, turn: Turn) -> None:
+        if turn.fresh:
+            self._seconds += time.monotonic() - turn.begun
+            self._sites += turn.plan.train_sites
+
+    def left(self, begun: list[Plan]) -> float:
+        """Seconds of one worker for what is left to this process; 0: not known.
+
+        Other processes take as large a part of the rest as of what was begun so far.
+        """
+        if not self._sites:
+            return 0.0
+        ours, theirs = sum(self._ours.values()), sum(self._theirs.values())
+        free = sum(plan.train_sites for plan in self.waiting if plan.path not in self._theirs)
+        own = free * ours / (ours + theirs) + sum(plan.train_sites for plan in begun)
+        return own * self._seconds / self._sites
+
+
+def lock_of(path: Path) -> Path:
+    """The file that is locked by who works at the run at `path`."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def log_of(path: Path) -> Path:
+    """The file for what children say of the run at `path`."""
+    return path.with_name(f"{path.name}.log")
+
+
+def train_one(plan: Plan, arguments: list[str], worker: Worker, log: Path | None = None) -> Ending:
+    """Trains or resumes one run.
 
     Args:
       arguments: of rxrx1_jax.main, before those of the plan.
       log: file for what the run says; None: it says it here.
-
-    Raises Refused if it was refused before it began; it has said why.
     """
     command = ["-m", "rxrx1_jax.main", *arguments, f"--workdir={plan.path}"]
     command += [f"--config.{field}={value}" for field, value in plan.overrides.items()]
-    status, last = child(command, plan.path, worker or Worker(), log)
-    if status is None:
-        return last
+    status, heard = worker.run(command, log)
     if run_dir.is_complete(plan.path):
-        return ""
-    if status > 0 and last.startswith("error: ") and not plan.path.exists():
-        raise Refused(status, last.removeprefix("error: "))
-    return ending(status, last)
-
-
-def ending(status: int, last: str) -> str:
-    """Why a child ended, of its exit status and the last line that it wrote to stderr."""
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}"
-    return last.removeprefix("error: ") or f"ended with status {status}"
-
-
-def child(
-    arguments: list[str], path: Path, worker: Worker, log: Path | None = None
-) -> tuple[int | None, str]:
-    """Runs Python with `arguments` while holding the lock of the run at `path`.
-
-    Returns its exit status and the last line that it wrote to stderr; (None, why) where another
-    process holds the lock.
-    """
-    last = ""
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = stack.enter_context(run_dir.lock(path.with_name(f".{path.name}.lock")))
-        except run_dir.Locked:
-            return None, "another process is at it"
-        # Line by line, so that the child's two streams and this process's lines stay in order.
-        with open(log or os.devnull, "a", buffering=1, errors="replace") as file:
-            # The child inherits the lock, and so keeps it should this process be killed alone.
-            with worker.start(
-                [sys.executable, *arguments], stderr=subprocess.PIPE, pass_fds=[lock],
-                stdout=file if log else None,
-                env=os.environ | {"JAX_NUM_PROCESSES": "1"},  # in a cluster, too, a run by itself
-            ) as process:  # fmt: skip
-                assert process.stderr is not None
-                try:
-                    for line in process.stderr:
-                        (file if log else sys.stderr).write(line)
-                        last = line.strip() or last
-                except BaseException:
-                    process.terminate()
-                    process.communicate()
-                    raise
-    return process.returncode, last
+        return Ending(DONE)
+    if heard.error and not plan.path.exists():
+        return Ending(REFUSED, heard.error)
+    return ending(status, heard)

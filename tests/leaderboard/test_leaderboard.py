@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from children import run
+from commands import run_command
 from dataset_fixture import write_few
 from finished_runs import all_right, make_run
 
@@ -22,6 +23,7 @@ from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.training import run_dir, sweep
 from rxrx1_jax.training.predictions import accuracies
 from rxrx1_jax.training.run import Run
+from rxrx1_jax.training.workers import FAILED, Ending
 
 METHODS_FILE = """
 TRAINED = {
@@ -146,6 +148,28 @@ def test_another_version_is_computed_again(worked, monkeypatch):
     assert scores.load_correction(path, name) is None
     monkeypatch.setattr(diagnosis, "VERSION", diagnosis.VERSION + 1)
     assert not assess.is_assessed(path, [assess.DIAGNOSIS])
+
+
+def test_a_task_of_a_leaderboard_is_a_run_of_it(tmp_path, monkeypatch):
+    (tmp_path / "methods.py").write_text("TRAINED = {'base': {}, 'raw': {'optim.momentum': 0.5}}")
+    words = ["--config=smoke", f"--methods={tmp_path}/methods.py", f"--workdir={tmp_path}/runs"]
+    words += ["--folds=0", "--seeds=0,1"]
+    listed = run_command("leaderboard", *words, "--tasks")
+    assert (listed.code, listed.out) == (0, "4\n")
+    did = []
+
+    def train(plan, *_):
+        did.append(plan)
+        return Ending(FAILED, "no")
+
+    monkeypatch.setattr(sweep, "train_one", train)
+    for number, name in enumerate(("base/batch-0-0", "raw/batch-0-0", "base/batch-0-1")):
+        done = run_command("leaderboard", *words, f"--task={number}")
+        assert done.code == 1 and done.last.endswith(f"{name}: no")
+        assert did.pop().path == tmp_path / "runs" / name and not did
+    beyond = run_command("leaderboard", *words, "--task=4")
+    assert beyond.code == 1 and "--task=4" in beyond.last
+    assert not (tmp_path / "runs" / "report").exists()
 
 
 def test_an_old_reason_does_not_outlive_its_run(tmp_path):

@@ -49,10 +49,10 @@ def test_a_value_that_cannot_be_is_told_before_work(tmp_path):
     """With its field; the other methods and seeds are not held up."""
     methods = load(tmp_path, "TRAINED = {'a': {}, 'b': {'optim.momentum': 2}}")
     config = config_lib.read("smoke:data.dir=nowhere")
-    images = records.open_images("", config.data.name)
+    plan = sweep.Planner(config, records.open_images("", config.data.name))
     for overrides, said in ((methods.trained["b"], "momentum=2.0"), ({"train.seed": -1}, "seed=-1"),
                             (methods.trained["a"], "")):  # fmt: skip
-        obstacle = sweep.make_plan(config, images, tmp_path, overrides).obstacle
+        obstacle = plan(tmp_path, overrides).obstacle
         assert said in obstacle and bool(said) == bool(obstacle)
 
 

@@ -11,13 +11,10 @@ name = workdir.name
 if "refused" in name:
     sys.exit("error: optim.momentum=2: expected a value in [0, 1)")
 workdir.mkdir(parents=True, exist_ok=True)
-if "complete" in name:
+if "complete" in name or ("twice" in name and (workdir / "begun").exists()):
     (workdir / "results.json").write_text(json.dumps({"step": 3, "total_steps": 3}))
 elif "crash" in name:
-    sys.exit("Traceback ...\nRuntimeError: out of memory")
-elif "killed" in name:
+    sys.exit("Traceback ...\nRuntimeError: out of memory\nRuntimeWarning: enable tracemalloc")
+elif "killed" in name or "twice" in name:
+    (workdir / "begun").touch()
     os.kill(os.getpid(), signal.SIGKILL)
-elif name == "batch-HUVEC-0":
-    (workdir / "pid").write_text(str(os.getpid()))
-    signal.alarm(100)
-    signal.pause()

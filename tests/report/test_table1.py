@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
-from children import ROOT, SECONDS, end, stand_in, start, wait_for
+from children import PROGRAMS, ROOT, SECONDS, Child, end, environment, stand_in, start, wait_for
 from commands import run_command
 from dataset_fixture import write_few
 from finished_runs import all_right, make_run
@@ -19,8 +18,8 @@ from finished_runs import all_right, make_run
 from rxrx1_jax import table1
 from rxrx1_jax.data import splits
 from rxrx1_jax.training import run_dir, sweep
+from rxrx1_jax.training.workers import DONE, FAILED, KILLED, REFUSED, Ending
 
-SCRIPT = ROOT / "launch" / "slurm_table1.sh"
 # With three HUVEC and two RPE experiments of four treatment sites each, and a batch of 8: the
 # first two can be made, the other three each lack something.
 FEW = [("batch", 0, c) for c in ("all", "HUVEC", "RPE", "U2OS")] + [("random_site", 2, "RPE")]
@@ -34,7 +33,7 @@ def driver(*arguments, runs=FEW, python=sys.executable):
 
 
 def is_held(path):
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+    with open(sweep.lock_of(path), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -114,15 +113,14 @@ def test_the_table_stands_beside_the_papers(worked):
 
 
 @pytest.mark.long
-def test_collecting_on_a_cluster_needs_no_device(worked, screen):
-    """The whole list of runs, by the script, with a JAX that would fail if it were asked."""
+def test_collecting_needs_no_device(worked, screen):
+    """The whole list of runs, with a JAX that would fail if it were asked."""
     workdir, _, _ = worked
-    names = {"CONFIG": str(screen[1]), "WORKDIR": str(workdir), "PYTHON": sys.executable}
-    fields = ["--config.train.log_every=7"]
     before = sorted(path.name for path in workdir.iterdir())
+    words = [f"--config={screen[1]}", f"--workdir={workdir}", "--config.train.log_every=7"]
     done = subprocess.run(
-        [SCRIPT, "collect", *fields], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | names | {"JAX_PLATFORMS": "none"}, check=False,
+        [sys.executable, "-m", "rxrx1_jax.table1", *words, "--collect"], cwd=ROOT, check=False,
+        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "none"},
     )  # fmt: skip
     assert re.search(r"\| Batch +\| +\| 44.1 ± 5.7", done.stdout), done.stderr
     assert "batch-all-1, batch-HUVEC-1" in done.stdout and ": not started\n" in done.stdout
@@ -148,8 +146,41 @@ def test_the_list_is_the_papers_table():
         *(("batch", 0, c) for c in ("all", "HUVEC", "RPE", "HEPG2", "U2OS")), ("batch", 1, "all"),
     ]  # fmt: skip
     assert table1.RUNS[-1] == ("random_site", splits.FOLDS - 1, "U2OS")
-    done = run_command("table1", "--task=30", "--workdir=runs/table1", "--config=demo")
-    assert done.code == 2 and "--task" in done.last
+    listed = run_command("table1", "--tasks", "--workdir=runs/table1", "--config=demo")
+    assert (listed.code, listed.out) == (0, "30\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--task=30"], 1, "--task=30"),
+        (["--task=-1"], 2, "--task"),
+        (["--task=0", "--collect"], 2, "--collect"),
+    ],
+)
+def test_tasks_that_there_are_not(tmp_path, words, code, said):
+    done = run_command("table1", *words, f"--workdir={tmp_path}", "--config=smoke")
+    assert done.code == code and said in done.last and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [(DONE, 0, "complete"), (FAILED, 1, "no GPU"), (KILLED, 1, "no GPU"), (REFUSED, 1, "no GPU")],
+)
+def test_a_task_does_its_run_alone_and_ends_as_it_did(tmp_path, monkeypatch, how, code, said):
+    """The second of the list; no table is made."""
+    did = []
+
+    def train(plan, *_):
+        did.append(plan.path.name)
+        return Ending(how, "" if how == DONE else "no GPU")
+
+    monkeypatch.setattr(sweep, "train_one", train)
+    words = ["--task=1", f"--workdir={tmp_path}", "--config=smoke"]
+    done = run_command("table1", *words)
+    assert done.code == code and {*did} == {"batch-HUVEC-0"}
+    assert not (tmp_path / "report").exists()
+    assert how == REFUSED or done.out.splitlines()[-1].endswith(f"batch-HUVEC-0: {said}")
 
 
 def test_collecting_what_is_there(tmp_path, capsys):
@@ -168,78 +199,31 @@ def test_collecting_what_is_there(tmp_path, capsys):
     assert table1.collect([plans[0], plans[3]], tmp_path, {})
 
 
-@pytest.fixture
-def program(tmp_path):
-    """Stands in for the interpreter that runs rxrx1_jax.main; does what the name of a run says."""
-    return stand_in(tmp_path / "program", "named")
-
-
-def train_all(plans, *options):
-    def work(plan, worker):
-        return sweep.train_one(plan, [], worker)
-
-    return sweep.do_all(plans, run_dir.is_complete, work, *options)
-
-
-def made_up(workdir, *names, sites=20):
-    return [sweep.Plan(workdir / name, {}, sites, "") for name in names]
-
-
-def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "executable", str(program))
-    names = ("complete-1", "crash", "killed", "nothing", "held", "complete-2")
-    plans = made_up(tmp_path / "runs", *names)
-    (tmp_path / "runs").mkdir()
-    with open(tmp_path / "runs" / ".held.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        reasons = train_all(plans)
-    said = {path.name: reason for path, reason in reasons.items()}
-    words = {"crash": "RuntimeError", "killed": "SIGKILL", "nothing": "status 0", "held": "another"}
-    assert said.keys() == words.keys() and all(words[name] in said[name] for name in said), said
-    assert (tmp_path / "runs" / "complete-2" / "results.json").exists()
-    assert not (tmp_path / "runs" / "held").exists()
-    assert "Traceback ..." in capfd.readouterr().err  # what a run says is passed on
-
-
-def test_what_is_refused_before_it_begins_stops_the_command(program, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(SystemExit):
-        train_all(made_up(tmp_path / "runs", "refused", "complete"))
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: optim.momentum=2") and "[0, 1)" in line
-    assert not (tmp_path / "runs" / "complete").exists()
-
-
-def test_time_left_is_by_training_sites(program, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "executable", str(program))
-    clock = iter([0, 40, 100, 100])
-    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    plans = made_up(tmp_path, "complete-1", "complete-2")
-    plans[1] = plans[1]._replace(train_sites=5)
-    train_all([*plans, plans[0]._replace(obstacle="too few")])
-    said = capsys.readouterr().out
-    assert f"run 1 of 3: {tmp_path}/complete-1\n" in said
-    assert f"run 2 of 3: {tmp_path}/complete-2, about 0:00:10 left\n" in said
+TERMINAL = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])"]
 
 
 @pytest.mark.long
-def test_a_run_outlives_its_killed_command_and_is_not_run_twice(
-    program, screen, tmp_path, monkeypatch
-):
-    path = tmp_path / "batch-HUVEC-0"
-    command = driver(
-        f"--config={screen[1]}", f"--workdir={tmp_path}", runs=[FEW[1]], python=program
-    )
-    wait_for((path / "pid").read_text, command)
-    command.kill()
-    command.wait()
-    assert is_held(path)
-    try:
-        monkeypatch.setattr(sys, "executable", str(program))
-        assert "another" in sweep.train_one(*made_up(tmp_path, path.name), [])
-    finally:
-        os.kill(int((path / "pid").read_text()), signal.SIGTERM)
+@pytest.mark.parametrize("ended", ["kill -9", "SIGHUP", "closed terminal"])
+def test_a_run_saves_and_ends_with_its_command(screen, tmp_path, ended):
+    """Whatever ends the command: else the run would go on with its lock and the device."""
+    path, said = tmp_path / "runs" / "batch-HUVEC-0", tmp_path / "said"
+    variables = {"RUNS": json.dumps([FEW[1]]),
+                 "PYTHON": str(stand_in(tmp_path / "python", "pausing", said))}  # fmt: skip
+    words = [sys.executable, PROGRAMS / "driver.py", "rxrx1_jax.table1",
+             f"--config={screen[1]}", f"--workdir={path.parent}"]  # fmt: skip
+    words = TERMINAL * (ended == "closed terminal") + words
+    command = Child(words, env=environment() | variables, stdin=subprocess.DEVNULL)
+    wait_for(said.exists, command)
+    before = steps_saved(path)
+    command.send_signal(signal.SIGHUP if ended == "SIGHUP" else signal.SIGKILL)
+    ((code, _, stderr),) = end([command])
+    assert code == (75 if ended == "SIGHUP" else -signal.SIGKILL), stderr
     deadline = time.monotonic() + SECONDS
     while is_held(path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert max(steps_saved(path)) > max(before) and not (path / "results.json").exists()
+
+
+def steps_saved(path):
+    return [int(folder.name) for folder in (path / "checkpoints").glob("[0-9]*")]

@@ -1,38 +1,13 @@
 """The scripts of launch/ for clusters: what each tells Slurm, gcloud and Kubernetes."""
 
-import json
-import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
-from children import LAUNCH, launch, stand_in
+from children import LAUNCH
 from commands import run_command
 
-from rxrx1_jax import table1
 from rxrx1_jax.training import processes
-
-SCRIPT = "slurm_table1.sh"
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Runs a script among programs of a cluster that answer as told: -> (outcome, calls)."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("sbatch", "srun", "scontrol", "gcloud", "sleep", "interpreter"):
-        stand_in(folder / name, "cluster", folder, name)
-
-    def run(script, *arguments, answers="", **variables):
-        (folder / "calls").write_text("")
-        (folder / "answers").write_text(answers)
-        env = {"PATH": f"{folder}:{os.environ['PATH']}"} | variables
-        found = launch(script, *arguments, env=env)
-        return found, [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
-
-    return run
-
 
 FIELD = "--config.data.dir=/a b"
 
@@ -236,53 +211,3 @@ def test_the_command_of_a_jobset_is_one_of_this_program(jobset):
     assert container["command"] == ["python", "-m", "rxrx1_jax.main"]
     found = run_command("main", *container["args"], "--config.optim.nope=1")
     assert found.code == 1 and "optim.nope" in found.last  # the other flags exist
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return {
-        "CONFIG": "configs/demo.py:seed=1",
-        "WORKDIR": str(tmp_path / "my runs"),
-        "OPTIONS": "--gpus=1 --time=2-0",
-        "PYTHON": str(tmp_path / "bin" / "interpreter"),
-    }
-
-
-def test_slurm_jobs(cluster, settings):
-    field = "--config.optim.epochs=3"
-    answers = "sbatch --array=0-29: 0 71;cluster\nsbatch: 0 72;cluster"
-    (code, stdout, stderr), calls = cluster(SCRIPT, field, answers=answers, **settings)
-    assert code == 0, stderr
-    (_, runs, given), (_, table, _) = calls
-    assert given == {name: settings.get(name) for name in given}
-    last = len(table1.RUNS) - 1
-    assert f"--array=0-{last}" in runs and {"--export=ALL", "--requeue"} <= set(runs)
-    assert runs[-5:] == ["--gpus=1", "--time=2-0", str(LAUNCH / SCRIPT), "run", field]
-    assert table[-3:] == [str(LAUNCH / SCRIPT), "collect", field]
-    assert "--dependency=afterany:71" in table and "--gpus=1" not in table
-    logs = Path(settings["WORKDIR"], "logs")
-    assert f"--output={logs}/run-%a.log" in runs and logs.is_dir()
-    assert "job 71;" in stdout and f"job 72, printed to {logs}/table.log" in stdout
-    # What these jobs then do.
-    command = ["-m", "rxrx1_jax.table1", f"--config={settings['CONFIG']}"]
-    command.append(f"--workdir={settings['WORKDIR']}")
-    job = settings | {"SLURM_ARRAY_TASK_ID": "29", "SLURM_CPUS_PER_TASK": "8"}
-    _, (call,) = cluster(SCRIPT, "run", field, **job)
-    python = settings["PYTHON"]
-    assert call[:2] == ["srun", ["--cpus-per-task=8", python, *command, "--task=29", field]]
-    _, (call,) = cluster(SCRIPT, "collect", field, **settings)
-    assert call[:2] == ["interpreter", [*command, "--collect", field]]
-
-
-@pytest.mark.parametrize("name", ["CONFIG", "WORKDIR", "OPTIONS", "SLURM_ARRAY_TASK_ID"])
-def test_missing_settings_of_slurm_jobs_are_named(cluster, settings, name):
-    settings.pop(name, None)
-    role = ["run"] if name == "SLURM_ARRAY_TASK_ID" else []
-    (code, _, stderr), calls = cluster(SCRIPT, *role, **settings)
-    assert code and name in stderr and not calls
-
-
-def test_slurm_jobs_need_an_existing_config(cluster, settings):
-    changed = settings | {"CONFIG": "configs/nope.py:fold=1"}
-    (code, _, stderr), calls = cluster(SCRIPT, **changed)
-    assert code and "configs/nope.py:fold=1: no such file" in stderr and not calls

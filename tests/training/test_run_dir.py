@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
-from rxrx1_jax.training import environment, optimizers, run_dir, train
+from rxrx1_jax.training import environment, locks, optimizers, run_dir, train
 from rxrx1_jax.training.fingerprints import describe_data
 
 DATA = {"version": "2.0.0", "data": "a1", "split": "b2", "order": "c3"}
@@ -168,9 +168,9 @@ def test_workdirs_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    for what in ("builtins.open", "pathlib.Path.mkdir"):
+    for what in ("os.open", "pathlib.Path.mkdir"):
         monkeypatch.setattr(what, refuse)
-        with pytest.raises(run_dir.RunError, match="Permission denied.*--workdir"):
+        with pytest.raises(locks.LockError, match="Permission denied.*--workdir"):
             with run_dir.hold(tmp_path):
                 pass
 
