@@ -77,7 +77,7 @@ def profiles(sites, tmp_path):
     return pandas.read_parquet(tmp_path / "p.parquet")
 
 
-def test_pycytominer(profiles):
+def test_pycytominer(profiles, metadata, tmp_path):
     pycytominer = pytest.importorskip("pycytominer")
     names = [f"Cells_feature_{i}" for i in range(D)]
     normalised = pycytominer.normalize(profiles)
@@ -89,6 +89,13 @@ def test_pycytominer(profiles):
     for row in median.itertuples():
         mine = np.array(TRUTH["well_id"]) == f"{row.Metadata_Plate}_{row.Metadata_Well}"
         np.testing.assert_allclose(row[-D:], np.median(X[mine], axis=0), rtol=1e-6)
+    median.to_csv(tmp_path / "wells.csv.gz", index=False)
+    back = tables.read(tmp_path / "wells.csv.gz", metadata).embeddings
+    wells = median["Metadata_Plate"] + "_" + median["Metadata_Well"]
+    row = {well: i for i, well in enumerate(wells)}
+    place = [row[well] for well in back.sites["well_id"].tolist()]
+    assert back.unit == "well" and sorted(place) == list(range(len(median)))
+    np.testing.assert_allclose(back.x, median[names].to_numpy()[place], rtol=1e-6)
     profiles["Cells_feature_1"] = 0.0
     chosen = pycytominer.feature_select(profiles)
     assert [name for name in chosen if name.startswith("Cells_")] == names[:1] + names[2:]
