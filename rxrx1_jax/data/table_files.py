@@ -31,6 +31,9 @@ def read_table(path: Path) -> pa.Table:
 
     Raises DatasetError: not a table, damaged, empty, names that are there twice; OSError.
     """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {found}; {EXPECTED}; name the file")
     with path.open("rb") as file:
         start = file.read(8)
     if not start:

@@ -129,6 +129,13 @@ def test_bad_tables_are_refused_in_one_line(case, metadata, tmp_path):
     assert [word for word in words if word not in said] == [], said
 
 
+def test_files_that_are_not_there(metadata, tmp_path):
+    for path, word in ((tmp_path, "a folder"), (tmp_path / "none.csv", "no such file")):
+        with pytest.raises(OSError, match=word) as refusal:
+            tables.read(path, metadata)
+        assert str(refusal.value).startswith(f"{path}: ")
+
+
 BAD_METADATA = {
     "none": (IDS | FEATURES, ["well_type", "sirna_id", "rxrx1-metadata.zip"]),
     "names for ids": (SIDES | {"sirna_id": TRUTH["sirna"]} | FEATURES, ["sirna_id", "metadata"]),
