@@ -62,7 +62,7 @@ demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 
 	  n=$$((n + 1)); \
 	  left=", about $$((($$(date +%s) - began) * ($$# - n) / n / 60 + 1)) min left"; \
 	done
-	@$(BIN)/python -m rxrx1_jax.report $(RUNS)/*/ --out=$(RUNS)-report
+	@$(BIN)/python -m rxrx1_jax.report $(addprefix $(RUNS)/,$(DEMO)) --out=$(RUNS)-report
 
 # Methods on the embeddings of the real screen that Recursion publishes. FROM: a folder that has
 # its two archives already.
@@ -93,7 +93,7 @@ SEEDS   ?= 0,1
 WORKERS ?= 2
 comma := ,
 empty :=
-leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three controls: 126 trainings
+leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three controls: 126 trainings, an hour
 	@$(MAKE) $(DATA)/rxrx1/no_batch_effect/$(VERSION)/dataset_info.json SCREEN=no_batch_effect \
 	  BUILD='$(NO_EFFECT)'
 	@$(MAKE) $(DATA)/rxrx1/gain_only/$(VERSION)/dataset_info.json SCREEN=gain_only BUILD='$(GAIN_ONLY)'

@@ -44,6 +44,7 @@ def test_the_demo_tells_where_it_is(tmp_path):
     stand_in(tmp_path / "venv", ".demo")
     records = tmp_path / "dataset_info.json"
     asked = [f"{name}={tmp_path}/{name.lower()}" for name in ("VENV", "DATA", "RUNS")]
+    (tmp_path / "runs/batch-none-1").mkdir(parents=True)  # of no fold that is asked for
     for seconds, path in enumerate(("batch-none-0", "", "batch-plate_control-0")):
         file = tmp_path / "runs" / path / "results.json" if path else records
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,9 @@ def test_the_demo_tells_where_it_is(tmp_path):
         assert f"--workdir={tmp_path}/runs/{name}" in words
     report = said[-1].split()
     assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 8 + 1
+    assert set(report[2:-1]) == {f"{tmp_path}/runs/{name}" for _, name, _ in head} | {
+        f"{tmp_path}/runs/batch-plate_control-0"
+    }
     assert make("demo", *asked) == said[-1:]
 
 
