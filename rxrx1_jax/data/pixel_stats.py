@@ -1,4 +1,4 @@
-"""Kaggle's pixel_stats.csv and a metadata.csv -> a table of sites, without images.
+"""Kaggle's pixel_stats.csv and metadata -> a table of sites, without images.
 
 The competition published mean and standard deviation of every plane, a row each: six rows a site.
 What needs sums of pixels alone (`methods.lda.intensities`, the statistics of controls) runs on it.
@@ -11,16 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from rxrx1_jax.data.embeddings import sites_of
-from rxrx1_jax.data.images import (
-    METADATA,
-    NUMBERS,
-    TEXT,
-    DatasetError,
-    Sites,
-    control_statistics,
-    structured,
-)
+from rxrx1_jax.data.images import METADATA, DatasetError, Sites, control_statistics, structured
+from rxrx1_jax.data.table_metadata import read_metadata
 
 PIXELS = 512 * 512  # of a plane of the competition
 COLUMNS = {"id_code": pa.string(), "site": pa.int32(), "channel": pa.int32(),
@@ -32,16 +24,14 @@ def read_pixel_stats(stats: str | Path, metadata: str | Path, pixels: int = PIXE
 
     Args:
       stats: Kaggle's pixel_stats.csv, or one like it; .gz too.
-      metadata: the release's metadata.csv; .gz too.
+      metadata: a file of `table_metadata.read_metadata`.
       pixels: of a plane.
 
     Raises DatasetError: a missing column, a site that is not in the metadata, or one without a row
     for each channel; OSError.
     """
-    table = _read(stats, COLUMNS)
-    kinds = {name: pa.string() for name in TEXT} | {name: pa.int32() for name in NUMBERS}
-    known = {name: kinds[name] for name in METADATA}
-    sites = np.sort(sites_of(_read(metadata, known)), order="site_id")
+    table = _read(stats)
+    sites = np.sort(read_metadata(metadata), order="site_id")
     code, site = table["id_code"].to_numpy(zero_copy_only=False), table["site"].to_numpy()
     names, row = np.unique(
         np.char.add(np.char.add(code.astype(str), "_"), site.astype(str)), return_inverse=True
@@ -75,13 +65,13 @@ def read_pixel_stats(stats: str | Path, metadata: str | Path, pixels: int = PIXE
     return found
 
 
-def _read(path: str | Path, kinds: dict[str, pa.DataType]) -> pa.Table:
-    options = pyarrow.csv.ConvertOptions(column_types=kinds, include_columns=list(kinds))
+def _read(path: str | Path) -> pa.Table:
+    options = pyarrow.csv.ConvertOptions(column_types=COLUMNS, include_columns=list(COLUMNS))
     try:
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except (KeyError, pa.ArrowException) as error:
         said = str(error).strip("'\"").splitlines()[0]
-        raise DatasetError(f"{path}: {said}; expected columns {', '.join(kinds)}") from error
+        raise DatasetError(f"{path}: {said}; expected columns {', '.join(COLUMNS)}") from error
     if not len(table):
         raise DatasetError(f"{path}: no rows; expected some")
     return table
