@@ -194,8 +194,8 @@ class Queue:
             return Turn(plan, number, release, not plan.path.exists(), time.monotonic())
         if self.waiting and not self._told:
             self._told = True
-            names = ", ".join(plan.path.name for plan in self.waiting)
-            print(f"waiting for other processes, which are at {names}", flush=True)
+            paths = ", ".join(str(plan.path) for plan in self.waiting)
+            print(f"waiting for other processes, which are at {paths}", flush=True)
         return None
 
     def timed(self, turn: Turn) -> None:

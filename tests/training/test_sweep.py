@@ -133,7 +133,7 @@ def test_a_run_that_another_command_holds_is_looked_at_again(tmp_path, capsys, s
     found = do_all(plans(tmp_path, "a", "b"), lambda path: path.name in ready, work)
     assert found == {} and worked == (["b"] if holder == "completes it" else ["b", "a"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "waiting" in line]
-    assert line.endswith(" a")
+    assert line.endswith(f" {tmp_path}/a")
 
 
 def test_two_commands_share_a_list_and_both_end_when_all_is_done(tmp_path, soon):
