@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
@@ -129,6 +130,11 @@ def _results(
         queue: dict[Future[Any], Job] = {pool.submit(_do, job): job for job in jobs}
         for future in as_completed(queue):
             yield queue[future], future.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"one of {workers} workers was ended from outside, maybe for lack of memory; the same"
+            " command goes on, and with fewer --workers it needs less"
+        ) from error
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():

@@ -2,9 +2,14 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from browser import check_page, check_text, needs_chromium
 from commands import run_command
@@ -106,6 +111,28 @@ def test_workers_give_the_same_table(done, tmp_path):
     outcome = run_command("correct", *asked)
     assert outcome.code == 0, outcome
     assert (tmp_path / "accuracy.csv").read_text() == (folder / "out/accuracy.csv").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("whom, end, code, named", [
+    ("parent", signal.SIGTERM, 75, "same command"), ("parent", signal.SIGKILL, -9, ""),
+    ("worker", signal.SIGKILL, 1, "--workers"),
+])  # fmt: skip
+def test_a_command_that_is_ended_leaves_no_worker(done, tmp_path, whom, end, code, named):
+    asked = [f"--out={tmp_path}" if "--out=" in word else word for word in arguments(done[0])]
+    asked[asked.index("--workers=1")] = "--workers=2"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rxrx1_jax.correct", *asked], stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    next(line for line in child.stderr if line.startswith("1 of"))
+    workers = [worker for worker in psutil.Process(child.pid).children()
+               if "spawn_main" in " ".join(worker.cmdline())]  # fmt: skip
+    assert len(workers) == 2
+    os.kill(child.pid if whom == "parent" else workers[0].pid, end)
+    said = child.stderr.read()
+    assert child.wait() == code and named in said
+    assert not psutil.wait_procs(workers, timeout=30)[1]
 
 
 @pytest.mark.parametrize("more, code, named", [
