@@ -41,7 +41,8 @@ class Comparison(NamedTuple):
 
     mean: float
     n: int  # independent units: worlds, or the folds of one
-    error: float = math.nan  # of the mean; NaN, as what follows, for fewer than LEAST units
+    # Of the mean. NaN, as what follows, for fewer than LEAST units, and where all are equal.
+    error: float = math.nan
     low: float = math.nan  # of the t interval
     high: float = math.nan
     p: float = math.nan  # two-sided, of a difference of 0
@@ -106,13 +107,12 @@ def compare(a: Score, b: Score, shared: float) -> Comparison:
     values = independent(pairs)
     mean, n = float(np.mean(values)), len(values)
     overlap = shared if units_of([pairs]) == "folds" else 0.0
-    equal = np.ptp(values) < 1e-12
     # A few sites give equal differences by chance: that is no certainty.
-    if n < LEAST or (equal and abs(mean) > 1e-12):
+    if n < LEAST or np.ptp(values) < 1e-12:
         return Comparison(mean, n)
     error = _sd(values) * math.sqrt(1 / n + overlap)
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
-    p = 1.0 if equal else float(2 * stdtr(n - 1, -abs(mean) / error))
+    p = float(2 * stdtr(n - 1, -abs(mean) / error))
     return Comparison(mean, n, error, mean - half, mean + half, p)
 
 
@@ -125,8 +125,6 @@ def equivalence(found: Comparison, margin: float) -> float:
     from scipy.special import stdtr
 
     room = margin - abs(found.mean)
-    if found.error == 0:
-        return float(room <= 0)
     return float(stdtr(found.n - 1, -room / found.error))
 
 
