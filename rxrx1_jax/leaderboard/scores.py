@@ -97,7 +97,7 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
             if accuracy:
                 budgets = methods.budgets[name], find(correction).budget
                 wider = max(budgets, key=BUDGETS.index)
-                training = {u: t for u, run in runs.items() for t in training_accuracy(run)}
+                training = {u: t for u, run in runs.items() for t in run.training}
                 own = training if correction == NONE else {}
                 paths = {unit: runs[unit].path for unit in accuracy if name != LDA12}
                 shared = shared_of(runs.values())
@@ -187,11 +187,6 @@ def load_correction(path: Path, correction: str) -> dict[str, Any] | None:
         return None
     file = path / "corrections" / f"{correction}.parquet"
     return accuracies(read_predictions(file, "remove it and start the leaderboard again"))
-
-
-def training_accuracy(run: FinishedRun) -> list[float]:
-    """The last accuracy on training batches that the run logged; empty without one."""
-    return [entry["train_accuracy"] for entry in run.metrics if "train_accuracy" in entry][-1:]
 
 
 def verdict(

@@ -76,15 +76,18 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
             for run in sorted(of.runs, key=lambda run: run.unit)
         ))  # fmt: skip
         of_gain: list[Cell] = [gain(more), Value(p, 3)] if more else ["baseline", ""]
-        rows.append([of.label, percent(of.by_site), *of_gain, *figures, runs])
+        rows.append(
+            [of.label, percent(of.by_site), percent(of.training), *of_gain, *figures, runs]
+        )
     shared = "which allows for the training data that they share (Nadeau and Bengio 2003)"
     notes = [
         NOTE.replace("over folds", f"over {units}"),
         "Gain: over the baseline on the same split, fold and seed, in points, with its t interval "
         f"over {units}{f', {shared}' if units == 'folds' else ''}; – below three {units}. "
-        f"{ADJUSTED}: adjusted for all rows of the table. Runs: {RUNS[units]}.",
+        f"{ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the last training "
+        f"batches. Runs: {RUNS[units]}.",
     ]
-    head = ["settings", "by site", GAIN, ADJUSTED, *FIGURES, "runs"]
+    head = ["settings", "by site", "training", GAIN, ADJUSTED, *FIGURES, "runs"]
     kinds = [line.cells() for line in table1.lines_of(groups, "site")]
     return {
         "comparison": Table("Test accuracy, %", head, rows, notes),

@@ -84,6 +84,11 @@ class FinishedRun(NamedTuple):
         return unit_of(self.config)
 
     @property
+    def training(self) -> list[float]:
+        """The last accuracy on training batches that it logged; empty without one."""
+        return [entry["train_accuracy"] for entry in self.metrics if "train_accuracy" in entry][-1:]
+
+    @property
     def cell_type(self) -> str:
         """The cell type trained on, or "all"."""
         return self.config["data.cell_type"]
@@ -103,6 +108,10 @@ class Group(NamedTuple):
     @property
     def by_site(self) -> Score:
         return self.score(lambda accuracy: accuracy["site"]["all"])
+
+    @property
+    def training(self) -> Score:
+        return {run.unit: value for run in self.runs for value in run.training}
 
     @property
     def task(self) -> list[Any]:

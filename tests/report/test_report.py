@@ -178,15 +178,16 @@ def test_methods_are_grouped_by_what_differs_and_paired(methods):
     table = comparison.tables(groups, groups[0])["comparison"]
     rows = {str(row[0]): row for row in table.rows}
     base, coral, cutmix = (rows[label] for label in labels)
-    assert (base[2], str(base[1])) == ("baseline", "45.0 ± 5.0")
+    assert (base[3], str(base[1])) == ("baseline", "45.0 ± 5.0")
+    assert str(base[2]) == "91.0 ± 0.0"  # training: 95 % x (1 - 0.9^30)
     # Gains 10, 15, 15: Nadeau and Bengio's interval of three folds, 80 test of 640 training sites.
     mean, half = 40 / 3, 4.302653 * np.std([10, 15, 15], ddof=1) * np.sqrt(1 / 3 + 80 / 640)
-    assert coral[2][:1] + coral[2][3:5] == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
+    assert coral[3][:1] + coral[3][3:5] == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
     # Fold 0 is the mean of its seeds, and the second seed has no partner: gains 5, -5, 10.
-    assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[2].value == pytest.approx(10 / 3)
+    assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[3].value == pytest.approx(10 / 3)
     assert str(cutmix[-1]) == "0.0 0.1 1.0 2.0"
     p = 2 * stats.t.sf(mean / (half / 4.302653), 2)
-    assert coral[3].value == pytest.approx(2 * p, rel=1e-5) and cutmix[3].value > 2 * p  # Holm
+    assert coral[4].value == pytest.approx(2 * p, rel=1e-5) and cutmix[4].value > 2 * p  # Holm
     # The test set chooses none: both rows are named, or neither.
     said = comparison.headline(groups, groups[0])
     assert "1 of 2 rows" in said and "0 worse" in said and labels[1] in said.rpartition(": ")[2]
@@ -197,7 +198,7 @@ def test_methods_are_grouped_by_what_differs_and_paired(methods):
     assert [one.label for one in figures.by_cell_type(groups, paper=False)] == labels
     # The other way round.
     swapped = cells(comparison.tables(groups, groups[1])["comparison"])
-    assert swapped[labels[0]][1].startswith("-13.3 (")
+    assert swapped[labels[0]][2].startswith("-13.3 (")
 
 
 def test_only_the_same_split_is_paired(methods, tmp_path):
@@ -205,7 +206,7 @@ def test_only_the_same_split_is_paired(methods, tmp_path):
     run = make_run(tmp_path / "other", all_right(19, 9), **other)
     groups = group(one_screen([*methods[:6], run])[1])
     rows = comparison.tables(groups, groups[0])["comparison"].rows
-    assert [str(row[2])[:5] for row in rows] == ["basel", "+13.3", "–"]
+    assert [str(row[3])[:5] for row in rows] == ["basel", "+13.3", "–"]
 
 
 def test_a_baseline_that_is_named_makes_the_comparison(demo, methods, tmp_path):
