@@ -85,7 +85,7 @@ class Page:
             metadata = {"Date": None}
             figure.savefig(partial, format="svg", dpi=200, facecolor="white", metadata=metadata)
         width, height = figure.get_size_inches()
-        kind = ' class="tall"' if height > width else ""
+        kind = ' class="tall"' if height > 2.2 * width else ""
         self.parts.append(
             f'<figure{kind}><a href="{name}.svg"><img src="{name}.svg" '
             f'alt="{escape(alt, quote=True)}"></a>'

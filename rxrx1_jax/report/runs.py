@@ -237,7 +237,8 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label_of(config: Mapping[str, Any], fields: Sequence[str]) -> str:
-    return ", ".join(f"{field}={config[field]}" for field in fields)
+    pairs = ((field, config[field]) for field in fields)
+    return ", ".join(f"no {field}" if value == "" else f"{field}={value}" for field, value in pairs)
 
 
 def unit_of(config: Mapping[str, Any]) -> Unit:

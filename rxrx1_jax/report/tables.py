@@ -39,7 +39,8 @@ tr.heading th { font-weight: 600; padding-top: .8rem; }
 .wide { overflow-x: auto; }
 @media print {
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .1rem .25rem; }
-  tr { break-inside: avoid; } thead { display: table-header-group; }
+  tr { break-inside: avoid; } tbody tr:first-child { break-before: avoid; }
+  thead { display: table-header-group; break-after: avoid; }
   tr > th:first-child { position: static; } tbody th:first-child { min-width: 8.5rem; }
   [data-label="runs"] { display: none; }
 }
@@ -191,7 +192,7 @@ class Table:
         def width(column: int) -> str:  # of prose: its longest word, if that is not too long
             cells = (str(row[column]).split() for row in self.rows if len(row) > 1)
             longest = max((len(word) for words in cells for word in words), default=0)
-            return "" if columns[column] else f' style="min-width: {min(longest, 12)}ch"'
+            return "" if columns[column] else f' style="min-width: {min(longest, 8)}ch"'
 
         def row(cells: list[Cell]) -> str:
             if len(cells) == 1:
