@@ -1,5 +1,7 @@
 """A trained run in other hands: it is read, and predicts images of its own data and of others."""
 
+import csv
+import itertools
 import shutil
 
 import jax
@@ -9,7 +11,9 @@ import pytest
 from finished_runs import change_settings
 from screens import tiny_config, tiny_images
 
+from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
+from rxrx1_jax.methods import corrections
 from rxrx1_jax.training import checkpoint, run_dir, train
 from rxrx1_jax.training.run import Run, _vocabulary_of_old
 
@@ -143,3 +147,37 @@ def test_names_of_version_0_2(images):
         names = images.sites[column]
         expected = np.unique(names, return_inverse=True)[1]
         assert found.codes(column, names).tolist() == expected.tolist()
+
+
+def test_corrections_of_a_run(own_run):
+    """What the network itself says is what the run predicted; adapted it says something else."""
+    _, workdir, _ = own_run
+    names = ["none", "orientations", "adabn_experiment_controls", "adabn_plate"]
+    tables = corrections.predictions_of(Run.open(workdir), names)
+    own = pq.read_table(workdir / "predictions.parquet")
+    for column in ("site_id", "label", "prediction", "well_prediction"):
+        assert tables["none"][column].to_pylist() == own[column].to_pylist()
+    np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
+    losses = [tables[name]["loss"].to_numpy() for name in names]
+    assert all((one != other).any() for one, other in itertools.combinations(losses, 2))
+    assert Run.open(workdir).source == embeddings.source_of(workdir / "embeddings.parquet")
+
+
+def test_embeddings_of_all_sites(own_run, tiny):
+    """The last layer, applied to them in NumPy, says what the run predicted."""
+    config, workdir, _ = own_run
+    found = Run.open(workdir).embeddings()
+    ids = found.sites["site_id"].tolist()
+    assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
+    split = {line["site_id"]: line["role"] for line in csv.DictReader(open(workdir / "split.csv"))}
+    used = {tiny.rows[site_id]["experiment"] for site_id in split}
+    for site_id, role in zip(ids, found.role, strict=True):
+        row = tiny.rows[site_id]
+        context = row["experiment"] in used and row["well_type"] != "treatment"
+        assert role == split.get(site_id, "context" if context else "other")
+    features = found.x
+    run = Run.open(workdir)
+    fc, classes = jax.device_get(run.load().ema_params["fc"]), run.vocabulary.classes
+    logits = dict(zip(ids, features @ fc["kernel"] + fc["bias"], strict=True))
+    own = pq.read_table(workdir / "predictions.parquet").to_pylist()
+    assert all(classes[logits[row["site_id"]].argmax()] == row["prediction"] for row in own)

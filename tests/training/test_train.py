@@ -1,7 +1,6 @@
 """Whole runs in memory: results, exact resuming, both parallel modes, one-line errors."""
 
 import csv
-import itertools
 import json
 import math
 
@@ -15,9 +14,7 @@ from tiny_release import tiny_rows
 
 from benchmarks.kill_training import TIMES
 from rxrx1_jax.config import FIELDS
-from rxrx1_jax.data import embeddings
 from rxrx1_jax.data.images import METADATA, InMemory
-from rxrx1_jax.methods import corrections
 from rxrx1_jax.training import checkpoint, evaluate, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
 
@@ -33,7 +30,6 @@ def memory_run(images, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config = tiny_config()
     return config, workdir, train.train_and_evaluate(config, workdir, images)
-
 
 
 def curves(workdir, without=("images_per_second",)):
@@ -255,14 +251,6 @@ def test_pmap_gives_the_same_run(images, tmp_path):
     assert again["loss"] == pytest.approx(pmap["loss"], abs=1e-5)
 
 
-@pytest.mark.devices
-@pytest.mark.parametrize("name", ["cutmix", "mixup"])
-def test_mixing_needs_the_whole_batch(images, name):
-    config = tiny_config(train__parallelism="pmap", data__augmentation=name)
-    with pytest.raises(run_dir.RunError, match=f"data.augmentation='{name}'.* pmap"):
-        setup.prepare(config, images)
-
-
 def test_a_run_is_bound_to_its_data(memory_run, images):
     _, workdir, _ = memory_run
     assert Run.open(workdir, images=tiny_images()).setup  # the same data elsewhere
@@ -297,63 +285,3 @@ def test_bfloat16_trains_to_nearly_the_same(memory_run, images, tmp_path):
         results = train.train_and_evaluate(config, tmp_path / "run", images)
     assert results["loss"] != memory_run[2]["loss"]
     assert results["loss"] == pytest.approx(memory_run[2]["loss"], rel=0.05)
-
-
-def test_runs_that_cannot_work_are_refused_before_training(images, tmp_path):
-    for changes, message in [
-        ({"data__crop": 17}, r"data.crop 17.*16"),
-        ({"optim__batch_size": 24}, r"batch_size=24.*only 21 training sites"),
-        ({"data__fold": 1}, r"fold 1 of the official split"),
-        ({"data__cell_type": "CHO"}, r"cell type 'CHO'.*HUVEC"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            train.train_and_evaluate(tiny_config(**changes), tmp_path / "run", images)
-        assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="build"):
-        train.train_and_evaluate(tiny_config(data__name="rxrx1/native"), tmp_path / "run")
-    with pytest.raises(run_dir.RunError, match="config.json"):
-        Run.open(tmp_path / "run")
-
-
-def test_a_set_up_holds_no_state(images):
-    """The shapes are known; a state is made when it is asked for, the same each time."""
-    ready = setup.prepare(tiny_config(), images)
-    assert not [x for x in jax.tree.leaves(vars(ready)) if isinstance(x, jax.Array)]
-    one, two = ready.init(), ready.init()
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (one, ready.abstract_state))
-    assert shapes[0] == shapes[1]
-
-
-def test_corrections_of_a_run(own_run):
-    """What the network itself says is what the run predicted; adapted it says something else."""
-    _, workdir, _ = own_run
-    names = ["none", "orientations", "adabn_experiment_controls", "adabn_plate"]
-    tables = corrections.predictions_of(Run.open(workdir), names)
-    own = pq.read_table(workdir / "predictions.parquet")
-    for column in ("site_id", "label", "prediction", "well_prediction"):
-        assert tables["none"][column].to_pylist() == own[column].to_pylist()
-    np.testing.assert_allclose(tables["none"]["loss"], own["loss"], rtol=1e-5)
-    losses = [tables[name]["loss"].to_numpy() for name in names]
-    assert all((one != other).any() for one, other in itertools.combinations(losses, 2))
-    assert Run.open(workdir).source == embeddings.source_of(workdir / "embeddings.parquet")
-
-
-def test_embeddings_of_all_sites(own_run, tiny):
-    """The last layer, applied to them in NumPy, says what the run predicted."""
-    config, workdir, _ = own_run
-    found = Run.open(workdir).embeddings()
-    ids = found.sites["site_id"].tolist()
-    assert sorted(ids) == sorted(tiny.rows)  # controls and unlabelled sites too
-    split = {line["site_id"]: line["role"] for line in csv.DictReader(open(workdir / "split.csv"))}
-    used = {tiny.rows[site_id]["experiment"] for site_id in split}
-    for site_id, role in zip(ids, found.role, strict=True):
-        row = tiny.rows[site_id]
-        context = row["experiment"] in used and row["well_type"] != "treatment"
-        assert role == split.get(site_id, "context" if context else "other")
-    features = found.x
-    run = Run.open(workdir)
-    fc, classes = jax.device_get(run.load().ema_params["fc"]), run.vocabulary.classes
-    logits = dict(zip(ids, features @ fc["kernel"] + fc["bias"], strict=True))
-    own = pq.read_table(workdir / "predictions.parquet").to_pylist()
-    assert all(classes[logits[row["site_id"]].argmax()] == row["prediction"] for row in own)

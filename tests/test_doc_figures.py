@@ -1,0 +1,134 @@
+"""Figures of README and docs, as benchmarks/figures.py makes them of runs and a leaderboard."""
+
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from finished_runs import edited, make_run
+
+from benchmarks import figures
+
+MADE_WITH = {
+    "python": "3.11", "packages": {"rxrx1_jax": "1.0", "jax": "0.10"}, "cpus": 2,
+    "machine": "x86_64", "devices": ["cpu:cpu"], "commit": "abc1234",
+}  # fmt: skip
+RIGHT = {  # of 20 sites: in each fold
+    ("batch", "plate_control"): [5, 10], ("random_site", "plate_control"): [10, 12],
+    ("random_well", "plate_control"): [5, 5], ("batch", "none"): [2, 5],
+}  # fmt: skip
+
+
+@pytest.fixture
+def demo(tmp_path) -> Path:
+    """Runs of `make demo`, two folds of each."""
+    for (protocol, normalisation), folds in RIGHT.items():
+        for fold, right in enumerate(folds):
+            run = tmp_path / f"{protocol}-{normalisation}-{fold}"
+            make_run(run, {"RPE": (right, 5)}, protocol=protocol, normalisation=normalisation,
+                     fold=fold)  # fmt: skip
+            (run / "environment.json").write_text(json.dumps(MADE_WITH))
+            (run / "split.csv").write_text(
+                "site_id,role\nA_1_B02_1,train\nA_1_B02_2,test\nA_1_B03_1,test\n")
+    return tmp_path
+
+
+def test_figures_are_means_over_folds(demo):
+    measured = figures.measure(demo)
+    made = figures.blocks(measured, control=measured)
+    table1, gaps = (re.sub(" +", " ", made[name]) for name in ("table1", "gaps"))
+    batch = f"| Batch | 37.5 ± {statistics.stdev([25, 50]):.1f} | – | 37.5 ± 17.7 | – | – |"
+    assert batch in table1.splitlines()
+    gap = f"+17.5 ± {statistics.stdev([25, 10]):.1f}"  # of the pairs by fold
+    assert f"| Random (by site) above batch | {gap} | {gap} | +8.7 |" in gaps
+    assert "| – " in figures.blocks(measured, control=None)["gaps"].splitlines()[-2]
+    assert "50 %" in made["twins"]  # one of the two test sites shares its well with training
+    assert "rxrx1/synthetic 1.0.0" in made["about"] and "Version 1.0 (commit abc" in made["about"]
+    page = "before\n<!-- figures: twins -->\nold\n<!-- end -->\nafter\n"
+    filled = figures.fill(page, made)
+    assert filled.splitlines() == [
+        "before", "<!-- figures: twins -->", made["twins"], "<!-- end -->", "after",
+    ]  # fmt: skip
+    assert figures.fill(filled, made) == filled
+
+
+def test_figures_refuse_two_versions_and_missing_runs(demo):
+    with edited(demo / "batch-none-1" / "environment.json") as made:
+        made["packages"]["rxrx1_jax"] = "1.1"
+    with pytest.raises(figures.FiguresError, match="versions"):
+        figures.blocks(figures.measure(demo), None)
+    for fold in range(2):
+        shutil.rmtree(demo / f"batch-none-{fold}")
+    with pytest.raises(figures.FiguresError, match="no run of .*none"):
+        figures.measure(demo)
+    with pytest.raises(figures.FiguresError, match="block"):
+        figures.fill("<!-- figures: nothing -->\n<!-- end -->", {})
+
+
+REPORT = """1 of 2 rows.
+
+- It cannot say.
+
+Accuracy on unseen (x), %:
+
+| method | by site | training | gain | p (Holm) | by well |
+|--------|--------:|---------:|-----:|---------:|--------:|
+| **inductive** | | | | | |
+| base | 46.4 | 91.1 | – | – | 53.4 |
+| cutmix | 46.3 | 43.9 | -0.1 (-7.3 to +7.1) | 1.000 | 49.3 |
+
+A note.
+
+The gap: x, %:
+
+| method | batch |
+|--------|------:|
+| base | 46.4 |
+
+Controls: x:
+
+| control | verdict |
+|---------|---------|
+| zero | holds |
+"""
+
+
+@pytest.fixture
+def board(tmp_path) -> Path:
+    """A leaderboard of two runs."""
+    for name in ("base", "cutmix/rxrx1/b"):
+        run = tmp_path / name / "batch-0-0"
+        run.mkdir(parents=True)
+        (run / "environment.json").write_text(json.dumps(MADE_WITH))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/leaderboard.md").write_text(REPORT)
+    return tmp_path
+
+
+def test_the_page_of_the_leaderboard_is_its_report(board):
+    made = figures.board(board)
+    assert made["board"].startswith("Version 1.0 (commit abc1234) on 2 cores")
+    assert made["board"].endswith("- It cannot say.")
+    gain = "-0.1 (-7.3 to +7.1)"
+    assert made["board_table"].splitlines()[-1] == f"| cutmix | 46.3 | 43.9 | {gain} | 1.000 |"
+    (line,) = made["board_record"].splitlines()[2:]  # of the rows that this leaderboard has
+    assert re.match(rf"\| cutmix +\| {re.escape(gain)} +\|", line)
+    assert made["board_gap"].splitlines()[-1] == "| base | 46.4 |"
+    assert made["board_controls"].splitlines()[-1] == "| zero | holds |"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("| zero | holds |", "| zero | holds |\n\nNot in the tables:\n\n- base: killed", "missing"),
+        ("The gap", "A gap", "The gap"),
+        ("abc1234", "abc9999", "versions"),
+    ],
+)
+def test_a_leaderboard_that_makes_no_page(board, old, new, said):
+    file = board / ("report/leaderboard.md" if old in REPORT else "base/batch-0-0/environment.json")
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(figures.FiguresError, match=said):
+        figures.board(board)
