@@ -66,6 +66,13 @@ def test_tables_command():
     assert all(0 < float(row[4]) < 2 for row in found)  # GB
 
 
+@pytest.mark.long
+def test_many_runs_command():
+    ((runs, sites, cpu, _, peak),) = run("many_runs", "--runs", 7, "--experiments", 3)
+    assert (runs, sites) == ("7", f"{3 * 277 * 2:,}")
+    assert 0 < float(cpu) < 20 and 0 < float(peak) < 1
+
+
 def test_images_are_looked_for(images):
     with pytest.raises(ValueError, match="w1.png"):
         encoding.read_images(images.parent / "absent")

@@ -160,10 +160,9 @@ def read_predictions(path: Path, do: str = EVALUATE) -> pa.Table:
     sizes = pc.unique(pc.list_value_length(table["top5"])).to_pylist()
     if len(sizes) != 1 or not sizes[0]:
         raise ReportError(f"{path}: column 'top5' has lists of lengths {sizes}; {do}")
-    named = pc.value_counts(table["site_id"]).to_pylist()
-    twice = next((found["values"] for found in named if found["counts"] > 1), None)
-    if twice is not None:
-        raise ReportError(f"{path}: column 'site_id' has {twice} more than once; {do}")
+    names, counts = pc.value_counts(table["site_id"]).flatten()
+    if len(twice := names.filter(pc.greater(counts, 1))):
+        raise ReportError(f"{path}: column 'site_id' has {twice[0]} more than once; {do}")
     return table
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rxrx1_jax.config import FREE
 from rxrx1_jax.data.splits import FOLDS
 from rxrx1_jax.methods.statistics import Score, Unit
@@ -194,11 +196,12 @@ def load_run(path: Path) -> FinishedRun:
             f"{path}: results.json has other accuracies of cell types or experiments than "
             f"predictions.parquet gives; {files.EVALUATE}"
         )
-    pairs = sorted(zip(*(table[c].to_pylist() for c in ("site_id", "label")), strict=True))
-    test = hashlib.blake2b(repr(pairs).encode(), digest_size=8).hexdigest()
+    tested = table.select(["site_id", "label"]).sort_by("site_id")
+    test = hashlib.blake2b("\n".join(tested["site_id"].to_pylist()).encode(), digest_size=8)
+    test.update(tested["label"].to_numpy().astype(np.int64).tobytes())
     metrics = files.read_metrics(path / "metrics.jsonl")
     environment = files.read_environment(path / "environment.json")
-    return FinishedRun(path, config, results, metrics, accuracy, environment, test)
+    return FinishedRun(path, config, results, metrics, accuracy, environment, test.hexdigest())
 
 
 def group(runs: Sequence[FinishedRun], as_table1: bool = True) -> list[Group]:
