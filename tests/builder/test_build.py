@@ -47,7 +47,7 @@ def test_both_commands_build_the_same(tmp_path):
     for word in ("oneDNN", "cuda", "absl", "AVX", "WARNING", "INFO", "DatasetInfo"):
         assert word not in ours.stdout + ours.stderr
     folders = [tmp_path / name / "rxrx1" / "small" / VERSION for name in ("theirs", "ours")]
-    assert ours.stdout.splitlines()[-1].startswith(f"{folders[1]} ")
+    assert f"show {folders[1]} --out=" in ours.stdout.splitlines()[-1]
     first, second = ({p.name: p.read_bytes() for p in f.iterdir()} for f in folders)
     infos = [json.loads(files.pop("dataset_info.json")) for files in (first, second)]
     assert first == second and infos[0]["splits"] == infos[1]["splits"]
