@@ -1,7 +1,7 @@
 """Accuracy of LDA-12 on a dataset: `python -m rxrx1_jax.lda12 --name=rxrx1/synthetic`.
 
-LDA-12 is linear discriminant analysis of twelve intensities of a site (`methods.lda`). It needs no
-image, no training and no JAX: seconds. A network should be ahead of it. Kaggle's pixel_stats.csv
+LDA-12 is linear discriminant analysis of twelve intensities of a site (`methods.lda12`). It needs
+no image, no training and no JAX: seconds. A network should be ahead of it. Kaggle's pixel_stats.csv
 does as well:
 
     python -m rxrx1_jax.lda12 --pixel_stats=pixel_stats.csv --metadata=metadata.csv
@@ -27,7 +27,7 @@ def table_of(sites: "Sites", pixels: int, splits_of: "Mapping[str, list[Split]]"
     pixels: of one plane. splits_of: {protocol: its folds}.
     """
     from rxrx1_jax.data.splits import classes_of
-    from rxrx1_jax.methods.lda import lda12
+    from rxrx1_jax.methods.lda12 import lda12
     from rxrx1_jax.methods.statistics import Unit, worst_experiment
     from rxrx1_jax.report.tables import Table, Value, percent
     from rxrx1_jax.training.predictions import accuracies

@@ -1,7 +1,7 @@
 """Kaggle's pixel_stats.csv and metadata -> a table of sites, without images.
 
 The competition published mean and standard deviation of every plane, a row each: six rows a site.
-What needs sums of pixels alone (`methods.lda.intensities`, the statistics of controls) runs on it.
+What needs sums of pixels alone runs on it: `methods.lda12.intensities`, the statistics of controls.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ from rxrx1_jax.leaderboard.scores import (
 )
 from rxrx1_jax.methods import evidence, transforms
 from rxrx1_jax.methods.catalogue import find
-from rxrx1_jax.methods.lda import lda12
+from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import dots, experiments_of
 from rxrx1_jax.report.page import Page, made_with

@@ -11,7 +11,7 @@ from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, LDA12, Methods
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import find, reference
 from rxrx1_jax.methods.evidence import BUDGETS
-from rxrx1_jax.methods.lda import lda12
+from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
     Comparison,

@@ -4,22 +4,47 @@ A name means the same everywhere. Transforms called `..._plate` or `..._experime
 the control wells of each; ComBat and Harmony learn from every site that they correct.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Set
+from itertools import chain, pairwise
 
 import numpy as np
 
 from rxrx1_jax.config import nearest
 from rxrx1_jax.methods import assignment, transforms
 from rxrx1_jax.methods.centroids import centroids
+from rxrx1_jax.methods.classifiers import joint
 from rxrx1_jax.methods.combat_harmony import combat, harmony
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations, Transform
+from rxrx1_jax.methods.lda import lda
+from rxrx1_jax.methods.softmax import softmax
 
+STAGES = ("adapt", "transforms", "classify", "decide")
+TRANSFORM, CLASSIFY, DECIDE = 1, 2, 3  # positions among them
 _SURE = -50.0  # log-probability of what an assignment rules out; any large number would do
 
 
 def find(name: str) -> Method:
-    """An entry of METHODS, or the Method of a user's own at module.name; ValueError if neither."""
+    """An entry of METHODS, the Method of a user's own at module.name, or a chain of such.
+
+    A chain is names with +: "tvn_plate+lda+assign_once". Stages run in the order of `Method`, so
+    the parts stand in it, too. A classifier takes the place of the one that reads out a transform.
+
+    Raises ValueError: a name that is neither, parts in another order or two of one stage.
+    """
+    parts = [(part, _found(part)) for part in name.split("+")]
+    for (first, done), (second, following) in pairwise(parts):
+        before, after = _stages(done)[-1:], _stages(following)[:1]
+        if not (before and after and (before < after or before == after == [TRANSFORM])):
+            raise ValueError(
+                f"method {name!r}: {second} cannot follow {first}; expected"
+                f" {' -> '.join(STAGES)}, with any number of transforms"
+            )
+    return functools.reduce(_then, (method for _, method in parts))
+
+
+def _found(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     module, _, attribute = name.rpartition(".")
@@ -31,21 +56,42 @@ def find(name: str) -> Method:
             raise ValueError(f"method {name!r}: {error}") from error
     if not isinstance(found, Method):
         raise ValueError(
-            f"method {name!r}: expected {nearest(name, METHODS)}, or an evidence.Method of your own"
-            " as module.name"
+            f"method {name!r}: expected {nearest(name, METHODS)}, an evidence.Method of your own"
+            " as module.name, or such names with + between them"
         )
     return found
 
 
+def _stages(method: Method) -> list[int]:
+    """Numbers of the stages that a part of a chain stands for, of STAGES; [] for "none"."""
+    reads_out = method.classify is not None and not method.transforms
+    given = (method.adapt, method.transforms, reads_out, method.decide)
+    return [number for number, stage in enumerate(given) if stage]
+
+
+def _then(first: Method, second: Method) -> Method:
+    """The chain of two methods."""
+    return Method(
+        first.adapt, first.transforms + second.transforms, second.classify or first.classify,
+        second.decide, first.uses | second.uses,
+        first.version + second.version,  # each only rises, so the sum tells every change
+        f"{first.about}; then {second.about}",
+    )  # fmt: skip
+
+
 def reference(name: str) -> str:
-    """The method that one is compared with: its classifier without transforms, or "none"."""
+    """The method that one is compared with: its classifier (and decision) without transforms.
+
+    "none", the network, where it transforms nothing or its classifier is not of METHODS.
+    """
     method = find(name)
     members = method.grid or (method,)
     if all(one.transforms for one in members):
         for other, plain in METHODS.items():
-            stages = plain.transforms, plain.adapt, plain.decide
-            if not any(stages) and all(one.classify is plain.classify for one in members):
-                return other
+            same = all(one.classify is plain.classify for one in members)
+            if same and _stages(plain) == [CLASSIFY]:
+                decided = [part for part in name.split("+") if _stages(find(part)) == [DECIDE]]
+                return "+".join([other, *decided])
     return "none"
 
 
@@ -64,10 +110,17 @@ def _read_out(
     version: int = 1,
 ) -> Method:  # fmt: skip
     """A transform, read out by centroids."""
-    chain = (Transform(function, by, on),)
-    return Method(None, chain, centroids, uses=frozenset(uses), version=version, about=about)
+    transform = (Transform(function, by, on),)
+    return Method(None, transform, centroids, uses=frozenset(uses), version=version, about=about)
 
 
+# How embeddings are read out: parts of a chain that stand for the stage `classify`.
+_READ_OUTS = {
+    "centroids": (centroids, "nearest class mean of the embeddings, in place of the last layer"),
+    "lda": (lda, "linear discriminant analysis of the embeddings, Ledoit and Wolf's shrinkage"),
+    "softmax": (softmax, "softmax regression on the embeddings, its penalty chosen in training"),
+}
+CLASSIFIERS = tuple(chain.from_iterable((name, f"{name}_joint") for name in _READ_OUTS))
 _CONTROLS, _IMAGES = frozenset({"test_controls"}), frozenset({"test_images", "test_controls"})
 _DESIGN = _IMAGES | {"design"}
 METHODS = {
@@ -75,9 +128,13 @@ METHODS = {
     "orientations": Method(
         Orientations(), about="mean over the eight orientations of each image"
     ),
-    "centroids": Method(
-        classify=centroids, about="nearest class mean of the embeddings, in place of the last layer"
-    ),
+    **{
+        name: Method(classify=classify, about=f"{about}, {whose}")
+        for stem, (one, about) in _READ_OUTS.items()
+        for name, classify, whose in (
+            (stem, one, "per cell type"), (f"{stem}_joint", joint(one), "of all cell types"),
+        )
+    },
     "sphering_train_controls": _read_out(
         transforms.sphering, "cell_type", set(),
         "embeddings whitened on the controls of the training experiments, per cell type",
@@ -94,6 +151,17 @@ METHODS = {
     "centre_scale_plate": _read_out(
         transforms.centre_scale, "plate", _CONTROLS,
         "embeddings centred and scaled on the controls of their plate",
+    ),
+    "robust_mad_plate": _read_out(
+        transforms.robust_mad, "plate", _CONTROLS,
+        "embeddings minus the median, over the MAD, of the controls of their plate (pycytominer)",
+    ),
+    "robust_mad_sphering": _then(
+        _read_out(transforms.robust_mad, "plate", _CONTROLS, "robust_mad_plate"),
+        _read_out(
+            transforms.sphering, "cell_type", _CONTROLS,
+            "whitened on all controls of the cell type (Arevalo 2024)",
+        ),
     ),
     "sphering_experiment": _read_out(
         transforms.sphering, "experiment", _CONTROLS,
@@ -119,6 +187,11 @@ METHODS = {
     "centre_experiment": _read_out(
         transforms.centre, "experiment", _IMAGES,
         "embeddings minus the mean of their experiment's treatments", "treatment",
+    ),
+    "regress_out_experiment": _read_out(
+        transforms.centre, "experiment", _IMAGES,
+        "embeddings minus the mean of all wells of their experiment: what a regression takes out",
+        "all",
     ),
     "combat_experiment": _read_out(
         combat, "experiment", _IMAGES,

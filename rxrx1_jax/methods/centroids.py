@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rxrx1_jax.methods.classifiers import columns_of, training_sites
 from rxrx1_jax.methods.evidence import Evidence
 from rxrx1_jax.methods.transforms import checked_embeddings
 
@@ -27,13 +28,8 @@ def centroids(evidence: Evidence) -> Callable[[Evidence], np.ndarray]:
     """
     from scipy.special import log_softmax  # here: the commands' --help needs none
 
-    labels, classes = evidence.sites["sirna_id"], evidence.classes
-    train = evidence.only((evidence.role == "train") & np.isin(labels, classes))
-    unit = _unit(checked_embeddings(train.x))
-    if not len(unit):
-        raise ValueError(f"no training site of one of the {len(classes)} classes; expected some")
-    order = np.argsort(classes)
-    columns = order[np.searchsorted(classes, train.sites["sirna_id"], sorter=order)]
+    classes, train = evidence.classes, training_sites(evidence)
+    unit, columns = _unit(train.x), columns_of(train.sites["sirna_id"], classes)
     known = np.isin(classes, train.sites["sirna_id"])
 
     def means(rows: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ LEVELS = ("plate", "experiment", "cell_type")  # from the smallest group to the 
 LEAST = 2  # fit rows a group needs: a variance takes two
 RIDGE = 0.5  # added to the variances by EFAAR
 CORAL_RIDGE = 1.0  # added to the variances: Sun et al. 2016, Algorithm 1 (the identity)
+MAD_SCALE = 1.4826  # as pycytominer: 1 / 0.6745, the third quartile of a normal distribution
 FLAT = 1e-7  # a deviation below this share of the mean is the rounding of float32, not variation
 
 
@@ -55,6 +56,24 @@ def centre(
     return out
 
 
+def robust_mad(
+    embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "plate"
+) -> np.ndarray:
+    """(x - median) / (1.4826 MAD) of the fit rows of the group, per feature.
+
+    MAD is the median of |x - median|; the factor makes it the standard deviation of a normal
+    distribution. pycytominer's RobustMAD (github.com/cytomining/pycytominer, operations/transform),
+    the first step of Arevalo et al. 2024 (Nature Communications 15, 6516).
+    """
+    x = checked(embeddings, sites, fit, by)
+    out = np.empty_like(x)
+    for rows, learn in _groups(sites, fit, by):
+        median = np.median(x[learn], 0)
+        mad = MAD_SCALE * np.median(np.abs(x[learn] - median), 0)
+        out[rows] = (x[rows] - median) / np.where(mad > FLAT * np.abs(median), mad, 1.0)
+    return out
+
+
 def sphering(
     embeddings: np.ndarray, sites: np.ndarray, fit: np.ndarray, by: str = "cell_type",
     share: float | None = None,
@@ -68,14 +87,26 @@ def sphering(
     x = checked(embeddings, sites, fit, by)
     out = np.empty_like(x)
     for rows, learn in _groups(sites, fit, by):
-        mean = x[learn].mean(0, dtype=np.float64)
-        centred = x[learn] - mean
-        covariance = centred.T @ centred / len(centred)
-        s = shrinkage(centred) if share is None else share
-        target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        shrunk = (1 - s) * covariance + s * target
-        out[rows] = (x[rows] - mean) @ _power(shrunk, -0.5)
+        mean, whitening = mean_and_whitening(x[learn], share)
+        out[rows] = (x[rows] - mean) @ whitening
     return out
+
+
+def mean_and_whitening(
+    x: np.ndarray, share: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d] and C^(-1/2) [d, d] of rows, as in `sphering`."""
+    mean = x.mean(0, dtype=np.float64)
+    return mean, _power(shrunk_covariance(x - mean, len(x), share), -0.5)
+
+
+def shrunk_covariance(
+    centred: np.ndarray, freedom: int, share: float | None = None
+) -> np.ndarray:
+    """(1 - s) S + s * trace(S)/d * I of rows of mean 0; S = their products / freedom."""
+    covariance = centred.T @ centred / freedom
+    s = shrinkage(centred) if share is None else share
+    return (1 - s) * covariance + s * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
 
 
 def shrinkage(centred: np.ndarray) -> float:

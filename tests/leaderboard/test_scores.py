@@ -12,7 +12,7 @@ from rxrx1_jax.data.splits import make_split
 from rxrx1_jax.leaderboard import figures, scores, tables
 from rxrx1_jax.leaderboard import methods as methods_lib
 from rxrx1_jax.leaderboard.scores import Job, Row
-from rxrx1_jax.methods.lda import lda12
+from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.training.predictions import accuracies
 

@@ -101,8 +101,9 @@ def test_a_name_means_what_it_means_in_corrections(screen):
     table, treated = with_treatments(screen)
     found = dict(diagnosis.diagnose(table, None))
     assert list(found) == [
-        "none", "centre_scale_plate", "sphering_experiment", "tvn_plate", "coral_align_plate",
-        "centre_experiment", "combat_experiment", "harmony_experiment",
+        "none", "centre_scale_plate", "robust_mad_plate", "robust_mad_sphering",
+        "sphering_experiment", "tvn_plate", "coral_align_plate", "centre_experiment",
+        "regress_out_experiment", "combat_experiment", "harmony_experiment",
     ]  # fmt: skip
     everything = np.full(len(treated), True)
     after = combat(table.x, table.sites, everything)

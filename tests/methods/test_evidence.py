@@ -11,7 +11,7 @@ from arrays import EXPERIMENTS, read_out_by_hand, small_evidence
 
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.methods import assignment, catalogue, transforms
-from rxrx1_jax.methods.catalogue import METHODS, find, reference
+from rxrx1_jax.methods.catalogue import CLASSIFIERS, METHODS, find, reference
 from rxrx1_jax.methods.centroids import centroids
 from rxrx1_jax.methods.combat_harmony import combat, harmony
 from rxrx1_jax.methods.evidence import (
@@ -24,6 +24,15 @@ from rxrx1_jax.methods.evidence import (
     from_embeddings,
     scores,
 )
+from rxrx1_jax.methods.lda import lda
+from rxrx1_jax.methods.softmax import softmax
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Of softmax regression: what it is fitted on matters here, not how well."""
+    monkeypatch.setattr("rxrx1_jax.methods.softmax.PENALTIES", (0.1, 0.01))
+    monkeypatch.setattr("rxrx1_jax.methods.softmax.STEPS", 3)
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +116,16 @@ def assigned_by_hand(assign, log_probs, evidence):
 EMBEDDED = {
     "sphering_train_controls": (transforms.sphering, "cell_type", "context"),
     "centre_scale_plate": (transforms.centre_scale, "plate", "context"),
+    "robust_mad_plate": (transforms.robust_mad, "plate", "context"),
     "sphering_experiment": (transforms.sphering, "experiment", "context"),
     "tvn_plate": (transforms.tvn, "plate", "context"),
     "coral_align_plate": (transforms.coral_align, "plate", "context"),
     "centre_experiment": (transforms.centre, "experiment", "treatment"),
+    "regress_out_experiment": (transforms.centre, "experiment", ""),
     "combat_experiment": (combat, "experiment", ""),
     "harmony_experiment": (harmony, "experiment", ""),
 }
+READ_OUT = {"centroids": centroids, "lda": lda, "softmax": softmax}
 ASSIGNED = {
     "assign_once": assignment.assign_once,
     "assign_plate_groups": assignment.assign_plate_groups,
@@ -132,8 +144,18 @@ def test_each_method_computes_what_it_says(evidence, name):
         context = given.role == "context"
         fit = {"": context | True, "context": context, "treatment": ~context}[on]
         expected = read_out_by_hand(function(given.x, given.sites, fit, by), given)
-    elif name == "centroids":
-        expected = read_out_by_hand(given.x, given)
+    elif name == "robust_mad_sphering":
+        context = given.role == "context"
+        x = transforms.robust_mad(given.x, given.sites, context, "plate")
+        expected = read_out_by_hand(
+            transforms.sphering(x, given.sites, context, "cell_type"), given
+        )
+    elif name in CLASSIFIERS:
+        stem, _, whole = name.partition("_")
+        read = given._replace(sites=given.sites.copy())
+        if whole:
+            read.sites["cell_type"] = "any"
+        expected = READ_OUT[stem](read)(read)[given.role == "test"]
     elif name in ASSIGNED:
         expected = assigned_by_hand(ASSIGNED[name], log_probs, given)
     else:
@@ -150,7 +172,7 @@ def test_adaptations_and_budgets_of_the_catalogue():
         "adabn_experiment_assign": AdaBN("experiment", "treatment"),
     }
     budgets = {name: BUDGETS.index(method.budget) for name, method in METHODS.items()}
-    assert list(budgets.values()) == [0] * 4 + [1] * 6 + [2] * 5 + [3] * 3
+    assert list(budgets.values()) == [0] * 9 + [1] * 8 + [2] * 6 + [3] * 3
     assert Method(uses=frozenset({"external", "test_images"})).budget == "external data"
     assert all(method.about for method in METHODS.values())
 
@@ -158,6 +180,48 @@ def test_adaptations_and_budgets_of_the_catalogue():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_read_out_is_compared_with_itself_without_transforms(name):
     assert reference(name) == ("centroids" if METHODS[name].transforms else "none")
+
+
+CHAINS = {  # chain -> what it is compared with
+    "tvn_plate+lda": "lda",
+    "centre_experiment+harmony_experiment": "centroids",
+    "robust_mad_sphering+softmax_joint+assign_once": "softmax_joint+assign_once",
+    "tvn_plate+assign_once": "centroids+assign_once",
+    "lda+assign_once": "none",
+    "orientations+assign_once": "none",
+    "adabn_experiment+centre_scale_plate+lda": "lda",
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_is_its_parts(name):
+    parts, chain = [METHODS[part] for part in name.split("+")], find(name)
+    assert chain.transforms == sum((part.transforms for part in parts), ())
+    assert chain.uses == frozenset().union(*(part.uses for part in parts))
+    assert chain.version == sum(part.version for part in parts)
+    for stage in ("adapt", "classify", "decide"):
+        given = [getattr(part, stage) for part in parts if getattr(part, stage)]
+        assert getattr(chain, stage) == (given[-1] if given else None)
+    assert reference(name) == CHAINS[name]
+
+
+def test_a_chain_gives_what_its_stages_give_one_by_one(evidence):
+    found = scores(find("centre_scale_plate+lda+assign_once"), evidence)
+    given = evidence_for(find("assign_once"), evidence)
+    x = transforms.centre_scale(given.x, given.sites, given.role == "context", "plate")
+    given = given._replace(x=x)
+    expected = assigned_by_hand(assignment.assign_once, lda(given)(given), given)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["lda+tvn_plate", "lda+softmax", "none+lda", "lda+none", "assign_once+lda",
+             "assign_once+assign_once", "tvn_plate+adabn_plate", "adabn_plate+orientations"],
+)  # fmt: skip
+def test_parts_that_cannot_follow_each_other(name):
+    first, second = name.split("+")
+    with pytest.raises(ValueError, match=f"{second} cannot follow {first}"):
+        find(name)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +299,17 @@ def test_a_table_without_a_network(evidence):
 def test_methods_are_found_by_name(tmp_path, monkeypatch):
     assert find("centroids") is METHODS["centroids"]
     (tmp_path / "found_methods.py").write_text(
-        "from rxrx1_jax.methods.evidence import Method\nmine = Method(version=3)\nother = 1\n"
+        "from rxrx1_jax.methods.evidence import Method\n"
+        "mine = Method(decide=len, version=3)\nother = 1\n"
     )
     (tmp_path / "ending.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert find("found_methods.mine").version == 3
-    names = ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine", "ending.mine")
+    assert find("tvn_plate+found_methods.mine").version == 5
+    names = ("centroid", "found_methods.other", "found_methods.none", "nowhere.mine", "ending.mine",
+             "tvn_plate+lad")  # fmt: skip
     for name in names:
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=name.rpartition("+")[2]):
             catalogue.find(name)
 
 

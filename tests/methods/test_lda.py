@@ -1,23 +1,27 @@
-"""LDA against scikit-learn; LDA-12 against the pixels; Kaggle's table of pixels as a file."""
-
-import csv
-from pathlib import Path
+"""Linear discriminant analysis against scikit-learn and SciPy."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from arrays import make_sites, small_evidence
-from commands import run_command
 from scipy import stats
-from screens import tiny_images
 
-from rxrx1_jax.data.images import METADATA
-from rxrx1_jax.data.pixel_stats import read_pixel_stats
-from rxrx1_jax.data.splits import make_split
-from rxrx1_jax.methods import lda
+from rxrx1_jax.methods.classifiers import UNKNOWN
 from rxrx1_jax.methods.evidence import Evidence, Method, scores
+from rxrx1_jax.methods.lda import lda
 
-SIZE = 16 * 16
+
+class Given:
+    """A covariance estimator of scikit-learn that has estimated already."""
+
+    def __init__(self, covariance):
+        self.covariance_ = covariance
+
+    def fit(self, _):
+        return self
+
+    def get_params(self, deep=True):
+        return {"covariance": self.covariance_}
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -25,6 +29,7 @@ def test_lda_is_scikit_learn_s_within_each_cell_type(flat):
     """And the densities are SciPy's. Classes of unequal size; with `flat` a feature that is
     constant."""
     discriminant = pytest.importorskip("sklearn.discriminant_analysis")
+    ledoit_wolf = pytest.importorskip("sklearn.covariance").ledoit_wolf
     rng = np.random.default_rng(0)
     wells = [(name, 1, f"B{k:02}", "treatment", int(rng.integers(3 if name < "I" else 4)))
              for name in ("HUVEC-01", "RPE-01") for k in range(40)]  # fmt: skip
@@ -34,31 +39,36 @@ def test_lda_is_scikit_learn_s_within_each_cell_type(flat):
     if flat:
         x[:, 2] = 0.5
     evidence = Evidence(sites, role, x.astype(np.float32), None, np.arange(4, dtype=np.int32))
-    found = scores(Method(classify=lda.lda), evidence)
+    found = scores(Method(classify=lda), evidence)
     test = evidence.only(role == "test")
     for cell_type, classes in (("HUVEC", 3), ("RPE", 4)):
         train = (role == "train") & (sites["cell_type"] == cell_type)
         here = test.sites["cell_type"] == cell_type
         x, y = evidence.x[train].astype(np.float64), sites["sirna_id"][train]
-        oracle = discriminant.LinearDiscriminantAnalysis(priors=np.full(classes, 1 / classes))
+        within = x - pd.DataFrame(x).groupby(y).transform("mean").to_numpy()
+        deviation = np.where(within.std(0) > 1e-12, within.std(0), 1)
+        shrunk = ledoit_wolf(within / deviation, assume_centered=True)[0]
+        shrunk *= np.outer(deviation, deviation) * len(x) / (len(x) - classes)
+        priors = np.full(classes, 1 / classes)
+        oracle = discriminant.LinearDiscriminantAnalysis(
+            "lsqr", priors=priors, covariance_estimator=Given(shrunk)
+        )
         predicted = oracle.fit(x, y).predict(test.x[here].astype(np.float64))
         assert found[here].argmax(1).tolist() == predicted.tolist()
-        means = pd.DataFrame(x).groupby(y).transform("mean")
-        pooled = (x - means).cov() * (len(x) - 1) / (len(x) - classes)
         density = np.array([
-            stats.multivariate_normal.logpdf(test.x[here], x[y == k].mean(0), pooled, True)
+            stats.multivariate_normal.logpdf(test.x[here], x[y == k].mean(0), shrunk, True)
             for k in range(classes)
         ]).T  # fmt: skip
         expected = density - np.logaddexp.reduce(density, axis=1, keepdims=True)
         np.testing.assert_allclose(found[here, :classes], expected, rtol=1e-3, atol=1e-4)
-        assert (found[here, classes:] == lda.UNKNOWN).all()
+        assert (found[here, classes:] == UNKNOWN).all()
 
 
 def test_a_cell_type_that_was_not_trained_on_takes_the_analysis_of_all():
     evidence = small_evidence()
     train = (evidence.role == "train") & (evidence.sites["cell_type"] == "HUVEC")
     part = evidence.only(train | (evidence.role == "test"))
-    predict = lda.lda(part)
+    predict = lda(part)
     renamed = part.sites.copy()
     renamed["cell_type"] = "HUVEC"
     assert np.array_equal(predict(part), predict(part._replace(sites=renamed)))
@@ -68,99 +78,4 @@ def test_classes_of_one_site_are_refused():
     evidence = small_evidence()
     _, first = np.unique(evidence.sites["sirna_id"], return_index=True)
     with pytest.raises(ValueError, match="2 training sites of 2 classes"):
-        lda.lda(evidence.only(np.isin(np.arange(len(evidence.role)), first[:2])))
-
-
-def test_the_twelve_numbers_are_those_of_the_pixels():
-    images = tiny_images()
-    sites = images.sites
-    found = lda.intensities(sites, SIZE)
-    own = [row for row, site in enumerate(sites) if site["plate"] == 1]
-    assert len(own) > 20
-    for row in own:
-        plate = (sites["experiment"] == sites["experiment"][row]) & (
-            sites["plate"] == sites["plate"][row]
-        )
-        controls = images.planes[plate & (sites["well_type"] != "treatment")].astype(np.float64)
-        mean, sd = controls.mean((0, 2, 3)), controls.std((0, 2, 3))
-        image = images.planes[row].astype(np.float64)
-        expected = [*(image.mean((1, 2)) - mean) / sd, *np.log(image.std((1, 2)) / sd)]
-        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_channel_without_variation_is_finite():
-    images = tiny_images()
-    images.sites["pixel_sum"][:, 0], images.sites["pixel_sum2"][:, 0] = 3 * SIZE, 9 * SIZE
-    images.sites["control_std"][:, 0] = 0
-    assert np.isfinite(lda.intensities(images.sites, SIZE)).all()
-
-
-@pytest.fixture
-def files(tmp_path):
-    """pixel_stats.csv in Kaggle's form, of the tiny release, and a metadata.csv."""
-    images = tiny_images()
-    with open(tmp_path / "pixel_stats.csv", "w", newline="") as file:
-        write = csv.writer(file).writerow
-        write("id_code experiment plate well site channel mean std median min max".split())
-        for image, s in zip(images.planes, images.sites, strict=True):
-            for channel, plane in enumerate(image, 1):
-                write([s["well_id"], s["experiment"], s["plate"], s["well"], s["site"], channel,
-                       plane.mean(), plane.std(), np.median(plane), plane.min(), plane.max()])
-    with open(tmp_path / "metadata.csv", "w", newline="") as file:
-        write = csv.writer(file).writerow
-        write(METADATA)
-        for site in images.sites[list(METADATA)].tolist():
-            write(site)
-    return images, tmp_path / "pixel_stats.csv", tmp_path / "metadata.csv"
-
-
-def test_kaggle_s_table_gives_the_sites_of_the_images(files):
-    images, stats, metadata = files
-    found = read_pixel_stats(stats, metadata, SIZE)
-    expected = np.sort(images.sites, order="site_id")
-    for name in (*METADATA, "pixel_sum", "pixel_sum2", "control_mean", "control_std"):
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    tables = [lda.lda12(sites, SIZE, make_split(sites, "official"), "official").sort_by("site_id")
-              for sites in (found, images.sites)]  # fmt: skip
-    assert tables[0].equals(tables[1])
-
-
-def test_the_command_prints_a_row_per_split(files, monkeypatch):
-    _, stats, metadata = files
-    monkeypatch.setattr("rxrx1_jax.data.pixel_stats.PIXELS", SIZE)
-    arguments = [f"--pixel_stats={stats}", f"--metadata={metadata}", "--protocols", "official"]
-    done = run_command("lda12", *arguments)
-    (row,) = [line for line in done.out.splitlines() if line.startswith("| official")]
-    cells = [float(cell) for cell in row.strip("| ").split(" | ")[1:]]
-    assert done.code == 0 and len(cells) == 5 and all(0 <= cell <= 100 for cell in cells)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda stats, metadata: metadata.write_text("\n".join(metadata.read_text().split()[:9])),
-         ["pixel_stats.csv", "metadata.csv"]),
-        (lambda stats, metadata: stats.write_text(stats.read_text().rsplit("\n", 2)[0]),
-         ["5 rows", "1 to 6"]),
-        (lambda stats, metadata: stats.write_text(stats.read_text().replace("std", "sd")),
-         ["pixel_stats.csv", "std"]),
-        (lambda stats, metadata: stats.write_text("id_code\n"), ["pixel_stats.csv"]),
-        (lambda stats, metadata: metadata.unlink(), ["metadata.csv"]),
-        (lambda stats, metadata: stats.write_text(stats.read_text().replace(",6,", ",six,")),
-         ["pixel_stats.csv", "six"]),
-        (lambda stats, metadata: stats.write_text(stats.read_text().replace(",3,", ",3,-")),
-         ["pixel_stats.csv", "0 to 255"]),
-        (lambda stats, metadata: stats.write_text("".join(stats.read_text().partition("\n")[:2])),
-         ["pixel_stats.csv", "no rows"]),
-    ],
-)  # fmt: skip
-def test_bad_files_are_one_line(files, change, named):
-    _, stats, metadata = files
-    change(stats, metadata)
-    done = run_command("lda12", f"--pixel_stats={stats}", f"--metadata={metadata}")
-    assert done.code == 1 and all(name in done.last for name in named), done.last
-    assert len(done.err.strip().splitlines()) == 1
-
-
-def test_the_two_files_go_together(tmp_path):
-    assert "--metadata" in run_command("lda12", f"--pixel_stats={Path('x')}").last
+        lda(evidence.only(np.isin(np.arange(len(evidence.role)), first[:2])))
