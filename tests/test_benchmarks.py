@@ -20,7 +20,7 @@ from rxrx1_jax.model import resnet
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no installed package
 
-from benchmarks import accelerator, encoding, implementations, timing  # noqa: E402
+from benchmarks import accelerator, encoding, implementations, methods, timing  # noqa: E402
 
 SIZE = 64
 
@@ -87,6 +87,33 @@ def test_host_path_command(tiny):
     assert float(together[1]) == pytest.approx(sum(each), abs=0.02)
     share = float(together[2].rstrip("%")) / 100
     assert share == pytest.approx(float(together[1]) * 2 * 1200 / 1e6, abs=1e-3)
+
+
+def test_methods_command():
+    """Ours beside libraries, in processes of their own; copairs finds what ours finds."""
+    for name in ("sklearn", "copairs"):
+        pytest.importorskip(name)
+    options = ("--treatments", 1, "--features", 4, "--methods", "lda", methods.MAP)
+    found = {(row[0], row[1]): row[2:] for row in run("methods", *options)}
+    assert list(found) == [
+        ("lda", "ours"), ("lda", "scikit-learn, shrinkage by class"),
+        (methods.MAP, "ours"), (methods.MAP, "copairs"),
+    ]  # fmt: skip
+    assert all(float(cell) >= 0 for row in found.values() for cell in row)
+    assert found[methods.MAP, "ours"][3] == found[methods.MAP, "copairs"][3]
+    assert float(found["lda", "ours"][3]) > 25  # chance: one of four
+
+
+def test_a_made_up_screen_is_laid_out_as_the_real_one():
+    sites, role, x, _, classes = methods.screen(treatments=277, features=1)
+    assert len(sites) == len(x) == 125_664 and len(classes) == 1108
+    assert len(np.unique(sites["experiment"])) == 51 and len(np.unique(sites["site_id"])) == len(x)
+    treated = sites[sites["well_type"] == "treatment"]
+    once = np.unique(treated[["experiment", "sirna_id", "site"]])
+    assert len(once) == len(treated) == 51 * 1108 * 2
+    assert set(np.unique(sites["experiment"][role == "test"])).isdisjoint(
+        sites["experiment"][role == "train"]
+    )
 
 
 @pytest.mark.long

@@ -73,9 +73,9 @@ def _then(first: Method, second: Method) -> Method:
     """The chain of two methods."""
     return Method(
         first.adapt, first.transforms + second.transforms, second.classify or first.classify,
-        second.decide, first.uses | second.uses,
-        first.version + second.version,  # each only rises, so the sum tells every change
-        f"{first.about}; then {second.about}",
+        second.decide, uses=first.uses | second.uses,
+        version=first.version + second.version,  # each only rises, so the sum tells every change
+        about=f"{first.about}; then {second.about}",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def columns_of(sirna_ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def per_cell_type(fit: Fit) -> Classify:
-    """The stage `classify`: a model of each cell type's training sites.
+    """The stage `classify`: a model of each cell type's training sites, fitted where one is asked.
 
     A cell type that was not trained on takes the model of all. A class without training sites in
     a model has the log-probability UNKNOWN.
@@ -40,24 +40,20 @@ def per_cell_type(fit: Fit) -> Classify:
 
     def classify(evidence: Evidence) -> Callable[[Evidence], np.ndarray]:
         train, classes = training_sites(evidence), evidence.classes
-
-        def model(rows: Evidence) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-            known, label = np.unique(rows.sites["sirna_id"], return_inverse=True)
-            return columns_of(known, classes), fit(rows, label)
+        trained = set(np.unique(train.sites["cell_type"]).tolist())
 
         @functools.cache
-        def everywhere() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-            return model(train)
-
-        cell_type = train.sites["cell_type"]
-        own = {name: model(train.only(cell_type == name)) for name in np.unique(cell_type).tolist()}
+        def model(name: str | None) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+            rows = train.only(train.sites["cell_type"] == name) if name else train
+            known, label = np.unique(rows.sites["sirna_id"], return_inverse=True)
+            return columns_of(known, classes), fit(rows, label)
 
         def predict(given: Evidence) -> np.ndarray:
             x = checked_embeddings(given.x)
             out = np.full((len(x), len(classes)), UNKNOWN, np.float32)
             for name in np.unique(given.sites["cell_type"]).tolist():
                 here = np.flatnonzero(given.sites["cell_type"] == name)
-                columns, log_probs = own[name] if name in own else everywhere()
+                columns, log_probs = model(name if name in trained else None)
                 out[np.ix_(here, columns)] = log_probs(x[here])
             return out
 
@@ -67,15 +63,16 @@ def per_cell_type(fit: Fit) -> Classify:
 
 
 def joint(classify: Classify) -> Classify:
-    """The same with one model of all cell types."""
-
-    def pooled(evidence: Evidence) -> Evidence:
-        sites = evidence.sites.copy()
-        sites["cell_type"] = "all"
-        return evidence._replace(sites=sites)
+    """The same with its model of all cell types, which a cell type that it does not know takes."""
 
     def fit(evidence: Evidence) -> Callable[[Evidence], np.ndarray]:
-        predict = classify(pooled(evidence))
-        return lambda given: predict(pooled(given))
+        predict = classify(evidence)
+
+        def of_all(given: Evidence) -> np.ndarray:
+            sites = given.sites.copy()
+            sites["cell_type"] = ""
+            return predict(given._replace(sites=sites))
+
+        return of_all
 
     return fit

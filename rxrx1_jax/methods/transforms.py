@@ -26,7 +26,7 @@ LEVELS = ("plate", "experiment", "cell_type")  # from the smallest group to the 
 LEAST = 2  # fit rows a group needs: a variance takes two
 RIDGE = 0.5  # added to the variances by EFAAR
 CORAL_RIDGE = 1.0  # added to the variances: Sun et al. 2016, Algorithm 1 (the identity)
-MAD_SCALE = 1.4826  # as pycytominer: 1 / 0.6745, the third quartile of a normal distribution
+MAD_SCALE = 1.4826  # deviation / MAD of a normal distribution, as pycytominer rounds it
 FLAT = 1e-7  # a deviation below this share of the mean is the rounding of float32, not variation
 
 
@@ -106,7 +106,8 @@ def shrunk_covariance(
     """(1 - s) S + s * trace(S)/d * I of rows of mean 0; S = their products / freedom."""
     covariance = centred.T @ centred / freedom
     s = shrinkage(centred) if share is None else share
-    return (1 - s) * covariance + s * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    target = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    return (1 - s) * covariance + s * target
 
 
 def shrinkage(centred: np.ndarray) -> float:

@@ -78,4 +78,5 @@ def test_classes_of_one_site_are_refused():
     evidence = small_evidence()
     _, first = np.unique(evidence.sites["sirna_id"], return_index=True)
     with pytest.raises(ValueError, match="2 training sites of 2 classes"):
-        lda(evidence.only(np.isin(np.arange(len(evidence.role)), first[:2])))
+        few = evidence.only(np.isin(np.arange(len(evidence.role)), first[:2]))
+        lda(few)(few)

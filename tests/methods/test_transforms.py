@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.linalg
+import scipy.stats
 from arrays import LAYOUT
 from plate_effects import EXPERIMENTS, ON_ALL_ROWS, D, apply, of_experiment, plates_of
 from plate_effects import controls as controls
@@ -13,7 +14,8 @@ from plate_effects import sites as sites
 from rxrx1_jax.methods import transforms
 
 ON_AXES = (transforms.tvn, transforms.coral_align)
-ON_CONTROLS = (transforms.centre_scale, transforms.centre, transforms.sphering, *ON_AXES)
+ON_CONTROLS = (transforms.centre_scale, transforms.centre, transforms.robust_mad,
+               transforms.sphering, *ON_AXES)  # fmt: skip
 
 
 def test_centre_scale_against_a_loop(embeddings, sites, controls):
