@@ -89,6 +89,7 @@ def test_host_path_command(tiny):
     assert share == pytest.approx(float(together[1]) * 2 * 1200 / 1e6, abs=1e-3)
 
 
+@pytest.mark.long
 def test_methods_command():
     """Ours beside libraries, in processes of their own; copairs finds what ours finds."""
     for name in ("sklearn", "copairs"):
