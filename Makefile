@@ -66,8 +66,8 @@ demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 
 
 # Methods on the embeddings of the real screen that Recursion publishes. FROM: a folder that has
 # its two archives already.
-REAL_METHODS = centroids centre_scale_plate sphering_experiment tvn_plate centre_experiment \
-  combat_experiment
+REAL_METHODS = centroids lda softmax centre_scale_plate+lda sphering_experiment+lda tvn_plate+lda \
+  centre_experiment+lda combat_experiment+lda
 FROM ?=
 real: $(VENV)/.real ## corrections of the real screen's published embeddings: 52 MB, no images, no GPU
 	@$(BIN)/python -m rxrx1_jax.download --out='$(DATA)/rxrx1_embeddings' $(if $(FROM),--from='$(FROM)')

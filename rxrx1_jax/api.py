@@ -197,7 +197,7 @@ def correct_embeddings(
     """Tries methods on a table of embeddings, as `python -m rxrx1_jax.correct --embeddings` does.
 
     Args:
-      methods: names, as "tvn_plate", or {name: Method of your own}.
+      methods: names, as "tvn_plate" or the chain "tvn_plate+lda", or {name: Method of your own}.
         Those that they are compared with are added.
       protocols: splits; of the first is the table, the others give the gap to it.
       out: folder for the page; what is computed is kept there, and found again by the next call. A

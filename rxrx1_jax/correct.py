@@ -11,7 +11,8 @@ differ in more than fold and seed have a table for each of their settings.
 does it with embeddings of any network: the official ones, or your own. Methods are tried over the
 folds of --protocol, and DIR/index.html is a page with accuracy, gains, and how much batch and
 biology the embeddings hold. What is computed is kept in DIR: the same command goes on. Neither
-images nor a network are needed, so methods that change the network are not tried.
+images nor a network are needed, so methods that change the network are not tried. Methods can be
+chained: tvn_plate+lda.
 """
 
 import csv

@@ -78,6 +78,6 @@ def test_the_real_screen_is_fetched_and_corrected(tmp_path):
     folder = f"{tmp_path}/a b/rxrx1_embeddings"
     assert fetched == f"-m rxrx1_jax.download --out={folder} --from={tmp_path}/c d"
     assert corrected.startswith(f"-m rxrx1_jax.correct --embeddings={folder}/rxrx1-dl-embeddings")
-    for word in (f"--metadata={folder}/rxrx1-metadata.zip", "--folds=0,2", "tvn_plate",
+    for word in (f"--metadata={folder}/rxrx1-metadata.zip", "--folds=0,2", "tvn_plate+lda",
                  f"--out={tmp_path}/out"):  # fmt: skip
         assert word in corrected

@@ -46,7 +46,7 @@ def asked_for(
         if any(one.classify is None or one.adapt for one in method.grid or (method,)):
             raise ValueError(
                 f"method {name!r} needs the network, and a table has none; expected some of"
-                f" {', '.join(usable())}, or your own with a classifier"
+                f" {', '.join(usable())}, chains of them, or your own with a classifier"
             )
         by_name = not isinstance(names, Mapping)
         found = catalogue.reference(name) if by_name else reference(method)
