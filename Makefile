@@ -30,7 +30,7 @@ $(VENV)/.dev: pyproject.toml
 	@echo "Installing rxrx1_jax and what its tests need into $(VENV): 5 GB, more with PyTorch for CUDA."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $(VENV)/.demo $(VENV)/.analysis $@
+	@touch $(VENV)/.demo $(VENV)/.analysis $(VENV)/.real $@
 
 $(VENV)/.analysis: $(VENV)/.demo
 	@echo "Installing ComBat, Harmony (GPL-3.0) and scikit-learn into $(VENV)."
@@ -38,7 +38,7 @@ $(VENV)/.analysis: $(VENV)/.demo
 	@touch $@
 
 $(VENV)/.real: pyproject.toml
-	@echo "Installing rxrx1_jax, ComBat and scikit-learn into $(VENV): 1 GB, no TensorFlow."
+	@echo "Installing rxrx1_jax, ComBat and scikit-learn into $(VENV); no TensorFlow."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --editable '.[analysis]'
 	@touch $@
@@ -69,7 +69,7 @@ demo: $(RECORDS) ## data, 12 trainings, table and page on the synthetic screen: 
 REAL_METHODS = centroids lda softmax centre_scale_plate+lda sphering_experiment+lda tvn_plate+lda \
   centre_experiment+lda combat_experiment+lda
 FROM ?=
-real: $(VENV)/.real ## corrections of the real screen's published embeddings: 52 MB, no images, no GPU
+real: $(VENV)/.real ## corrections of the published embeddings of the real screen: 52 MB, no images
 	@$(BIN)/python -m rxrx1_jax.download --out='$(DATA)/rxrx1_embeddings' $(if $(FROM),--from='$(FROM)')
 	@$(BIN)/python -m rxrx1_jax.correct --embeddings='$(DATA)/rxrx1_embeddings/rxrx1-dl-embeddings.zip' \
 	  --metadata='$(DATA)/rxrx1_embeddings/rxrx1-metadata.zip' --protocol=batch,random_well \
