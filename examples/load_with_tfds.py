@@ -12,14 +12,15 @@ Started in the root of the clone; where the project is installed, PYTHONPATH is 
 
 import sys
 
+if len(sys.argv) != 3:
+    sys.exit("usage: PYTHONPATH=. python examples/load_with_tfds.py DATA_DIR rxrx1/CONFIG")
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import tfds_builder.rxrx1  # noqa: F401  (makes the dataset known to TFDS)
 
-if len(sys.argv) != 3:
-    sys.exit("usage: PYTHONPATH=. python examples/load_with_tfds.py DATA_DIR rxrx1/CONFIG")
 data_dir, name = sys.argv[1:]
 
 
