@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rxrx1_jax.config import change, default
+from rxrx1_jax.report.runs import load_runs
 from rxrx1_jax.training.predictions import accuracies, write_predictions
 
 EXPERIMENTS = {"HUVEC": "HUVEC-05", "RPE": "RPE-03", "HEPG2": "HEPG2-02", "U2OS": "U2OS-01"}
@@ -100,3 +101,13 @@ def edited(path: Path) -> Iterator[Any]:
     content = json.loads(path.read_text())
     yield content
     path.write_text(json.dumps(content))
+
+
+def one_screen(paths):
+    ((screen, runs),) = load_runs(paths).items()
+    return screen, runs
+
+
+def cells(table) -> dict[str, list[str]]:
+    """{first cell: the others}; headings have no others."""
+    return {str(first): [str(cell) for cell in rest] for first, *rest in table.rows}

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -12,46 +11,11 @@ import pytest
 from arrays import make_sites
 from browser import check_page, check_text, needs_chromium, texts
 from commands import run_command
-from finished_runs import EXPERIMENTS, all_right, edited, make_run
-from scipy import stats
+from finished_runs import EXPERIMENTS, all_right, cells, make_run, one_screen
 
-from rxrx1_jax.config import VERSION, upgrade
-from rxrx1_jax.report import comparison, figures, page, table1
-from rxrx1_jax.report.files import ReportError
+from rxrx1_jax.report import figures, page, table1
 from rxrx1_jax.report.runs import group, load_runs
 from tfds_builder import faux_colours
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> list[Path]:
-    """Batch of three folds, random by site of two, random by well and no normalisation of one.
-
-    Read only: tests that change a run make one of their own.
-    """
-    folder = tmp_path_factory.mktemp("demo")
-    folds = [
-        # (right sites of 20, right wells of 10): by site 60, 50, 40 % for HUVEC
-        {"HUVEC": (12, 7), "RPE": (8, 5), "HEPG2": (6, 3), "U2OS": (2, 1)},
-        {"HUVEC": (10, 6), "RPE": (8, 5), "HEPG2": (8, 4), "U2OS": (2, 1)},
-        {"HUVEC": (8, 5), "RPE": (8, 5), "HEPG2": (10, 5), "U2OS": (2, 1)},
-    ]
-    runs = [make_run(folder / f"batch{i}", right, fold=i) for i, right in enumerate(folds)]
-    for fold, sites in ((0, 14), (1, 15)):
-        right = all_right(sites, 8)
-        runs.append(make_run(folder / f"site{fold}", right, protocol="random_site", fold=fold))
-    runs.append(make_run(folder / "well0", all_right(10, 6), protocol="random_well"))
-    runs.append(make_run(folder / "none0", all_right(1, 1), normalisation="none"))
-    return runs
-
-
-@pytest.fixture(scope="module")
-def groups(demo):
-    return group(one_screen(demo)[1])
-
-
-def one_screen(paths):
-    ((screen, runs),) = load_runs(paths).items()
-    return screen, runs
 
 
 def u2os_models(folder, protocol) -> list[Path]:
@@ -59,11 +23,6 @@ def u2os_models(folder, protocol) -> list[Path]:
     options = {"protocol": protocol, "cell_type": "U2OS"}
     return [make_run(folder / f"u2os{fold}", {"U2OS": (sites, 9)}, fold=fold, **options)
             for fold, sites in ((0, 18), (1, 16))]  # fmt: skip
-
-
-def cells(table) -> dict[str, list[str]]:
-    """{first cell: the others}; headings have no others."""
-    return {str(first): [str(cell) for cell in rest] for first, *rest in table.rows}
 
 
 def test_tables_equal_hand_computed_figures(demo, groups):
@@ -154,114 +113,6 @@ def test_crop_and_source_are_named(tmp_path):
     assert "48 px" in cells(table1.beside_paper(screen, runs))["image size"][0]
     assert "real" in cells(table1.beside_paper(screen, runs))["data"][0]
     assert "synthetic" not in table1.describe(screen, runs)
-
-
-@pytest.fixture(scope="module")
-def methods(tmp_path_factory) -> list[Path]:
-    """Three folds of a baseline, of coral and of cutmix, which has a second seed of fold 0."""
-    folder = tmp_path_factory.mktemp("methods")
-    right = {"base": (8, 10, 9), "coral": (10, 13, 12), "cutmix": (9, 9, 11)}
-    changes = {"base": {}, "coral": {"optim__loss": "coral"}, "cutmix": {"augmentation": "cutmix"}}
-    runs = [
-        make_run(folder / f"{name}{fold}", all_right(sites, 5), fold=fold, **changes[name])
-        for name, of in right.items() for fold, sites in enumerate(of)
-    ]  # fmt: skip
-    more = {"train__seed": 1, "train__log_every": 7, "fold": 0, **changes["cutmix"]}
-    return [*runs, make_run(folder / "cutmix-seed", all_right(11, 5), **more)]
-
-
-def test_methods_are_grouped_by_what_differs_and_paired(methods):
-    groups = group(one_screen(methods)[1])
-    labels = [of.label for of in groups]
-    assert [sorted(of.settings) for of in groups] == [["data.augmentation", "optim.loss"]] * 3
-    assert [len(of.runs) for of in groups] == [3, 3, 4] and "no data.augmentation" in labels[0]
-    assert "optim.loss=coral" in labels[1]
-    table = comparison.tables(groups, groups[0])["comparison"]
-    rows = {str(row[0]): row for row in table.rows}
-    base, coral, cutmix = (rows[label] for label in labels)
-    assert (base[3], str(base[1])) == ("baseline", "45.0 ± 5.0")
-    assert str(base[2]) == "91.0 ± 0.0"  # training: 95 % x (1 - 0.9^30)
-    # Gains 10, 15, 15: Nadeau and Bengio's interval of three folds, 80 test of 640 training sites.
-    mean, half = 40 / 3, 4.302653 * np.std([10, 15, 15], ddof=1) * np.sqrt(1 / 3 + 80 / 640)
-    assert coral[3][:1] + coral[3][3:5] == pytest.approx((mean, mean - half, mean + half), rel=1e-5)
-    # Fold 0 is the mean of its seeds, and the second seed has no partner: gains 5, -5, 10.
-    assert str(cutmix[1]) == "50.0 ± 5.0" and cutmix[3].value == pytest.approx(10 / 3)
-    assert str(cutmix[-1]) == "0.0 0.1 1.0 2.0"
-    p = 2 * stats.t.sf(mean / (half / 4.302653), 2)
-    assert coral[4].value == pytest.approx(2 * p, rel=1e-5) and cutmix[4].value > 2 * p  # Holm
-    # The test set chooses none: both rows are named, or neither.
-    said = comparison.headline(groups, groups[0])
-    assert "1 of 2 rows" in said and "0 worse" in said and labels[1] in said.rpartition(": ")[2]
-    assert labels[2] not in said
-    assert "13.3 points above" in comparison.headline(groups[:2], groups[0])
-    few = [of._replace(runs=of.runs[:2]) for of in groups]
-    assert "three folds" in comparison.headline(few, few[0])
-    assert [one.label for one in figures.by_cell_type(groups, paper=False)] == labels
-    # The other way round.
-    swapped = cells(comparison.tables(groups, groups[1])["comparison"])
-    assert swapped[labels[0]][2].startswith("-13.3 (")
-
-
-def test_only_the_same_split_is_paired(methods, tmp_path):
-    other = {"protocol": "random_site", "optim__loss": "coral"}
-    run = make_run(tmp_path / "other", all_right(19, 9), **other)
-    groups = group(one_screen([*methods[:6], run])[1])
-    rows = comparison.tables(groups, groups[0])["comparison"].rows
-    assert [str(row[3])[:5] for row in rows] == ["basel", "+13.3", "–"]
-
-
-def test_a_baseline_that_is_named_makes_the_comparison(demo, methods, tmp_path):
-    done = run_command("report", *demo[:3], "--baseline", demo[-1], f"--out={tmp_path}")
-    assert done.code == 0, done.err
-    rows = list(csv.DictReader(open(tmp_path / "comparison.csv")))
-    assert [row["settings"] for row in rows] == [
-        "data.normalisation=plate_control", "data.normalisation=none"
-    ]  # fmt: skip
-    assert rows[1][comparison.GAIN] == "baseline"
-    assert float(rows[0][comparison.GAIN]) == pytest.approx(30)
-    native = make_run(tmp_path / "native", all_right(4, 2), "release", name="rxrx1/native")
-    done = run_command("report", *demo[:3], "--baseline", native, f"--out={tmp_path}")
-    assert done.code == 1 and str(native) in done.last
-
-
-def test_other_data_are_another_section(demo, tmp_path):
-    native = make_run(tmp_path / "native", all_right(4, 2), "release", name="rxrx1/native")
-    screens = load_runs([*demo, native, native.parent / "." / native.name])  # each run once
-    assert [(s.name, len(runs)) for s, runs in screens.items()] == [
-        *(("rxrx1/synthetic", 7), ("rxrx1/native", 1))
-    ]
-
-
-def test_runs_that_must_not_be_compared(demo, tmp_path):
-    again = make_run(tmp_path / "again", all_right(3, 3), fold=1)
-    with pytest.raises(ReportError, match="again and .*batch1 "):
-        group(one_screen([*demo, again])[1])
-    with edited(again / "config.json") as config:
-        config["dataset"]["data_fingerprint"] = "0ff"
-    with pytest.raises(ReportError, match="batch0 .*data_fingerprint .*0ff"):
-        load_runs([*demo, again])
-    other = make_run(tmp_path / "other", {"RPE": (3, 3)}, fold=1, train__seed=1)
-    with pytest.raises(ReportError, match="other .*batch1 .*test sites"):
-        load_runs([*demo, other])
-    for folder in (other / "checkpoints", other.parent):
-        with pytest.raises(ReportError, match=f"expected .*{other}"):
-            load_runs([folder])
-
-
-def test_a_run_of_version_0_2_is_a_repetition_of_one_of_today(tmp_path):
-    """Today's says more of the settings, and describes the data by another fingerprint."""
-    old = Path(__file__).parents[1] / "data_0_2" / "run"
-    new = shutil.copytree(old, tmp_path / "new")
-    with edited(new / "config.json") as config:
-        settings = upgrade(config).to_dict()
-        settings["train"]["seed"] = 1
-        config |= settings | {"dataset": {"data": "0ff"}, "made_with": {"settings": VERSION}}
-    with edited(new / "results.json") as results:
-        results["seed"] = 1
-    (of,) = group(one_screen([old, new])[1])
-    assert [run.unit.seed for run in of.runs] == [0, 1]
-    stated = json.loads((old / "results.json").read_text())["accuracy"]
-    assert all(run.accuracy == stated for run in of.runs)
 
 
 class FakeRecords:
