@@ -234,16 +234,10 @@ def program(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(stand_in(tmp_path / "program", "named")))
 
 
-def train_all(runs):
-    def work(plan, worker):
-        return sweep.train_one(plan, [], worker)
-
-    return do_all(runs, run_dir.is_complete, work)
-
-
 def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, capfd):
     runs = plans(tmp_path, "crash", "killed", "complete-1", "twice", "nothing", "complete-2")
-    said = names(train_all(runs))
+    found = do_all(runs, run_dir.is_complete, lambda plan, one: sweep.train_one(plan, [], one))
+    said = names(found)
     words = {"crash": "RuntimeError", "killed": "SIGKILL", "nothing": "status 0"}
     assert said.keys() == words.keys() and all(words[name] in said[name] for name in said), said
     for name in ("complete-2", "twice"):
@@ -253,8 +247,7 @@ def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, capfd):
 
 def test_what_is_refused_before_it_begins_is_told_apart(program, tmp_path, capfd):
     (plan,) = plans(tmp_path / "runs", "refused")
-    worker = Worker()
-    how, reason = sweep.train_one(plan, [], worker)
+    how, reason = sweep.train_one(plan, [], Worker())
     assert how == REFUSED and reason.startswith("optim.momentum=2")
     assert capfd.readouterr().err == f"error: {reason}\n"
 
