@@ -118,9 +118,9 @@ def told_apart(found: Mapping[str, Comparison], baseline: str, units: str) -> st
     adjusted = holm([one.p for one in tested.values()])
     sure = {name: one.mean > 0 for (name, one), p in zip(tested.items(), adjusted, strict=True)
             if p < SIGNIFICANT}  # fmt: skip
-    better = [name for name, above in sure.items() if above]
+    better, worse = ([name for name, above in sure.items() if above is up] for up in (True, False))
     return (
-        f"{len(better)} of {len(tested)} rows are better than {baseline} and"
-        f" {len(sure) - len(better)} worse ({ADJUSTED} below {SIGNIFICANT:.2f})"
-        f"{': ' if better else ''}{'; '.join(better)}."
+        f"{len(better)} of {len(tested)} rows are better than {baseline} and {len(worse)} worse"
+        f" ({ADJUSTED} below {SIGNIFICANT:.2f}){': ' if better else ''}{'; '.join(better)}."
+        + (f" Worse: {'; '.join(worse)}." if worse else "")
     )

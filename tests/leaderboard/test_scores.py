@@ -157,7 +157,7 @@ def test_lda12_is_the_first_row_on_the_data_of_the_baseline(methods, outcomes, m
     [
         (2, [0.5, 0.6], ["No row", "three folds"]),
         (3, [0.5, 0.503, 0.498], ["1 of 1 rows", "0 worse", ": other.", "1 of 1 intervals"]),
-        (3, [0.1, 0.103, 0.098], ["0 of 1 rows", "1 worse", "1 of 1 intervals"]),
+        (3, [0.1, 0.103, 0.098], ["0 of 1 rows", "1 worse", "Worse: other.", "1 of 1 intervals"]),
         (3, [0.5, 0.1, 0.3], ["0 of 1 rows", "0 worse", "0 of 1 intervals", "below about"]),
     ],
 )
