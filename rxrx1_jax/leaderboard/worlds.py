@@ -15,6 +15,8 @@ def check_worlds(names: str, data_dir: str) -> list[str]:
     independent, the same images.
     """
     worlds = [name.strip() for name in names.split(",")]
+    if not all(worlds):
+        raise ValueError(f"--worlds={names}: expected names of datasets, NAME,NAME")
     opened = [records.open_images(data_dir, name) for name in worlds]
     for (first, a), (second, b) in itertools.combinations(zip(worlds, opened, strict=True), 2):
         few, many = sorted((np.unique(one.sites["adler32"]) for one in (a, b)), key=len)

@@ -57,6 +57,11 @@ def test_worlds_that_must_not_be_averaged(monkeypatch, b, said):
         worlds.check_worlds("rxrx1/a,rxrx1/b", "data")
 
 
+def test_a_world_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="--worlds=rxrx1/a,: .*NAME,NAME"):
+        worlds.check_worlds("rxrx1/a,", "data")
+
+
 def test_one_world_is_not_named_in_paths_and_further_ones_are():
     alone, more = (
         jobs.make_jobs(METHODS, names, [0, 1], [0, 1], "rxrx1/b")
