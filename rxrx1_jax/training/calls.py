@@ -16,7 +16,7 @@ from rxrx1_jax.data.stream import Draw
 from rxrx1_jax.training.progress import Log
 from rxrx1_jax.training.setup import Setup
 
-ROOM = 64  # steps that a program has room for where the number is not set: 12 bytes a row
+ROOM = 64  # steps that a program has room for where the number is not set: 12 bytes per row
 SECONDS = 0.25  # that a call shall take then: how late a notice to end is obeyed
 TRIAL = 4  # calls of one step, whose times say how many a call takes
 

@@ -73,8 +73,14 @@ def need(setup: Setup, changes: Mapping[str, Any] | None = None) -> Need:
 def limit() -> int:
     """Bytes that a program may have of each device: the least over the devices of all processes; 0
     where it is not known (CPUs)."""
-    found = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    return cache.least(min(found))[0]
+    return cache.least(_own_limit())[0]
+
+
+def _own_limit() -> int:
+    """The same of this process alone."""
+    return min(
+        (device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()
+    )
 
 
 def beside(setup: Setup) -> int | None:
@@ -135,9 +141,12 @@ def too_large(setup: Setup, found: Need, there: int) -> str:
 
 
 def ran_out(setup: Setup) -> str:
-    """The same, of a device that was out of memory although the estimate had seen room."""
+    """The same, of a device that was out of memory although the estimate had seen room.
+
+    Other processes may be at work still: nothing here waits for them.
+    """
     found = need(setup)
-    less = round(0.9 * min(found.total, limit() or found.total))
+    less = round(0.9 * min(found.total, _own_limit() or found.total))
     kind = jax.devices()[0].device_kind
     return f"{kind} is out of memory; a step needs {found}; {_what_fits(setup, less)}"
 
