@@ -82,7 +82,8 @@ def gains(rows: Sequence[Row], protocol: str) -> dict[str, tuple[Score, Comparis
 def budget_of(row: Row) -> str:
     """What stands over its rows."""
     outside = f"{EXTERNAL}, " if row.external and row.budget != EXTERNAL else ""
-    return f"{outside}{row.budget}: {SEEN[row.budget]}"
+    seen = "the embedding of the site" if row.budget == BUDGETS[0] else SEEN[row.budget]
+    return f"{outside}{row.budget}: {seen}"
 
 
 def _grouped(rows: Sequence[Row], cells: Mapping[str, list[Cell]]) -> list[list[Cell]]:

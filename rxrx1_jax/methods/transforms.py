@@ -131,7 +131,8 @@ def tvn(
 
     As EFAAR computes it (github.com/recursionpharma/EFAAR_benchmarking, tvn_on_controls): centre
     and scale on all fit rows, their principal axes, centre and scale there on all of them, and per
-    group x (C + RIDGE I)^(-1/2) with the covariance C of its fit rows.
+    group x (C + RIDGE I)^(-1/2) with the covariance C of its fit rows. The means of the groups
+    stay: a shift of a whole plate is left in.
 
     Returns float [n, r]: r is the rank of the fit rows, d if there are enough of them. Raises
     ValueError for fit rows that are all equal.
