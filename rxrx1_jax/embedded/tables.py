@@ -197,4 +197,4 @@ def embeddings_table(
 def headline(rows: Sequence[Row], protocol: str) -> str:
     """The result in a sentence; no row is chosen by its rank."""
     found = {name: one for name, (_, one) in gains(rows, protocol).items()}
-    return comparison.told_apart(found, "none", "folds")
+    return comparison.told_apart(found, "no correction", "folds")
