@@ -105,7 +105,7 @@ leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three
 # Two calls: the number of simulated devices is fixed when a process starts.
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
-test: $(VENV)/.dev ## the tests but the long ones: 4 minutes on two cores
+test: $(VENV)/.dev ## the tests but the long ones: 5 minutes on two cores
 	$(PYTEST) -m 'not devices and not long'
 	$(PYTEST) -m devices
 
