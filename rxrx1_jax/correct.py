@@ -95,7 +95,7 @@ def _shared(run: Path) -> float:
 
 def _table(options: Namespace) -> None:
     """Of --embeddings."""
-    from rxrx1_jax.data import tables  # here: --help needs none of these
+    from rxrx1_jax.data import reading, tables  # here: --help needs none of these
     from rxrx1_jax.embedded import command as embedded
     from rxrx1_jax.embedded import page
 
@@ -109,7 +109,7 @@ def _table(options: Namespace) -> None:
     found = tables.read(options.embeddings, options.metadata or "")
     for remark in found.remarks:
         print(remark, file=sys.stderr)
-    workers = options.workers or embedded.cores()
+    workers = options.workers or min(reading.cores(), embedded.MOST_WORKERS)
     judged = embedded.judge(found.embeddings, asked, options.out, workers, found.remarks)
     text, written = page.write(judged, options.out)
     print("\n".join([text, f"Page: {written}"]))

@@ -6,6 +6,16 @@ import os
 import pytest
 from children import launch, stand_in
 
+ENDINGS = [  # of a run on Slurm: its exit status, the state of its job, restarts -> queued again
+    (0, "RUNNING", "", False),
+    (1, "RUNNING", "", False),
+    (75, "RUNNING", "", True),
+    (75, "RUNNING", "99", True),
+    (75, "RUNNING", "100", False),
+    (75, "CANCELLED", "", False),
+    (75, "PREEMPTED", "", False),  # Slurm queues it again itself
+]
+
 
 @pytest.fixture
 def cluster(tmp_path):

@@ -1,6 +1,5 @@
 """Methods on a table of embeddings, from what was asked to what a page says."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from rxrx1_jax.methods.catalogue import METHODS, find
 from rxrx1_jax.methods.evidence import Method
 
 PROTOCOLS = ("batch", "random_site", "random_well", "official")
-MOST_WORKERS = 8  # each has the table in its memory
+MOST_WORKERS = 8  # unless told; each has the table in its memory
 
 
 class Asked(NamedTuple):
@@ -105,9 +104,3 @@ def write_corrected(judged: Judged, style: str, folder: Path) -> list[Path]:
             table_styles.write(after, path, style)
             written.append(path)
     return written
-
-
-def cores() -> int:
-    """That this process may use, MOST_WORKERS at most."""
-    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
-    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_WORKERS)

@@ -17,7 +17,7 @@ from rxrx1_jax.leaderboard import embedding_map, figures
 from rxrx1_jax.methods import evidence
 from rxrx1_jax.methods.evidence import BUDGETS, Method
 from rxrx1_jax.report.figures import by_experiment, dots, experiments_of
-from rxrx1_jax.report.page import Page, written_by
+from rxrx1_jax.report.page import Page, ToldPage, written_by
 from rxrx1_jax.report.tables import Cell, Table
 
 TITLE = "RxRx1 embeddings: does a correction help on unseen experiments?"
@@ -43,38 +43,29 @@ class Judged(NamedTuple):
 
 def write(judged: Judged, out: Path) -> tuple[str, Path]:
     """Writes OUT/embeddings.md, index.html, pictures and tables. Returns the text and the page."""
-    page, texts = Page(TITLE, out), list[str]()
+    page = ToldPage(TITLE, out)
     rows, protocol = judged.rows, judged.protocol
 
-    def show(name: str, table: Table | None, heading: str = "") -> None:
-        if table is not None:
-            if heading:
-                page.heading(heading)
-            page.table(name, table)
-            texts.append(table.markdown())
-
-    for text, kind in ((tables.headline(rows, protocol), "result"), (_described(judged), ""),
-                       (ELSEWHERE if any(row.external for row in rows) else OWN, "")):  # fmt: skip
-        page.paragraph(text, kind)
-        texts.append(text + "\n")
+    page.say(tables.headline(rows, protocol), "result")
+    page.say(_described(judged))
+    page.say(ELSEWHERE if any(row.external for row in rows) else OWN)
     left_out = [f"{job.name}: {of['refused']}" for job, of in judged.results.items()
                 if of["refused"]]  # fmt: skip
     if notes := [*judged.remarks, *left_out]:
-        page.items(notes)
-        texts.append("".join(f"- {line}\n" for line in notes))
-    show("accuracy", tables.accuracy_table(rows, protocol), "Accuracy")
+        page.say_items(notes)
+    page.show("accuracy", tables.accuracy_table(rows, protocol), "Accuracy")
     _gains(judged, page)
-    show("cell-types", tables.parts_table(rows, protocol, "cell_type"))
+    page.show("cell-types", tables.parts_table(rows, protocol, "cell_type"))
     _experiments(judged, page)
     tables.parts_table(rows, protocol, "experiment").write(out, "experiments")
-    show("gap", tables.gap_table(rows), "Gap")
-    show("embeddings", tables.embeddings_table(judged.results, judged.methods, rows, protocol),
-         "Embeddings")  # fmt: skip
+    page.show("gap", tables.gap_table(rows), "Gap")
+    held = tables.embeddings_table(judged.results, judged.methods, rows, protocol)
+    page.show("embeddings", held, "Embeddings")
     _maps(judged, page)
     page.heading("Methods")
     page.glossary({row.name: _explained(judged.methods[row.name]) for row in rows})
     page.table("made-with", _made_with(judged.table))
-    text = "\n".join(texts)
+    text = "\n".join(page.texts)
     write_text(out / "embeddings.md", text)
     return text, page.write()
 

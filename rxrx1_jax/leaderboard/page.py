@@ -29,8 +29,7 @@ from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.report import table1
 from rxrx1_jax.report.figures import dots, experiments_of
-from rxrx1_jax.report.page import Page, made_with
-from rxrx1_jax.report.tables import Table
+from rxrx1_jax.report.page import Page, ToldPage, made_with, markdown_list
 from rxrx1_jax.training.run import EMBEDDINGS
 
 TITLE = "RxRx1: does a correction help on unseen experiments?"
@@ -46,9 +45,9 @@ def write(
 
     Returns the Markdown, the page, and remarks on what was left out.
     """
-    page = Page(TITLE, out)
+    page = ToldPage(TITLE, out)
     runs = [o.run for o in outcomes if o.run and not o.job.control]
-    texts, remarks = list[str](), list[str]()
+    remarks = list[str]()
     # worlds x folds x seeds
     asked = len({o.job.unit for o in outcomes if o.job.trained == methods.baseline and
                  not o.job.control})  # fmt: skip
@@ -58,21 +57,10 @@ def write(
         remarks.append(f"No row {LDA12}: {error}")
     rows = make_rows(methods, outcomes)
 
-    def say(text: str, kind: str = "") -> None:
-        page.paragraph(text, kind)
-        texts.append(text + "\n")
-
-    def show(name: str, table: Table | None, heading: str = "") -> None:
-        if table is not None:
-            if heading:
-                page.heading(heading)
-            page.table(name, table)
-            texts.append(table.markdown())
-
     if rows:
-        say(tables.headline(methods, rows), "result")
+        page.say(tables.headline(methods, rows), "result")
         seeds = sorted({str(o.job.unit.seed) for o in outcomes if o.run})
-        say(
+        page.say(
             f"{table1.describe(runs[0].screen, runs)} Seeds {', '.join(seeds)}. Baseline: "
             f"{methods.baseline}."
         )
@@ -81,27 +69,25 @@ def write(
         page.paragraph("Not in the tables:", "note")
         page.items(missing)
     if rows:
-        said = tables.claims(methods, rows)
         page.paragraph("What the leaderboard can say, and what it cannot:")
-        page.items(said)
-        texts.append("".join(f"- {line}\n" for line in said))
-        show("leaderboard", tables.accuracy_table(methods, rows, asked), "Leaderboard")
+        page.say_items(tables.claims(methods, rows))
+        page.show("leaderboard", tables.accuracy_table(methods, rows, asked), "Leaderboard")
         _gain_picture(methods, rows, page)
-        show("folds", tables.spread_table(methods, rows))
-        show("gap", tables.gap_table(methods, outcomes), "Gap")
+        page.show("folds", tables.spread_table(methods, rows))
+        page.show("gap", tables.gap_table(methods, outcomes), "Gap")
         _pictures(methods, outcomes, rows, page)
-        show("embeddings", tables.diagnosis_table(methods, outcomes), "Embeddings")
+        page.show("embeddings", tables.diagnosis_table(methods, outcomes), "Embeddings")
         _maps(methods, outcomes, page, remarks)
-    show("controls", tables.control_table(methods, outcomes), "Controls")
+    page.show("controls", tables.control_table(methods, outcomes), "Controls")
     if missing:
-        texts.append("Not in the tables:\n\n" + "".join(f"- {line}\n" for line in missing))
+        page.texts.append(f"Not in the tables:\n\n{markdown_list(missing)}")
     for remark in remarks:
         page.paragraph(remark, "note")
     page.heading("Methods")
     page.glossary(_explained(methods))
     if runs:
         page.table("made-with", made_with(runs))
-    text = "\n".join(texts)
+    text = "\n".join(page.texts)
     write_text(out / "leaderboard.md", text)
     return text, page.write(), remarks
 

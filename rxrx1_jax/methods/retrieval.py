@@ -66,9 +66,7 @@ def retrieval_map(embeddings: np.ndarray, labels: np.ndarray, experiment: np.nda
         for i, (row, positive) in enumerate(zip(similarity, positives, strict=True), first):
             m = len(positive)
             if m:
-                before = n - np.searchsorted(row, positive, side="left")
-                rank = np.arange(1, m + 1)
-                precision[order[i]] = (rank / (rank + before)).mean()
+                precision[order[i]] = _average_precision(positive, row)
                 same = own[code_of[i]]
                 design[order[i]] = m, m + n - (same.stop - same.start)
     if np.isnan(precision).all():
@@ -119,11 +117,17 @@ def activity_map(
             m, n = len(positive), len(others)
             if not m or not n:
                 continue
-            rank, before = np.arange(1, m + 1), n - np.searchsorted(others, positive, side="left")
-            precision[own[i]], design[own[i]] = (rank / (rank + before)).mean(), (m, m + n)
+            precision[own[i]], design[own[i]] = _average_precision(positive, others), (m, m + n)
     if np.isnan(precision).all():
         raise ValueError("activity needs siRNAs in two experiments that have untreated wells")
     return retrieved(names, code, precision, design)
+
+
+def _average_precision(positives: np.ndarray, others: np.ndarray) -> float:
+    """positives: similarities, falling; others: rising. A tie counts against the positive."""
+    rank = np.arange(1, len(positives) + 1)
+    before = len(others) - np.searchsorted(others, positives, side="left")
+    return (rank / (rank + before)).mean()
 
 
 def retrieved(

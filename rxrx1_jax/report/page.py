@@ -105,6 +105,35 @@ class Page:
         return self.out / "index.html"
 
 
+class ToldPage(Page):
+    """A page whose results are also Markdown, in `texts`."""
+
+    def __init__(self, title: str, out: Path) -> None:
+        super().__init__(title, out)
+        self.texts = list[str]()
+
+    def say(self, text: str, kind: str = "") -> None:
+        self.paragraph(text, kind)
+        self.texts.append(text + "\n")
+
+    def say_items(self, texts: Sequence[str]) -> None:
+        self.items(texts)
+        self.texts.append(markdown_list(texts))
+
+    def show(self, name: str, table: Table | None, heading: str = "") -> None:
+        """Nothing for None, which has no heading either."""
+        if table is not None:
+            if heading:
+                self.heading(heading)
+            self.table(name, table)
+            self.texts.append(table.markdown())
+
+
+def markdown_list(texts: Sequence[str]) -> str:
+    """A list in Markdown."""
+    return "".join(f"- {text}\n" for text in texts)
+
+
 # screen: its result in a sentence, the rows of its tables, the tables
 Results = dict[Screen, tuple[str, list[Group], dict[str, Table]]]
 

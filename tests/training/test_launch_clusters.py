@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from children import LAUNCH
 from commands import run_command
+from launch_fixture import ENDINGS
 
 from rxrx1_jax.training import processes
 
@@ -45,18 +46,7 @@ def test_a_slurm_job_that_lacks_something_is_not_queued(cluster, options, argume
     assert code and said in stderr and not calls
 
 
-@pytest.mark.parametrize(
-    ("status", "state", "count", "requeued"),
-    [
-        (0, "RUNNING", "", False),
-        (1, "RUNNING", "", False),
-        (75, "RUNNING", "", True),
-        (75, "RUNNING", "99", True),
-        (75, "RUNNING", "100", False),
-        (75, "CANCELLED", "", False),
-        (75, "PREEMPTED", "", False),  # Slurm queues it again itself
-    ],
-)
+@pytest.mark.parametrize(("status", "state", "count", "requeued"), ENDINGS)
 def test_a_slurm_job_queues_again_when_it_was_preempted(cluster, status, state, count, requeued):
     job = {"SLURM_JOB_ID": "71", "SLURM_RESTART_COUNT": count, "SLURM_CPUS_PER_TASK": "8"}
     answers = f"srun: {status}\nscontrol show: 0 JobId=71 JobState={state} Reason=None"

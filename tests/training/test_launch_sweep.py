@@ -9,6 +9,7 @@ import tomllib
 import pytest
 from children import LAUNCH, ROOT
 from commands import run_command
+from launch_fixture import ENDINGS
 
 from rxrx1_jax.training import processes
 
@@ -74,17 +75,7 @@ def test_wrong_arguments_queue_nothing(cluster, words):
     assert code == 1 and [call[0] for call in calls] == ["sleep"]
 
 
-@pytest.mark.parametrize(
-    ("status", "state", "count", "requeued"),
-    [
-        (0, "RUNNING", "", False),
-        (1, "RUNNING", "", False),
-        (75, "RUNNING", "", True),
-        (75, "RUNNING", "100", False),
-        (75, "CANCELLED", "", False),
-        (75, "PREEMPTED", "", False),  # Slurm queues it again itself
-    ],
-)
+@pytest.mark.parametrize(("status", "state", "count", "requeued"), ENDINGS)
 def test_a_task_queues_again_when_it_was_preempted(cluster, words, status, state, count, requeued):
     job = {"SLURM_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "29", "SLURM_RESTART_COUNT": count}
     answers = f"srun: {status}\nscontrol show: 0 JobId=77 ArrayTaskId=29 JobState={state} Reason=N"
