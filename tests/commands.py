@@ -16,6 +16,7 @@ MODULES = {
     name: f"rxrx1_jax.{name}{'.__main__' if name in ('report', 'leaderboard') else ''}"
     for name in (
         "main", "table1", "report", "leaderboard", "correct", "diagnose", "lda12", "download",
+        "variance",
     )
 }
 
