@@ -11,7 +11,7 @@ import csv
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,10 +77,10 @@ def make_split(
         site 2 of the training experiments. The experiments are known by name, so it does not
         matter whether the dataset was built with the release's partition or with that of WILDS.
 
-    One cell type: that part of the split of all cell types. Validation takes whole experiments
-    from training; in the random protocols as many units of every (cell type, siRNA) as the batch
-    split's, drawn as those of the test set are. `val` is for choices, which the test set must not
-    make.
+    One cell type: that part of the split of all cell types. Validation, for choices that the test
+    set must not make, takes whole experiments from training, the last of the permutation: no fold
+    tests them where there are enough. In the random protocols as many units of every (cell type,
+    siRNA) as the batch split's, drawn as those of the test set are.
 
     Args:
       sites: structured array, one row per site (`Images.sites`).
@@ -134,7 +134,7 @@ def make_split(
             raise SplitError(
                 f"val_experiments={val_experiments} of the wilds split: expected 0, it has its own"
             )
-        val = _draw_validation(sites, rest, f"{seed}:{fold}:val", val_experiments)
+        val = _draw_validation(sites, rest, seed, val_experiments)
         if unit:
             val = _draw_matched(sites, train, val, unit, f"{seed}:{fold}:val")
         train &= ~val
@@ -159,7 +159,7 @@ def configured(sites: np.ndarray, data: Mapping[str, Any]) -> Split:
 
     def part(rows: np.ndarray) -> np.ndarray:
         wells = sites["well_id"][rows]
-        drawn = sorted(set(wells.tolist()), key=lambda name: _rank(f"{data['seed']}:{name}"))
+        drawn = _by_rank(set(wells.tolist()), data["seed"])
         return rows[np.isin(wells, drawn[: math.ceil(data["fraction"] * len(drawn))])]
 
     extra = {name: part(rows) for name, rows in split.extra.items()}
@@ -194,15 +194,14 @@ def draw_experiments(sites: np.ndarray, fold: int, seed: int) -> tuple[list[str]
                 f" {fold}; expected at least {max(2, size * (fold + 1))}: choose a lower fold,"
                 " another cell type, or build the dataset from more experiments"
             )
-        drawn = sorted(names, key=lambda name: _rank(f"{seed}:{name}"))
         used += names
-        held_out += sorted(drawn[size * fold : size * (fold + 1)])
+        held_out += sorted(_by_rank(names, seed)[size * fold : size * (fold + 1)])
     return used, held_out
 
 
 def shuffle_within(values: np.ndarray, sites: np.ndarray, field: str, seed: int) -> np.ndarray:
     """The values [n] of `sites` [n], permuted among the sites of the same sites[field]."""
-    ranks = np.array([_rank(f"{seed}:{name}") for name in sites["site_id"].tolist()], np.uint64)
+    ranks = np.array([rank(f"{seed}:{name}") for name in sites["site_id"].tolist()], np.uint64)
     shuffled = values.copy()
     for group in np.unique(sites[field]):
         rows = np.flatnonzero(sites[field] == group)
@@ -253,13 +252,12 @@ def write_split(
 
 def _known(sites: np.ndarray, protocol: str) -> np.ndarray:
     """bool [n]: sites whose siRNA is known, of treatments alone but under `wilds`."""
-    return (sites["sirna_id"] >= 0) & (
-        (protocol == "wilds") | (sites["well_type"] == "treatment")
-    )
+    treated = (protocol == "wilds") | (sites["well_type"] == "treatment")
+    return treated & (sites["sirna_id"] >= 0)
 
 
-def _draw_validation(sites: np.ndarray, pool: np.ndarray, salt: str, count: int) -> np.ndarray:
-    """bool [n]: the sites of `pool` in `count` of its experiments of each cell type."""
+def _draw_validation(sites: np.ndarray, pool: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """bool [n]: the sites of `pool` in `count` of its experiments of each cell type, the last."""
     chosen: list[str] = []
     for cell_type in np.unique(sites["cell_type"][pool]).tolist():
         names = np.unique(sites["experiment"][pool & (sites["cell_type"] == cell_type)]).tolist()
@@ -268,7 +266,7 @@ def _draw_validation(sites: np.ndarray, pool: np.ndarray, salt: str, count: int)
                 f"val_experiments={count}: cell type {cell_type} has {len(names)} to train on;"
                 f" expected 0 to {len(names) - 1}"
             )
-        chosen += sorted(names, key=lambda name: _rank(f"{salt}:{name}"))[:count]
+        chosen += _by_rank(names, seed)[-count:]
     return pool & np.isin(sites["experiment"], chosen)
 
 
@@ -277,7 +275,7 @@ def _draw_matched(
 ) -> np.ndarray:
     """bool [n]: of every (cell type, siRNA) as many units as `batch_test` holds, by hash rank."""
     names, first, inverse = np.unique(sites[unit], return_index=True, return_inverse=True)
-    ranks = np.array([_rank(f"{salt}:{name}") for name in names.tolist()], np.uint64)
+    ranks = np.array([rank(f"{salt}:{name}") for name in names.tolist()], np.uint64)
     _, cell_type = np.unique(sites["cell_type"], return_inverse=True)
     group = cell_type.astype(np.int64) << 32 | sites["sirna_id"].astype(np.int64)
 
@@ -293,6 +291,10 @@ def _draw_matched(
     return pool & np.isin(inverse, order[take])
 
 
-def _rank(name: str) -> int:
+def _by_rank(names: Iterable[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: rank(f"{seed}:{name}"))
+
+
+def rank(name: str) -> int:
     """A 64-bit hash: sorting by it is a random permutation, the same on any machine."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -114,11 +114,23 @@ def test_validation_is_taken_from_training_and_leaves_the_test_set(sites, protoc
         assert set(experiments(sites, split.val).values()) == {1}
 
 
-def test_validation_is_drawn_again_for_each_fold_and_seed():
-    sites = screen({"HUVEC": 20})
-    drawn = [make_split(sites, "batch", fold, seed, val_experiments=2).val.tolist()
-             for fold in range(3) for seed in range(3)]  # fmt: skip
-    assert len({tuple(rows) for rows in drawn}) > 6
+@pytest.mark.parametrize(("sizes", "shared"), [({"HUVEC": 20, "RPE": 9, "HEPG2": 9}, True),
+                                               ({"HUVEC": 6, "RPE": 3}, False)])  # fmt: skip
+def test_no_fold_tests_the_experiments_of_validation_where_there_are_enough(sizes, shared):
+    sites = screen(sizes)
+    for seed in range(5):
+        tested, held = set(), set()
+        for fold in range(3):
+            split = make_split(sites, "batch", fold, seed, val_experiments=2 if shared else 1)
+            tested |= set(sites["experiment"][split.test].tolist())
+            held |= set(sites["experiment"][split.val].tolist())
+        assert len(held) == (6 if shared else 4) and bool(held & tested) != shared
+    # Of three experiments the first two folds leave one.
+    first = make_split(sites, "batch", 0, val_experiments=1).val
+    other = set(sites["experiment"][make_split(sites, "batch", 1).test].tolist())
+    assert not set(sites["experiment"][first].tolist()) & other
+    drawn = {tuple(make_split(sites, "batch", 0, seed, "HUVEC", 1).val) for seed in range(20)}
+    assert len(drawn) > 3
 
 
 def test_single_cell_type_of_the_wilds_split():
