@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 VERSION = 2  # of the settings; raise it when a field is added or changes its meaning
 # Settings that change where or how fast a run computes, not what: free to differ on resuming.
 FREE = (
-    "data.cache", "data.dir", "data.threads", "eval.batch_size", "train.keep", "train.loggers",
-    "train.parallelism", "train.profile", "train.steps_per_call",
+    "data.cache", "data.dir", "data.threads", "eval.batch_size", "eval.orientations", "train.keep",
+    "train.loggers", "train.parallelism", "train.profile", "train.steps_per_call",
 )  # fmt: skip
 PATHS = ("data.dir", "train.parent")  # kept absolute
 
@@ -108,4 +108,5 @@ FIELDS = {
     "train.checkpoint_every": Field(1, "epochs", least=1),
     "train.keep": Field(2, "checkpoints kept", least=1),
     "eval.batch_size": Field(256, "sites, over all devices and hosts", least=1, below=65_537),
+    "eval.orientations": Field(False, "predictions are means over the 8 orientations of an image"),
 }  # fmt: skip

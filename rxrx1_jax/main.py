@@ -138,6 +138,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mode", choices=MODES, default="train", help=modes)
     parser.add_argument("--out", type=config_lib.user_path, help="folder for what evaluate, "
                         "predict and embed write, if not the run's own")  # fmt: skip
+    parser.add_argument("--log_probs", action="store_true", help="predict writes log_probs.parquet,"
+                        " too: the log-probability of each class, for each site")  # fmt: skip
     if not argv:
         print(parser.format_usage(), __doc__, sep="\n")
     if {"-h", "--help"} & {*argv}:
@@ -147,6 +149,9 @@ def main(argv: list[str]) -> int:
     out: Path = options.out or workdir
     if options.out and options.mode == "train":
         parser.error(f"--out={options.out}: expected with --mode=evaluate, predict or embed")
+
+    if options.log_probs and options.mode != "predict":
+        parser.error(f"--log_probs with --mode={options.mode}: expected --mode=predict")
 
     def work() -> int:
         config = read_config(options, to_train=options.mode in ("train", "plan"))
@@ -183,7 +188,8 @@ def main(argv: list[str]) -> int:
 
 def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> str:
     """Does what a mode does with a trained run; returns what to say of it."""
-    from rxrx1_jax.training.run import EMBEDDINGS, Run
+    from rxrx1_jax.training.log_probs import NAME as LOG_PROBS
+    from rxrx1_jax.training.run import EMBEDDINGS, PREDICTIONS_ALL, Run
 
     run = Run.open(options.workdir, settings)
     run.checkpoint()
@@ -194,8 +200,8 @@ def _work(options: argparse.Namespace, settings: dict[str, Any], out: Path) -> s
         by_site, by_well = (100 * accuracy[unit]["all"] for unit in ("site", "well"))
         return f"accuracy by site {by_site:.1f} %, by well {by_well:.1f} %: {out}/results.json"
     if options.mode == "predict":
-        run.predict_all(out / "predictions_all.parquet")
-        return f"{out}/predictions_all.parquet"
+        run.predict_all(out / PREDICTIONS_ALL, options.log_probs)
+        return f"{out}/{PREDICTIONS_ALL}" + f" {out}/{LOG_PROBS}" * options.log_probs
     run.embed(out / EMBEDDINGS)
     return f"{out}/{EMBEDDINGS}"
 

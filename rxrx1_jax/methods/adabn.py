@@ -5,7 +5,7 @@ adaptation" (arXiv:1603.04779). The running mean and variance of each BatchNorm 
 by those of images of one experiment or plate, as they come through the adapted layers below it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,11 @@ import numpy as np
 
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.methods.evidence import AdaBN, Evidence, Method, Orientations
-from rxrx1_jax.training import evaluate, steps
+from rxrx1_jax.training import evaluate, orientations, steps
 from rxrx1_jax.training.run import Run
 
 BATCH = 256  # images of a batch at most
 MULTIPLE = 16  # of them, so that groups of nearly one size share a compiled program
-ORIENTATIONS = 8
 MOMENTUM_DIGITS = 4  # momenta that networks use are exact to these decimals
 
 
@@ -35,7 +34,7 @@ def adapted(run: Run, method: Method, evidence: Evidence) -> Evidence:
     if isinstance(method.adapt, AdaBN):
         return _batch_norm(run, method.adapt, evidence, wanted)
     assert isinstance(method.adapt, Orientations)
-    return _updated(run, evidence, wanted, _over_orientations, run.state)
+    return _updated(run, evidence, wanted, orientations.embed_step, run.state)
 
 
 def adapted_statistics(
@@ -119,25 +118,6 @@ def _rows(run: Run, evidence: Evidence) -> np.ndarray:
     """Rows of the dataset [n] that the evidence is of."""
     row_of = {name: row for row, name in enumerate(run.setup.images.sites["site_id"].tolist())}
     return np.array([row_of[name] for name in evidence.sites["site_id"].tolist()], np.int64)
-
-
-def _over_orientations(
-    spec: steps.StepSpec, state: steps.TrainState, batch: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """A step that gives means over the orientations of each image."""
-    turned = [{**batch, "image": turn(batch["image"], k)} for k in range(ORIENTATIONS)]
-    found = [steps.embed_step(spec, state, one) for one in turned]
-    return {
-        name: sum((one[name] for one in found[1:]), found[0][name]) / ORIENTATIONS
-        for name in ("embedding", "log_probs")
-    }
-
-
-@partial(jax.jit, static_argnums=1)
-def turn(images: jax.Array, orientation: int) -> jax.Array:
-    """[N, H, W, C]: quarter turns, and for orientations 4 to 7 the mirror image first."""
-    images = images[:, :, ::-1] if orientation >= 4 else images
-    return jnp.rot90(images, orientation % 4, axes=(1, 2))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -38,12 +38,13 @@ NORMALISATIONS = {
     "none": "no normalisation",
 }
 REPETITION = {"data.fold", "data.seed", "train.seed"}
+ORIENTATIONS = "eval.orientations"  # the evaluation of a run may differ from its settings in it
 # data.name: a screen holds name and version, however the run wrote them. The others change how a
 # run is watched or begun.
 NO_EFFECT = {
     *FREE, "data.name", "train.log_every", "train.eval_every", "train.checkpoint_every",
     "train.parent",
-}  # fmt: skip
+} - {ORIENTATIONS}  # fmt: skip
 TASK = ("data.protocol", "data.cell_type")  # with fold and seed they make the split
 TABLE1 = {*TASK, "data.normalisation"}  # what Table 1 compares
 DATA = ("dataset.data", "dataset.data_fingerprint")  # fingerprints: today's, that of version 0.2
@@ -175,6 +176,7 @@ def load_run(path: Path) -> FinishedRun:
             raise ReportError(f"{path}: unfinished run (no {name}); {UNFINISHED}")
     config = files.read_config(path / "config.json")
     results = files.read_results(path / "results.json", config)
+    config[ORIENTATIONS] = bool(results.get("orientations"))
     step, total = results["step"], results["total_steps"]
     if step < total:  # evaluated at a checkpoint on the way
         raise ReportError(f"{path}: unfinished run (step {step} of {total}); {UNFINISHED}")

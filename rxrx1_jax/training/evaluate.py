@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
-from rxrx1_jax.training import environment, predictions, run_dir, steps
+from rxrx1_jax.training import environment, orientations, predictions, run_dir, steps
 from rxrx1_jax.training.parallel import local_rows
 from rxrx1_jax.training.processes import Notice
 from rxrx1_jax.training.setup import Setup, SpecStep
@@ -81,13 +81,21 @@ def evaluate_sites(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Predictions of the sites `rows` (`predictions_table`), and what they score:
     {"accuracy": `accuracies`, "loss": mean}. Raises Preempted if `notice` comes meanwhile."""
-    found = predict(setup, steps.eval_step, state, rows, notice)
-    log_probs, loss = found["log_probs"], found["loss"]
+    table, found = predict_sites(setup, state, rows, notice)
+    accuracy = predictions.accuracies(table)
+    return table, {"accuracy": accuracy, "loss": float(found["loss"].mean(dtype=np.float64))}
+
+
+def predict_sites(
+    setup: Setup, state: TrainState, rows: np.ndarray, notice: Notice | None = None
+) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """`predictions_table` of the sites `rows` [m], and log_probs f32 [m, K] and loss f32 [m]."""
+    step = orientations.eval_step if setup.config.eval.orientations else steps.eval_step
+    found = predict(setup, step, state, rows, notice)
     sites, classes = setup.images.sites[rows], setup.vocabulary.classes
     role = splits.site_roles(setup.split, len(setup.images))[rows]
-    table = predictions.predictions_table(sites, classes, log_probs, loss, role)
-    accuracy = predictions.accuracies(table)
-    return table, {"accuracy": accuracy, "loss": float(loss.mean(dtype=np.float64))}
+    table = predictions.predictions_table(sites, classes, found["log_probs"], found["loss"], role)
+    return table, found
 
 
 def evaluate_sets(
@@ -170,6 +178,7 @@ def write_results(
         **evaluated["test"][1],
         **({"other_sets": other_sets} if other_sets else {}),
         **({"parent": config.train.parent} if config.train.parent else {}),
+        **({"orientations": True} if config.eval.orientations else {}),
         "made_with": environment.made_with(config),
     }
     if jax.process_index() == 0:

@@ -16,12 +16,13 @@ from rxrx1_jax.data import splits
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.training import checkpoint, evaluate, parallel, predictions, run_dir, setup
+from rxrx1_jax.training import log_probs as log_probs_lib
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.origin import check_origin
 from rxrx1_jax.training.setup import Setup
 from rxrx1_jax.training.steps import TrainState
 
-EMBEDDINGS = "embeddings.parquet"
+EMBEDDINGS, PREDICTIONS_ALL = "embeddings.parquet", "predictions_all.parquet"
 # Version 0.2 sized heads for all of RxRx1, whatever the dataset.
 CELL_TYPES, EXPERIMENTS = 4, 51
 
@@ -194,20 +195,42 @@ class Run:
             _, total = setup.make_order(self.config, self.images, self.setup.split)
         return evaluate.write_results(self.setup, folder, self.state, total, sets)
 
-    def predict_all(self, path: Path) -> None:
+    def predict_all(self, path: Path, log_probs: bool = False) -> None:
         """Predicts every treatment site of the dataset, labelled or not, trained on or not.
 
         Where controls are classes of the split, their sites too.
+
+        Args:
+          log_probs: also writes log_probs.parquet beside `path`.
         """
         sites = self.images.sites
         is_class = np.isin(sites["sirna_id"], self.vocabulary.classes)
         rows = np.flatnonzero((sites["well_type"] == "treatment") | is_class)
-        table, _ = evaluate.evaluate_sites(self.setup, self.state, rows)
+        table, found = evaluate.predict_sites(self.setup, self.state, rows)
         loss = table["loss"].to_numpy().copy()
         loss[table["label"].to_numpy() < 0] = np.nan  # unlabelled: there is no right answer
         table = table.set_column(table.column_names.index("loss"), "loss", [loss])
         if jax.process_index() == 0:
             predictions.write_predictions(path, table)
+        if log_probs and jax.process_index() == 0:
+            role, classes = np.array(table["role"].to_pylist()), self.vocabulary.classes
+            parts, beside = [found["log_probs"]], path.with_name(log_probs_lib.NAME)
+            log_probs_lib.write(beside, sites[rows], role, classes, parts, self._predicted_by)
+
+    def log_probs(self, folder: Path) -> log_probs_lib.LogProbs:
+        """Log-probabilities of every treatment site, as `predict_all` writes them.
+
+        Read where they belong to the last checkpoint, else computed and written into `folder`.
+        """
+        for path in (self.path / log_probs_lib.NAME, folder / log_probs_lib.NAME):
+            if log_probs_lib.source_of(path) == self._predicted_by:
+                return log_probs_lib.read(path)
+        self.predict_all(path.with_name(PREDICTIONS_ALL), log_probs=True)
+        return log_probs_lib.read(path)
+
+    @property
+    def _predicted_by(self) -> dict[str, str]:
+        return self.source | {"orientations": str(self.config.eval.orientations)}
 
     def planted_sirnas(self) -> dict[str, Any] | None:
         """metadata.json's planted effects of siRNAs, of a synthetic screen; else None."""

@@ -200,6 +200,12 @@ def make_stream(
     config: ConfigDict, images: Images, split: splits.Split, vocabulary: Vocabulary
 ) -> Stream:
     """How the settings turn sites into input, none kept. Raises RunError: not these images."""
+    _, height, width = images.image_shape
+    if config.eval.orientations and height != width and not config.data.crop:
+        raise run_dir.RunError(
+            f"eval.orientations=True of {height}x{width} images: orientations need a square; crop"
+            " (data.crop), or leave it out"
+        )
     augment = Augmentation(
         config.train.seed, config.data.augment, config.data.crop,
         tuple(config_lib.load_all("data.augmentation", config.data.augmentation)),

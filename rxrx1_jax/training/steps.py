@@ -208,7 +208,7 @@ def eval_step(
     log-likelihood of the label without smoothing, 0 in masked rows. Rows do not depend on each
     other, so nothing is communicated under axis_name.
     """
-    return _scores(_evaluate(spec, state, batch)[0], batch)
+    return scores(_evaluate(spec, state, batch)[0], batch)
 
 
 def embed_step(
@@ -224,7 +224,7 @@ def embed_step(
             "model.name: the network has no embedding; it must call "
             'self.sow("intermediates", "embedding", features)'
         )
-    return _scores(logits, batch) | {"embedding": sown["embedding"][-1].astype(jnp.float32)}
+    return scores(logits, batch) | {"embedding": sown["embedding"][-1].astype(jnp.float32)}
 
 
 def _info(spec: StepSpec, state: TrainState, train: bool) -> Info:
@@ -262,7 +262,8 @@ def _variables(params: Any, batch_stats: Any) -> dict[str, Any]:
     return {"params": params, "batch_stats": batch_stats}
 
 
-def _scores(logits: Any, batch: Batch) -> dict[str, jax.Array]:
+def scores(logits: Any, batch: Batch) -> dict[str, jax.Array]:
+    """What `eval_step` gives, of logits [N, K] or of log-probabilities."""
     nll = losses.cross_entropy_rows(logits, batch["label"], 0.0)
     loss = jnp.where(batch["mask"].astype(bool), nll, 0)
     return {"log_probs": jax.nn.log_softmax(logits), "loss": loss}

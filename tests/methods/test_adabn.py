@@ -9,7 +9,7 @@ from example_info import make_info
 
 from rxrx1_jax.methods import adabn
 from rxrx1_jax.model.resnet import BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM
-from rxrx1_jax.training import steps
+from rxrx1_jax.training import orientations, steps
 
 
 class TwoLayers(nn.Module):
@@ -112,7 +112,7 @@ def test_learning_batches_hold_all_rows_in_a_random_order(rows, multiple, size, 
 
 def test_the_eight_orientations_are_those_of_the_square():
     images = np.random.default_rng(0).random((2, 5, 5, 3))
-    found = [np.asarray(adabn.turn(jnp.asarray(images), k)) for k in range(8)]
+    found = [np.asarray(orientations.turn(jnp.asarray(images), k)) for k in range(8)]
     flips = [images, images[:, ::-1], images[:, :, ::-1], images[:, ::-1, ::-1]]
     expected = [turned for x in flips for turned in (x, x.swapaxes(1, 2))]
     for image in expected:

@@ -109,3 +109,13 @@ def test_a_run_of_version_0_2_is_a_repetition_of_one_of_today(tmp_path):
     assert [run.unit.seed for run in of.runs] == [0, 1]
     stated = json.loads((old / "results.json").read_text())["accuracy"]
     assert all(run.accuracy == stated for run in of.runs)
+
+
+def test_a_run_evaluated_over_orientations_is_another_row(tmp_path):
+    """Evaluated so, whatever its settings say."""
+    runs = [make_run(tmp_path / name, all_right(sites, 5)) for name, sites in (("a", 8), ("b", 9))]
+    with edited(runs[1] / "results.json") as results:
+        results["orientations"] = True
+    found = {of.label: of.by_site for of in group(one_screen(runs)[1])}
+    assert [*found] == ["eval.orientations=False", "eval.orientations=True"]
+    assert [*found["eval.orientations=True"].values()] == [0.45]
