@@ -58,9 +58,10 @@ FIELDS = {
     "data.augment": Field(True, "one of the 8 orientations of the square per site and epoch"),
     "data.crop": Field(0, "px: random crop in training, centre crop in evaluation; 0 = none"),
     "data.augmentation": Field("", "further ones, a list; may be empty", (
-        "cutmix", "mixup", "gain_offset_jitter", "scale_crop")),
+        "cutmix", "mixup", "gain_offset_jitter", "channel_dropout", "scale_crop")),
     "data.sampler": Field(
-        "shuffled", "sites of a batch", ("shuffled", "experiments", "cross_experiment_pairs")),
+        "shuffled", "sites of a batch",
+        ("shuffled", "experiments", "plates", "cross_experiment_pairs")),
     "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
     "data.threads": Field(
         0, "that read and inflate records, per host; 0 = as many as the cores", below=1025),

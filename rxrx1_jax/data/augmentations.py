@@ -8,8 +8,10 @@ A factory returns `augment(keys, batch, info) -> batch`, a function to be traced
 
 It replaces the image. An augmentation that mixes two rows adds other_label int32 [N] and share
 float32 [N]: the target is `share` on label and 1 - `share` on other_label. Each row draws its own
-share, and its partner among the other rows whose mask is set. The arithmetic is float32, the image
-keeps its dtype.
+share, and its partner among the other rows whose mask is set. With within_sirna=True it is one of
+the rows of the same siRNA and cell type in another experiment, and a row without any is left alone:
+LISA, Yao et al. 2022, arXiv:2201.00299, for which the sampler `cross_experiment_pairs` brings
+partners. The arithmetic is float32, the image keeps its dtype.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +25,9 @@ Batch = Mapping[str, jax.Array]
 Augment = Callable[[jax.Array, Batch, Info], dict[str, jax.Array]]
 
 
-def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
+def cutmix(
+    alpha: float = 1.0, probability: float = 1.0, within_sirna: bool = False
+) -> Augment:
     """A box of another row's image in the same place: CutMix, Yun et al. 2019, arXiv:1905.04899.
 
     The box has the image's proportions, 1 - Beta(alpha, alpha) of its area and a uniform centre,
@@ -35,6 +39,7 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
         raise ValueError(
             f"alpha {alpha}, probability {probability}: expected alpha above 0, probability 0 to 1"
         )
+    partners = _of_sirna if within_sirna else _others
 
     def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = batch["image"]
@@ -57,26 +62,27 @@ def cutmix(alpha: float = 1.0, probability: float = 1.0) -> Augment:
         cut = (row[:, :, None] & column[:, None, :])[..., None]
         area = jnp.prod(stop - start, 1).astype(jnp.float32)
         share = 1 - area / (image.shape[1] * image.shape[2])
-        partner = _partners(keys, batch["mask"])
+        partner = partners(keys, batch)
         return _mixed(batch, partner, jnp.where(cut, image[partner], image), share)
 
     return augment
 
 
-def mixup(alpha: float = 0.2) -> Augment:
+def mixup(alpha: float = 0.2, within_sirna: bool = False) -> Augment:
     """share * image + (1 - share) * another image, share from Beta(alpha, alpha) for each row.
 
     Zhang et al. 2018, arXiv:1710.09412.
     """
     if alpha <= 0:
         raise ValueError(f"alpha {alpha}: expected above 0")
+    partners = _of_sirna if within_sirna else _others
 
     def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
         image = batch["image"].astype(jnp.float32)
         share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
         # One product: which of two is fused with their sum, unrounded, XLA chooses
         # again for each number of devices.
-        partner = _partners(keys, batch["mask"])
+        partner = partners(keys, batch)
         other = image[partner]
         image = other + share[:, None, None, None] * (image - other)
         return _mixed(batch, partner, image.astype(batch["image"].dtype), share)
@@ -99,6 +105,29 @@ def gain_offset_jitter(gain: float = 0.1, offset: float = 0.1) -> Augment:
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)[:, :, None, None]
         image = image * jnp.exp(gain * normal[:, 0]) + offset * normal[:, 1]
         return {**batch, "image": image.astype(batch["image"].dtype)}
+
+    return augment
+
+
+def channel_dropout(probability: float = 0.15) -> Augment:
+    """One channel of a row, each equally likely, becomes 0, the mean of what normalises it.
+
+    A row is left alone with 1 - `probability`. As github.com/inori6/rxrx1 trains on RxRx1.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability {probability}: expected 0 to 1")
+
+    def augment(keys: jax.Array, batch: Batch, info: Info) -> dict[str, jax.Array]:
+        image = batch["image"]
+
+        def kept(key: jax.Array) -> jax.Array:
+            whether_key, channel_key = jax.random.split(key)
+            channel = jax.random.randint(channel_key, (), 0, image.shape[-1])
+            dropped = jax.random.bernoulli(whether_key, probability)
+            return ~(dropped & (jnp.arange(image.shape[-1]) == channel))
+
+        keep = jax.vmap(kept)(keys)[:, None, None, :]
+        return {**batch, "image": jnp.where(keep, image, jnp.zeros_like(image))}
 
     return augment
 
@@ -141,11 +170,12 @@ def scale_crop(low: float = 0.8, high: float = 1.25) -> Augment:
     return augment
 
 
-def _partners(keys: jax.Array, mask: jax.Array) -> jax.Array:
+def _others(keys: jax.Array, batch: Batch) -> jax.Array:
     """int32 [N]: for each row another one, each of those with mask set equally likely.
 
     The next row would be of the same siRNA or experiment under samplers that group them.
     """
+    mask = batch["mask"]
     valid = jnp.sum(mask)
     order = jnp.argsort(~mask, stable=True)  # those with mask set first
     place = jnp.argsort(order)
@@ -153,6 +183,21 @@ def _partners(keys: jax.Array, mask: jax.Array) -> jax.Array:
         lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 1, jnp.maximum(valid, 2))
     )(keys)
     return order[(place + step) % jnp.maximum(valid, 1)]
+
+
+def _of_sirna(keys: jax.Array, batch: Batch) -> jax.Array:
+    """int32 [N]: for each row one of its siRNA and cell type in another experiment, each equally
+    likely; itself where there is none, or where its mask is not set."""
+
+    def pairs(column: jax.Array) -> jax.Array:
+        return column[:, None] == column[None, :]
+
+    rows, mask = len(keys), batch["mask"]
+    able = pairs(batch["label"]) & pairs(batch["cell_type"]) & ~pairs(batch["experiment"])
+    able &= mask[:, None] & mask[None, :]
+    draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (rows,)))(keys)
+    chosen = jnp.argmax(jnp.where(able, draws, -1), axis=1)
+    return jnp.where(able.any(axis=1), chosen, jnp.arange(rows))
 
 
 def _mixed(

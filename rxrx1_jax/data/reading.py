@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.data.samplers import Order
+from rxrx1_jax.data.orders import Order
 
 ALIGNMENT = 64  # bytes; the CPU backend takes over a NumPy array that starts at a multiple of it
 

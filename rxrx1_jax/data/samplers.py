@@ -2,46 +2,21 @@
 
 A factory returns `sampler(sites, split, batch_size, seed) -> Order`, and `order(step)` the rows of
 one batch. It depends on (sites, split, batch_size, seed, step) alone, so a run resumes from the
-number of its step. Tables of an epoch are cached; nothing else is kept between calls. Draws come
-from hashes and from the integers of `np.random.PCG64`, which NumPy promises to keep. NumPy does not
-promise that for `np.random.Generator`.
+number of its step. Tables of an epoch are cached; nothing else is kept between calls.
+
+Context are rows that count nothing in the loss and that BatchNorm sees: control wells, as
+`splits.train_rows` gives them.
 """
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from rxrx1_jax.data import splits
+from rxrx1_jax.data.orders import Order, Rows, Sampler, groups, in_turn, random_bits, shares
 from rxrx1_jax.data.splits import Split
-
-# Step -> positions in the training sites, and their epochs, int64 [batch_size] each.
-Choose = Callable[[int], tuple[np.ndarray, np.ndarray]]
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Order:
-    """The batches of a training, by the number of the step.
-
-    Attributes:
-      per_epoch: steps per epoch; a fraction where a batch may straddle two.
-      rows: step -> row int64, epoch int32 and mask bool, [batch_size] each. row is a row of the
-        table of sites, -1 of a blank image. epoch counts how often the row has come before: no
-        (row, epoch) comes twice, so what is drawn from it differs each time. A row whose mask is
-        false counts nothing in the loss.
-    """
-
-    per_epoch: float
-    rows: Callable[[int], Rows]
-
-    def __call__(self, step: int) -> Rows:
-        return self.rows(step)
-
-
-Sampler = Callable[[np.ndarray, Split, int, int], Order]
 
 
 def shuffled() -> Sampler:
@@ -51,75 +26,57 @@ def shuffled() -> Sampler:
     """
 
     def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
-        count = len(split.train)
-
-        @functools.lru_cache(maxsize=2)
-        def permutation(epoch: int) -> np.ndarray:
-            return np.argsort(_bits(f"{seed}:{epoch}:all sites", count), kind="stable")
-
-        def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
-            places = np.arange(step * batch_size, (step + 1) * batch_size)
-            epochs = places // count
-            drawn = [permutation(int(e))[places[epochs == e] % count] for e in np.unique(epochs)]
-            return np.concatenate(drawn), epochs
-
-        return _order(split.train, batch_size, choose)
+        drawn = in_turn(split.train, lambda epoch: f"{seed}:{epoch}:all sites")
+        return _order(
+            len(split.train) / batch_size,
+            lambda step: drawn(step * batch_size, (step + 1) * batch_size),
+        )
 
     return sampler
 
 
-def experiments(count: int = 2, across: bool = False) -> Sampler:
+def experiments(count: int = 2, across: bool = False, controls: float = 0.0) -> Sampler:
     """Each batch holds equally many sites of `count` experiments, all of one cell type; with
     across=True of any, as if there were one cell type.
 
     Domain penalties compare experiments within a cell type; count=1 gives the batches of ARM-BN
-    (Zhang et al. 2021, arXiv:2007.02931). The rows of one experiment are consecutive.
+    (Zhang et al. 2021, arXiv:2007.02931). The rows of one experiment are consecutive. `controls` is
+    the share of them that are control wells of the experiment, as context (CS-ARM-BN,
+    Sanchez-Fernandez et al. 2026, arXiv:2604.20824). There are none where the split leaves no
+    control to be context: `wilds` trains on them.
 
-    An epoch is round(sites / batch_size) steps, at least one. Each cell type gets batches in
-    proportion to its sites, to within one per epoch. Within a cell type each experiment gets parts
-    of the batches in proportion to its sites, to within one per epoch. An experiment with more than
-    1/count of them can have no more than one part of every batch: its sites come less often, the
-    others of the cell type more often. Within an experiment the order is one permutation after
-    another, whatever the epochs of the sampler: every site has come n times or n + 1 times at any
-    moment (n is what `epochs` count), counting the parts drawn.
+    An epoch is round(sites / training sites of a batch) steps, at least one. Each cell type gets
+    batches in proportion to its sites, to within one per epoch. Within a cell type each experiment
+    gets parts of the batches in proportion to its sites, to within one per epoch. An experiment
+    with more than 1/count of them can have no more than one part of every batch: its sites come
+    less often, the others of the cell type more often. Within an experiment the order is one
+    permutation after another, whatever the epochs of the sampler: every site has come n times or
+    n + 1 times at any moment (n is what `epochs` count), counting the parts drawn.
 
     Raises:
-      ValueError: count below 1, batch_size no multiple of it, or a cell type with fewer training
-        experiments.
+      ValueError: count below 1, batch_size no multiple of it, a cell type with fewer training
+        experiments, controls that leave no row to train on, or an experiment without any.
     """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count {count}: expected a whole number of experiments, 1 or more")
+    _check_controls(controls)
 
     def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
-        if batch_size % count:
-            raise ValueError(
-                f"batch_size {batch_size}: expected a multiple of the {count} experiments per batch"
-            )
-        sites = sites[split.train]
-        if across:
-            sites["cell_type"] = "all"
-        part = batch_size // count
-        names, members = _groups(sites["experiment"])
-        visits = _experiment_visits(sites, members, batch_size, count, seed)
+        return _grouped(sites, split, (batch_size, count, controls), seed, "experiment", across)
 
-        @functools.lru_cache(maxsize=2 * len(members))
-        def permutation(experiment: int, epoch: int) -> np.ndarray:
-            rows = members[experiment]
-            bits = _bits(f"{seed}:{epoch}:sites of {names[experiment]}", len(rows))
-            return rows[np.argsort(bits, kind="stable")]
+    return sampler
 
-        def choose(step: int) -> tuple[np.ndarray, np.ndarray]:
-            positions, epochs = [], []
-            for experiment, before in visits(step):
-                rows = len(members[experiment])
-                places = np.arange(before * part, (before + 1) * part)
-                for epoch in range(int(places[0]) // rows, int(places[-1]) // rows + 1):
-                    here = places[places // rows == epoch] % rows
-                    positions.append(permutation(experiment, epoch)[here])
-                    epochs.append(np.full(len(here), epoch))
-            return np.concatenate(positions), np.concatenate(epochs)
 
-        return _order(split.train, batch_size, choose)
+def plates(controls: float = 0.0) -> Sampler:
+    """Each batch is of one plate, as `experiments(count=1)` are of one experiment.
+
+    The batches of BEN, batch effects normalization (Lin and Lu 2022, bioRxiv 2022.10.14.512286),
+    whose BatchNorm sees all wells of a plate: controls=0.1 is their share in the release.
+    """
+    _check_controls(controls)
+
+    def sampler(sites: np.ndarray, split: Split, batch_size: int, seed: int) -> Order:
+        return _grouped(sites, split, (batch_size, 1, controls), seed, "plate")
 
     return sampler
 
@@ -148,30 +105,87 @@ def cross_experiment_pairs() -> Sampler:
             place = np.arange(step * half, (step + 1) * half)
             epochs = place // pairs
             chosen = [table(int(e))[place[epochs == e] % pairs] for e in np.unique(epochs)]
-            return np.concatenate(chosen).reshape(-1), np.repeat(epochs, 2)
+            return split.train[np.concatenate(chosen).reshape(-1)], np.repeat(epochs, 2)
 
-        return _order(split.train, batch_size, choose)
+        return _order(len(split.train) / batch_size, choose)
 
     return sampler
 
 
-def _order(rows: np.ndarray, batch_size: int, choose: Choose) -> Order:
-    """The order of `rows`, of which `choose` gives positions."""
+def _order(per_epoch: float, choose: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Order:
+    """The order of batches without context, of which `choose` gives rows and epochs."""
 
     def batch(step: int) -> Rows:
-        position, epoch = choose(step)
-        return rows[position], epoch.astype(np.int32), np.ones(len(position), np.bool_)
+        row, epoch = choose(step)
+        return row, epoch.astype(np.int32), np.ones(len(row), np.bool_)
 
-    return Order(len(rows) / batch_size, batch)
+    return Order(per_epoch, batch)
 
 
-def _experiment_visits(
+def _check_controls(controls: float) -> None:
+    if not 0 <= controls < 1:
+        raise ValueError(f"controls {controls}: expected a share of the rows, 0 to 1, not 1 itself")
+
+
+def _grouped(
+    sites: np.ndarray, split: Split, sizes: tuple[int, int, float], seed: int, by: str,
+    across: bool = False,
+) -> Order:  # fmt: skip
+    """Batches of `count` experiments or plates; sizes: batch_size, count, controls."""
+    batch_size, count, controls = sizes
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size {batch_size}: expected a multiple of the {count} {by}s per batch"
+        )
+    group = sites["experiment"]
+    if by == "plate":
+        group = np.char.add(np.char.add(group, "_"), sites["plate"].astype(str))
+    free = np.zeros(0, np.int64)
+    if controls:
+        free = np.setdiff1d(splits.train_rows(sites, split), split.train)
+    context = round(controls * batch_size / count) if len(free) else 0
+    part = batch_size // count - context
+    if not part:
+        raise ValueError(f"controls {controls}: leaves no row of {batch_size // count} to train on")
+    trained = sites[split.train]
+    if across:
+        trained["cell_type"] = "all"
+    names, members = groups(group[split.train])
+    visits = _visits(trained, members, count * part, count, seed)
+
+    def source(rows: np.ndarray, what: str) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+        return in_turn(rows, lambda epoch: f"{seed}:{epoch}:{what}")
+
+    # Of each group: where its rows come from, and how many of them a batch holds.
+    drawn = [
+        [(source(split.train[own], f"sites of {name}"), part)]
+        for name, own in zip(names, members, strict=True)
+    ]
+    for name, sources in zip(names, drawn, strict=True) if context else ():
+        own = free[group[free] == name]
+        if not len(own):
+            raise ValueError(f"controls {controls}: {by} {name} has no control well; expected some")
+        sources.append((source(own, f"controls of {name}"), context))
+
+    def rows(step: int) -> Rows:
+        parts = [
+            (*draw(before * size, (before + 1) * size), np.full(size, place == 0))
+            for number, before in visits(step)
+            for place, (draw, size) in enumerate(drawn[number])
+        ]
+        row, epoch, mask = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return row, epoch.astype(np.int32), mask
+
+    return Order(len(trained) / (count * part), rows)
+
+
+def _visits(
     sites: np.ndarray, members: list[np.ndarray], batch_size: int, count: int, seed: int
 ) -> Callable[[int], list[tuple[int, int]]]:
-    """Step -> (experiment, how many parts it has had before) of each of the batch's parts."""
+    """Step -> (group, how many parts it has had before) of each of the batch's parts."""
     total = max(1, round(len(sites) / batch_size))
     size = np.array([len(rows) for rows in members])
-    cell_types, types = _groups(sites["cell_type"][[rows[0] for rows in members]])
+    cell_types, types = groups(sites["cell_type"][[rows[0] for rows in members]])
     few = [f"{name} has {len(own)}" for name, own in zip(cell_types, types, strict=True)
            if len(own) < count]  # fmt: skip
     if few:
@@ -183,7 +197,7 @@ def _experiment_visits(
 
     def quotas(epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Steps of each cell type and parts of each experiment in an epoch."""
-        steps = _shares(total, type_size, f"{seed}:{epoch}:cell types")
+        steps = shares(total, type_size, f"{seed}:{epoch}:cell types")
         parts = np.zeros(len(members), np.int64)
         for name, own, own_steps in zip(cell_types, types, steps, strict=True):
             left, rest = count, own
@@ -191,7 +205,7 @@ def _experiment_visits(
             while (large := left * size[rest] > size[rest].sum()).any():
                 parts[rest[large]] = own_steps
                 left, rest = left - large.sum(), rest[~large]
-            parts[rest] = _shares(left * own_steps, size[rest], f"{seed}:{epoch}:{name}")
+            parts[rest] = shares(left * own_steps, size[rest], f"{seed}:{epoch}:{name}")
         return steps, parts
 
     parts_before = {0: np.zeros(len(members), np.int64)}  # epoch -> of each experiment
@@ -204,13 +218,14 @@ def _experiment_visits(
         steps, parts = quotas(epoch)
         chosen = []
         for name, own, own_steps in zip(cell_types, types, steps, strict=True):
-            left, bits = parts[own], _bits(f"{seed}:{epoch}:order of {name}", own_steps, len(own))
-            for ties in bits:
+            left, order = parts[own], f"{seed}:{epoch}:order of {name}"
+            for ties in random_bits(order, own_steps, len(own)):
                 # Most parts left first, so that none has more left than there are steps.
                 taken = np.lexsort((ties, -left))[:count]
                 left[taken] -= 1
                 chosen.append(own[taken])
-        steps_drawn = np.argsort(_bits(f"{seed}:{epoch}:order of steps", total), kind="stable")
+        bits = random_bits(f"{seed}:{epoch}:order of steps", total)
+        steps_drawn = np.argsort(bits, kind="stable")
         experiment = np.array(chosen)[steps_drawn].reshape(-1)
         before = np.empty(len(experiment), np.int64)
         for e, first in enumerate(parts_before[epoch]):
@@ -255,7 +270,7 @@ def _pair_tables(sites: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
 
     @functools.lru_cache(maxsize=2)
     def table(epoch: int) -> np.ndarray:
-        bits = _bits(f"{seed}:{epoch}:pairs", count + len(block_size) + int(pairs.sum()))
+        bits = random_bits(f"{seed}:{epoch}:pairs", count + len(block_size) + int(pairs.sum()))
         of_site, of_block, of_pair = np.split(bits, [count, count + len(block_size)])
         drawn = np.lexsort((of_site, ~sits_out, kind))
         rank = np.arange(count) - (np.cumsum(size) - size)[kind[drawn]]
@@ -268,29 +283,3 @@ def _pair_tables(sites: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
         return np.stack([row[first], row[~first]], 1)[np.argsort(of_pair, kind="stable")]
 
     return table
-
-
-def _groups(names: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
-    """The distinct names, sorted, and where each is."""
-    unique, inverse, counts = np.unique(names, return_inverse=True, return_counts=True)
-    places = np.argsort(inverse, kind="stable")
-    return unique.tolist(), np.split(places, np.cumsum(counts)[:-1])
-
-
-def _shares(total: int, sizes: np.ndarray, name: str) -> np.ndarray:
-    """int64, sums to `total`: total * sizes / sum(sizes), rounded up or down at random.
-
-    In expectation exact: systematic sampling (Madow 1949, Ann. Math. Statist. 20, 333).
-    """
-    ends = np.cumsum(sizes)
-    start = _hash(name) % int(ends[-1])
-    return np.diff((total * ends + start) // ends[-1], prepend=0)
-
-
-def _bits(name: str, *shape: int) -> np.ndarray:
-    """Random uint64 of this shape."""
-    return np.random.PCG64(_hash(name)).random_raw(shape)
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -24,8 +24,8 @@ from rxrx1_jax.data.augmentations import Augment
 from rxrx1_jax.data.cache import Kept, fill
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.data.info import Info
+from rxrx1_jax.data.orders import Order
 from rxrx1_jax.data.reading import Host
-from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.splits import Split
 
 Batch = dict[str, jax.Array]

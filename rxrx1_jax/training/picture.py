@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rxrx1_jax.data.orders import Order
 from rxrx1_jax.data.reading import Host
-from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.training.setup import Setup
 from tfds_builder.faux_colours import COMPOSITE_PERCENTILES, composite, contrast_limits, stretch
 

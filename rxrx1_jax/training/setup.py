@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import cache, records, splits
 from rxrx1_jax.data.images import DatasetError, Images, Vocabulary
+from rxrx1_jax.data.orders import Order
 from rxrx1_jax.data.reading import one_pass
-from rxrx1_jax.data.samplers import Order
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
 from rxrx1_jax.model.networks import NetworkSpec
 from rxrx1_jax.model.resnet import on_cpu

@@ -10,7 +10,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
 from rxrx1_jax.config import FIELDS
-from rxrx1_jax.data.augmentations import cutmix, gain_offset_jitter, mixup, scale_crop
+from rxrx1_jax.data.augmentations import (
+    channel_dropout,
+    cutmix,
+    gain_offset_jitter,
+    mixup,
+    scale_crop,
+)
 from rxrx1_jax.data.images import Vocabulary
 from rxrx1_jax.data.info import Info
 
@@ -19,6 +25,7 @@ METHODS = {  # so that each draw matters
     "cutmix": cutmix(alpha=0.7, probability=0.8),
     "mixup": mixup(alpha=0.4),
     "gain_offset_jitter": gain_offset_jitter(gain=0.3, offset=0.2),
+    "channel_dropout": channel_dropout(probability=0.6),
     "scale_crop": scale_crop(low=0.4, high=2.5),
 }
 INFO = Info(Vocabulary((), (), np.arange(3)), train=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from screens import tiny_images
 
-from rxrx1_jax.data import samplers
+from rxrx1_jax.data import orders, samplers
 from rxrx1_jax.data.samplers import cross_experiment_pairs, experiments, shuffled
 from rxrx1_jax.data.splits import Split
 
@@ -116,8 +116,11 @@ def test_the_order_is_the_same_on_every_machine(factory, expected):
 
 @pytest.mark.parametrize("factory", [shuffled(), experiments(), cross_experiment_pairs()])
 def test_an_epoch_is_drawn_at_once(factory, monkeypatch):
-    draw, names = samplers._bits, []
-    monkeypatch.setattr(samplers, "_bits", lambda *given: names.append(given[0]) or draw(*given))
+    draw, names = orders.random_bits, []
+    for module in (orders, samplers):
+        monkeypatch.setattr(
+            module, "random_bits", lambda *given: names.append(given[0]) or draw(*given)
+        )
     order = order_of(factory, screen({"HUVEC": (40, 37, 40), "RPE": (38, 35)}), 4, 3)
     assert len([order(step) for step in range(140)]) > 4 * len(names) == 4 * len(set(names))
 
