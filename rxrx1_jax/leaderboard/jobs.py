@@ -90,6 +90,22 @@ def make_plans(
     return plans
 
 
+def do_all(
+    plans: dict[Job, Plan], arguments: list[str], team: list[Worker], data_dir: str
+) -> dict[Path, str]:
+    """Trains and assesses what is not done yet. Returns {path: reason} of what could not be.
+
+    arguments: of rxrx1_jax.main, before those of the plans.
+    """
+    refused, job_at = dict[Any, str](), {plan.path: job for job, plan in plans.items()}
+    return sweep.do_all(
+        list(plans.values()),
+        lambda path: is_done(job_at[path], path),
+        lambda plan, worker: do(job_at[plan.path], plan, arguments, worker, refused, data_dir),
+        team[: len(plans)],
+    )
+
+
 def is_done(job: Job, path: Path) -> bool:
     return run_dir.is_complete(path) and assess.is_assessed(path, job.assessed)
 

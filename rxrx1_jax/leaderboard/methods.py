@@ -33,6 +33,7 @@ class Methods(NamedTuple):
     gap: tuple[str, ...]  # names that are also trained on the random splits
     budgets: dict[str, str]  # name -> one of BUDGETS
     controls: dict[str, Control]
+    search: Mapping[str, Any] = {}  # name -> field -> what rxrx1_jax.search draws it from
 
     @property
     def baseline(self) -> str:
@@ -42,8 +43,8 @@ class Methods(NamedTuple):
 def load(path: str, config: ConfigDict) -> Methods:
     """Reads a methods file and checks it against the fields of `config`.
 
-    The file holds TRAINED, and may hold CORRECTIONS, GAP, BUDGETS and CONTROLS, as
-    configs/leaderboard.py explains them.
+    The file holds TRAINED, and may hold CORRECTIONS, GAP, BUDGETS, CONTROLS and SEARCH, as
+    configs/leaderboard.py explains them. SEARCH is checked by who searches.
 
     Raises MethodsError naming the entry at fault; ConfigError: the line.
     """
@@ -85,6 +86,7 @@ def load(path: str, config: ConfigDict) -> Methods:
         gap,
         {name: budgets.get(name, BUDGETS[0]) for name in trained},
         controls,
+        names.get("SEARCH", {}),
     )
 
 

@@ -49,7 +49,7 @@ def diagnose(
     index, finite = multihost_utils.process_allgather(rows, tiled=True)
     ids = site_ids[index]
     bad = ids[~finite].tolist()
-    path = workdir / "diverged.json"
+    path = workdir / run_dir.DIVERGED
     if jax.process_index() == 0:
         # As text where JSON has no number for it.
         found = {name: str(error.values[name]) for name in ("loss", "gradient_norm")}

@@ -25,6 +25,7 @@ from rxrx1_jax.training.fingerprints import FINGERPRINTS_0_2
 from rxrx1_jax.training.locks import lock
 
 LOCK = ".lock"  # held by the training that is at work in the directory
+DIVERGED = "diverged.json"  # of a run whose loss or gradient was not finite at some step
 # What a run that was killed while it opened its directory may leave there.
 _OPENING = re.compile(r"\.lock|environment\.json|\.(environment|config)\.json(\.\w+)?\.tmp")
 
