@@ -43,8 +43,9 @@ CORRECTIONS = {
     **{name: ["none", "adabn_experiment"] for name in ("raw", "cutmix", "arm_bn", "coral")},
 }
 
-# Trained on the random splits, too, with the first seed, for the gap.
+# Trained on the random splits, too, with the first seed, for the gap; on which of them.
 GAP = ["baseline"]
+PROTOCOLS = ["random_site", "random_well"]
 
 # Name of TRAINED -> what training or input statistics see beyond "inductive", if they do.
 BUDGETS: dict[str, str] = {}

@@ -17,7 +17,6 @@ from rxrx1_jax.training import run_dir, sweep
 from rxrx1_jax.training.sweep import Plan
 from rxrx1_jax.training.workers import DONE, REFUSED, Ending, Worker, ending
 
-GAP_PROTOCOLS = ("random_site", "random_well")
 CONTROL_PROTOCOLS = ("batch", "random_site")
 
 
@@ -49,7 +48,7 @@ def make_jobs(
                 jobs.append(job(name, "batch", unit)._replace(assessed=asked))
             if seed != seeds[0]:
                 continue
-            jobs += [job(name, p, unit) for name in methods.gap for p in GAP_PROTOCOLS]
+            jobs += [job(name, p, unit) for name in methods.gap for p in methods.protocols]
             jobs += [
                 job(name, protocol, unit, control)
                 for control, (_, expected) in methods.controls.items()

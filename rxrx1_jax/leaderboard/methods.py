@@ -12,6 +12,7 @@ from rxrx1_jax.methods.evidence import BUDGETS
 
 SET_BY_COMMAND = ("data.protocol", "data.fold", "train.seed")
 EXPECTED = ("no gap", "gap", "chance")
+PROTOCOLS = ("random_site", "random_well")  # that the gap is of, beside batch
 CONTROLS_FOLDER = "controls"
 LDA12 = "LDA-12"  # a row that every leaderboard has; not trained
 
@@ -34,6 +35,7 @@ class Methods(NamedTuple):
     budgets: dict[str, str]  # name -> one of BUDGETS
     controls: dict[str, Control]
     search: Mapping[str, Any] = {}  # name -> field -> what rxrx1_jax.search draws it from
+    protocols: tuple[str, ...] = PROTOCOLS
 
     @property
     def baseline(self) -> str:
@@ -45,6 +47,8 @@ def load(path: str, config: ConfigDict) -> Methods:
 
     The file holds TRAINED, and may hold CORRECTIONS, GAP, BUDGETS, CONTROLS and SEARCH, as
     configs/leaderboard.py explains them. SEARCH is checked by who searches.
+    The file holds TRAINED, and may hold CORRECTIONS, GAP, PROTOCOLS, BUDGETS and CONTROLS, as
+    configs/leaderboard.py explains them.
 
     Raises MethodsError naming the entry at fault; ConfigError: the line.
     """
@@ -58,6 +62,7 @@ def load(path: str, config: ConfigDict) -> Methods:
         raise MethodsError(f"{path}: expected TRAINED = {{name: {{field: value}}}}, not empty")
     corrections = {name: ("none",) for name in trained} | names.get("CORRECTIONS", {})
     gap, budgets = tuple(names.get("GAP", ())), names.get("BUDGETS", {})
+    protocols = tuple(names.get("PROTOCOLS", PROTOCOLS))
     controls = {n: Control(fields, must) for n, (fields, must) in names.get("CONTROLS", {}).items()}
     of_controls = {name: control.overrides for name, control in controls.items()}
     for part, entries in (("TRAINED", trained), ("CONTROLS", of_controls)):
@@ -66,6 +71,7 @@ def load(path: str, config: ConfigDict) -> Methods:
     parts = {"CORRECTIONS": corrections, "GAP": gap, "BUDGETS": budgets}
     named: list[tuple[str, str, Collection[str]]]
     named = [(part, name, trained) for part, chosen in parts.items() for name in chosen]
+    named += [("PROTOCOLS", name, PROTOCOLS) for name in protocols]
     named += [(f"BUDGETS[{name!r}]", budget, BUDGETS) for name, budget in budgets.items()]
     for name, (_, expected) in controls.items():
         for method, claim in expected.items():
@@ -87,6 +93,7 @@ def load(path: str, config: ConfigDict) -> Methods:
         {name: budgets.get(name, BUDGETS[0]) for name in trained},
         controls,
         names.get("SEARCH", {}),
+        protocols,
     )
 
 

@@ -19,7 +19,7 @@ from rxrx1_jax.methods.statistics import (
     Unit,
     compare,
     difference,
-    equivalence,
+    outside,
 )
 from rxrx1_jax.report.files import read_predictions
 from rxrx1_jax.report.runs import FinishedRun, shared_of
@@ -209,6 +209,6 @@ def verdict(
     if expected == "gap":
         holds, fails = found[0].low > 0, found[0].high <= 0
     else:
-        holds = all(equivalence(one, MARGIN) < SIGNIFICANT for one in found)
+        holds = all(outside(one, -MARGIN, MARGIN) < SIGNIFICANT for one in found)
         fails = any(one.low > 0 or one.high < 0 for one in found)
     return said, True if holds else False if fails else None

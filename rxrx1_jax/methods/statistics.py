@@ -116,15 +116,15 @@ def compare(a: Score, b: Score, shared: float) -> Comparison:
     return Comparison(mean, n, error, mean - half, mean + half, p)
 
 
-def equivalence(found: Comparison, margin: float) -> float:
-    """p-value of a difference of `margin` or more, in either direction; small: there is none.
+def outside(found: Comparison, low: float, high: float) -> float:
+    """p-value of a difference of `low` or less, or of `high` or more; small: it is between them.
 
-    Two one-sided t tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657).
-    NaN where the comparison has no interval.
+    Two one-sided t tests (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657); one,
+    where the other bound is infinite. NaN where the comparison has no interval.
     """
     from scipy.special import stdtr
 
-    room = margin - abs(found.mean)
+    room = min(found.mean - low, high - found.mean)
     return float(stdtr(found.n - 1, -room / found.error))
 
 

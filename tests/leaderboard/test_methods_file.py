@@ -32,6 +32,7 @@ def load(tmp_path, text):
         ("TRAINED = {'a/b': {}}", "'a/b'"),
         ("TRAINED = {'controls': {}}", "'controls'"),
         ("TRAINED = {'a_': {}}; GAP = ['b']", "GAP has 'b': expected .*a_"),
+        ("TRAINED = {'a': {}}; PROTOCOLS = ['batch']", "PROTOCOLS has 'batch': .*random_well"),
         ("TRAINED = {'a': {}}; CORRECTIONS = {'a': ['adabn']}", "'adabn': expected .*adabn_"),
         ("TRAINED = {'a': {}}; BUDGETS = {'a': 'controls'}", "expected test controls"),
         ("TRAINED = {'a': {}}; CONTROLS = {'c': ({'x.y': 1}, {})}", r"CONTROLS\['c'\]: x.y"),
@@ -54,6 +55,15 @@ def test_a_value_that_cannot_be_is_told_before_work(tmp_path):
                             (methods.trained["a"], "")):  # fmt: skip
         obstacle = plan(tmp_path, overrides).obstacle
         assert said in obstacle and bool(said) == bool(obstacle)
+
+
+@pytest.mark.parametrize(("name", "runs"), [("screening", 5), ("dose", 2)])
+def test_the_files_of_the_tiers(name, runs):
+    methods = methods_lib.load(name, demo.get_config())
+    jobs = jobs_lib.make_jobs(methods, ["rxrx1/a", "rxrx1/b"], [0], [0], "rxrx1/a")
+    assert len(jobs) == 2 * runs
+    gap = [job for job in jobs if job.protocol != "batch"]
+    assert {(job.trained, job.protocol) for job in gap} == {("baseline", "random_well")}
 
 
 def test_the_file_of_the_project():

@@ -45,7 +45,7 @@ def test_few_units_and_equal_ones_have_no_interval(pairs):
     a = {cmp.Unit("w", fold, seed): x + 0.1 for fold, x in enumerate(pairs) for seed in range(3)}
     found = cmp.compare(a, dict.fromkeys(a, 0.1), 0.5)
     assert found.mean == pytest.approx(np.mean(pairs)) and found.n == len(pairs)
-    assert all(map(math.isnan, found[2:])) and math.isnan(cmp.equivalence(found, 1.0))
+    assert all(map(math.isnan, found[2:])) and math.isnan(cmp.outside(found, -1.0, 1.0))
 
 
 def test_no_pair_has_nothing():
@@ -55,7 +55,7 @@ def test_no_pair_has_nothing():
 
 @pytest.mark.parametrize("n", [3, 8])
 @pytest.mark.parametrize("by", ["folds", "worlds"])
-def test_intervals_cover_the_truth_and_equivalence_has_its_size(n, by):
+def test_intervals_cover_the_truth_and_tests_of_a_margin_have_their_size(n, by):
     """2,000 boards of n units and two seeds. Folds correlate as Nadeau and Bengio assume: by the
     share of the test sites, shared / (1 + shared)."""
     boards, truth, shared = 2000, 0.04, 0.5
@@ -75,19 +75,21 @@ def test_intervals_cover_the_truth_and_equivalence_has_its_size(n, by):
     found = [cmp.compare(score, zero, shared) for score in scores]
     assert 0.935 < coverage(found) < 0.965
     # A difference of exactly the margin passes for none in 5 % of the cases at most.
-    assert np.mean([cmp.equivalence(one, truth) < 0.05 for one in found]) < 0.065
+    assert np.mean([cmp.outside(one, -truth, truth) < 0.05 for one in found]) < 0.065
     if by == "folds":  # the plain interval is too narrow
         assert coverage([cmp.compare(score, zero, 0.0) for score in scores]) < 0.9
 
 
-@pytest.mark.parametrize("margin", [0.02, 0.1])
-def test_equivalence_is_the_larger_of_scipy_s_one_sided_tests(margin):
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.02, 0.02), (-0.1, 0.1), (0.0, math.inf), (-math.inf, 0.03)]
+)
+def test_between_two_bounds_is_the_larger_of_scipy_s_one_sided_tests(low, high):
     values = np.random.default_rng(3).normal(0.01, 0.02, 6)
     found = cmp.compare(dict(zip(UNITS, values, strict=True)), ZERO, 0.0)
     folds = values.reshape(3, 2).mean(1)
-    above = stats.ttest_1samp(folds, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(folds, margin, alternative="less").pvalue
-    assert cmp.equivalence(found, margin) == pytest.approx(max(above, below))
+    above = stats.ttest_1samp(folds, low, alternative="greater").pvalue
+    below = stats.ttest_1samp(folds, high, alternative="less").pvalue
+    assert cmp.outside(found, low, high) == pytest.approx(max(above, below))
 
 
 def test_holm_steps_down():

@@ -1,0 +1,8 @@
+"""The methods of `make dose`: one training per split, and the corrections whose gains are drawn."""
+
+TRAINED = {"baseline": {}}
+CORRECTIONS = {
+    "baseline": ["adabn_experiment", "centroids", "centre_experiment", "centre_scale_plate"],
+}
+GAP = ["baseline"]
+PROTOCOLS = ["random_well"]

@@ -1,0 +1,157 @@
+"""benchmarks/acceptance.py: made-up runs with known answers, SciPy, and closed forms."""
+
+import json
+import math
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+from finished_runs import EXPERIMENTS, make_predictions, make_run
+from scipy import stats
+
+from benchmarks import acceptance
+from benchmarks.acceptance import CRITERIA, Criterion
+from rxrx1_jax.data import records, splits
+from rxrx1_jax.methods.catalogue import find
+from rxrx1_jax.methods.lda12 import lda12
+from rxrx1_jax.methods.statistics import Comparison, Unit, compare
+from rxrx1_jax.training.predictions import accuracies, write_predictions
+
+# Of 80 sites: what each method has above the baseline's 48, in worlds 0 to 3.
+WORLDS, BASE, SITES = 4, 48, 80
+ABOVE = {
+    "baseline": [0, 0, 0, 0], "norm_site": [-4, 0, 2, 6], "gain_jitter": [-12, -8, -10, -14],
+    "cutmix": [2, 0, 4, 2], "adabn": [8, 6, 10, 4], "random_well": [6, 12, 14, 8],
+    "without": [0, 2, 0, -2],
+}  # fmt: skip
+VERDICTS = ["holds", "holds", "holds", None, "cannot say", "does not hold", "holds"]
+
+
+def world(k):
+    return f"rxrx1_jax.data.smoke.screen(size=16, seed={k})"
+
+
+def right(above):
+    """BASE + above of the SITES of four cell types."""
+    counts = np.diff(np.linspace(0, BASE + above, 5).round().astype(int))
+    return {name: (int(n), 5) for name, n in zip(EXPERIMENTS, counts, strict=True)}
+
+
+def made(folder, method, protocol, k, above):
+    path = folder / method / f"w{k}" / f"{protocol}-0-0"
+    return make_run(path, right(above), name=world(k), protocol=protocol)
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory):
+    """Leaderboards of WORLDS worlds, with and without batch effects."""
+    effects, without = map(tmp_path_factory.mktemp, ("effects", "without"))
+    for k, method in product(range(WORLDS), ("baseline", "norm_site", "gain_jitter", "cutmix")):
+        run = made(effects, method, "batch", k, ABOVE[method][k])
+        if method == "baseline":
+            (run / "corrections").mkdir()
+            table = make_predictions(right(ABOVE["adabn"][k]))
+            write_predictions(run / "corrections/adabn_experiment.parquet", table)
+            version = str(find("adabn_experiment").version)
+            entry = {"step": "600", "version": version, "refused": ""}
+            (run / "assessment.json").write_text(json.dumps({"adabn_experiment": entry}))
+    for k in range(WORLDS):
+        made(effects, "baseline", "random_well", k, ABOVE["random_well"][k])
+        made(without, "baseline", "batch", k, 0)
+        made(without, "baseline", "random_well", k, ABOVE["without"][k])
+    return effects, without
+
+
+def test_criteria_of_made_up_runs(boards, capsys):
+    effects, without = boards
+    assert acceptance.main([str(effects), f"--without={without}"]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]  # fmt: skip
+    first, second = rows[1:8], rows[9:]
+    order = "random_well", "without", "adabn", None, "norm_site", "gain_jitter", "cutmix"
+    for row, name, verdict in zip(first, order, VERDICTS, strict=True):
+        assert row[3] == f"{WORLDS}, {WORLDS}"
+        if name:
+            points = np.array(ABOVE[name]) * 100 / SITES
+            low, high = stats.ttest_1samp(points, 0).confidence_interval()
+            printed = [float(number) for number in re.findall(r"[+-][\d.]+", row[2])]
+            assert printed == pytest.approx([points.mean(), low, high], abs=0.051)
+            assert row[4] == verdict
+    sd = {row[0]: row[2] for row in second}
+    points = np.array(ABOVE["random_well"]) * 100 / SITES
+    assert sd["random by well - batch"] == f"{points.std(ddof=1):.1f}"
+
+
+def test_lda12_is_of_the_data_of_the_runs(boards):
+    """On the smoke screen; `lda12` has an oracle of its own."""
+    effects, without = map(acceptance.finished, boards)
+    found = acceptance.measured(effects, without)[acceptance.LDA]
+    for k in range(WORLDS):
+        images = records.open_images("", world(k))
+        split = splits.make_split(images.sites, "batch")
+        accuracy = accuracies(lda12(images.sites, 16 * 16, split, "batch"))["site"]["all"]
+        assert found[Unit(world(k), 0, 0)] == pytest.approx(accuracy - BASE / SITES / 3)
+
+
+def test_a_criterion_without_runs_cannot_be_judged(boards):
+    effects, without = map(acceptance.finished, boards)
+    few = [o for o in effects if o.job.trained != "cutmix"]
+    found = acceptance.measured(few, without)
+    table = acceptance.acceptance(found, 0.0)
+    assert list(map(str, table.rows[-1]))[2:] == ["–", "0, 0", "cannot say"]
+    assert len(acceptance.planning(found).rows) == len(CRITERIA)  # the others, and all
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),  # of 4 worlds with an error of 1 point
+    [
+        (2.4, 0, math.inf, "holds"), (2.3, 0, math.inf, "cannot say"),
+        (-3.2, 0, math.inf, "does not hold"), (-3.1, 0, math.inf, "cannot say"),
+        (0.6, -3, 3, "holds"), (0.7, -3, 3, "cannot say"), (-6.2, -3, 3, "does not hold"),
+    ],
+)  # fmt: skip
+def test_verdicts(mean, low, high, expected):
+    """t of 3 degrees: 2.353 at 5 % of one side, 3.182 at 2.5 %."""
+    half = 3.1824 / 100
+    of = Comparison(mean / 100, 4, 0.01, mean / 100 - half, mean / 100 + half, 0.5)
+    assert acceptance.judge(Criterion("x", low, high, 0), of) == expected
+
+
+def test_spreads_are_those_of_the_analysis_of_variance():
+    values = np.random.default_rng(0).normal(size=(5, 3)) + np.arange(5)[:, None]
+    score = {Unit(f"w{k}", fold, 0): values[k, fold] for k in range(5) for fold in range(3)}
+    within = values.var(1, ddof=1).mean()
+    between = values.mean(1).var(ddof=1) - within / 3
+    assert acceptance.spreads(score) == pytest.approx((math.sqrt(between), math.sqrt(within)))
+    of_one = {unit: value for unit, value in score.items() if unit.world == "w2"}
+    assert acceptance.spreads(of_one) == pytest.approx((0, values[2].std(ddof=1)))
+    first = {unit: value for unit, value in score.items() if unit.fold == 0}
+    assert acceptance.spreads(first) == pytest.approx((values[:, 0].std(ddof=1), 0))
+
+
+@pytest.mark.parametrize(("worlds", "folds"), [(4, 1), (8, 3)])
+def test_how_often_a_right_screen_passes_is_the_power_of_the_t_test(worlds, folds):
+    """One-sided, by SciPy's noncentral t."""
+    one, spread = Criterion("x", 0, math.inf, 4.0), (0.03, 0.06)
+    error = math.sqrt((spread[0] ** 2 + spread[1] ** 2 / folds) / worlds)
+    expected = stats.nct.sf(stats.t.ppf(0.95, worlds - 1), worlds - 1, 0.04 / error)
+    found = acceptance.share_passed(one, spread, worlds, folds)
+    assert found == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000))
+
+
+def test_a_difference_at_the_bound_passes_in_five_of_a_hundred():
+    found = acceptance.share_passed(Criterion("x", -2, math.inf, -2), (0.03, 0.0), 8, 1)
+    assert found == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_folder_without_runs_is_named(tmp_path, capsys):
+    assert acceptance.main([str(tmp_path), f"--without={tmp_path}"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and str(tmp_path) in said[0]
+
+
+def test_compare_counts_worlds():
+    """What the acceptance relies on: three folds of a world are one unit."""
+    score = {Unit(f"w{k}", fold, 0): float(k) for k in range(3) for fold in range(3)}
+    assert compare(score, dict.fromkeys(score, 0.0), 0.5).n == 3
