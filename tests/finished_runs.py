@@ -37,11 +37,13 @@ def make_predictions(right: dict[str, tuple[int, int]], wells: int = 10) -> pa.T
 
 
 def make_run(
-    path: Path, right: dict[str, tuple[int, int]], source: str = "synthetic", **changes: Any
-) -> Path:
-    """changes: section__name=value of its settings; protocol, fold ... are those of `data`."""
+    path: Path, right: dict[str, tuple[int, int]] | pa.Table, source: str = "synthetic",
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """right: as `make_predictions` takes it, or predictions; changes: section__name=value of its
+    settings; protocol, fold ... are those of `data`."""
     path.mkdir(parents=True)
-    table = make_predictions(right)
+    table = right if isinstance(right, pa.Table) else make_predictions(right)
     write_predictions(path / "predictions.parquet", table)
     config = default()
     settings = {

@@ -3,6 +3,8 @@
 from itertools import product
 from pathlib import Path
 
+import pyarrow as pa
+
 from rxrx1_jax.leaderboard.scores import Job, Outcome
 from rxrx1_jax.methods.statistics import Unit
 from rxrx1_jax.report.runs import FinishedRun
@@ -31,7 +33,9 @@ def outcome(accuracy, unit, trained="base", protocol="batch", control=""):
         "model": "m",
     }  # fmt: skip
     logged = [{"train_accuracy": 0.1}, {"train_accuracy": TRAINING}, {"test_accuracy": 0.2}]
-    run = FinishedRun(Path("nowhere"), {}, results, logged, accuracy, {}, "")
+    run = FinishedRun(
+        Path("nowhere"), {}, results, logged, accuracy, {}, "", pa.table({}), {}
+    )
     return Outcome(Job(control, trained, protocol, unit), run, "")
 
 

@@ -128,6 +128,21 @@ def outside(found: Comparison, low: float, high: float) -> float:
     return float(stdtr(found.n - 1, -room / found.error))
 
 
+def wilson(right: Any, n: Any) -> tuple[Any, Any]:
+    """Interval of a share right / n, of numbers or arrays; (NaN, NaN) for n = 0.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", Journal of
+    the American Statistical Association 22, 209. right need not be whole.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + LEVEL) / 2))
+    right, n = np.asarray(right, np.float64), np.where(np.asarray(n) > 0, n, math.nan)
+    centre = (right + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * np.sqrt(right * (n - right) / n + z**2 / 4)
+    return centre - half, centre + half
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values adjusted for how many there are, in the order given; NaN stays and counts nothing.
 

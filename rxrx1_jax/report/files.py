@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import types
+from pyarrow import csv, types
 
 from rxrx1_jax import config
 from rxrx1_jax.data.files import parse_json
@@ -144,7 +144,8 @@ def read_predictions(path: Path, do: str = EVALUATE) -> pa.Table:
                 raise ReportError(
                     f"{path}: column {name!r} is {found}, expected {kind.expected}; {do}"
                 )
-        table = pq.read_table(path, columns=list(PREDICTIONS))
+        named = ["sirna"] if "sirna" in schema.names else []  # of all real runs
+        table = pq.read_table(path, columns=[*PREDICTIONS, *named])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ReportError(f"{path}: not a Parquet file ({reason}); {do}") from error
@@ -164,6 +165,24 @@ def read_predictions(path: Path, do: str = EVALUATE) -> pa.Table:
     if len(twice := names.filter(pc.greater(counts, 1))):
         raise ReportError(f"{path}: column 'site_id' has {twice[0]} more than once; {do}")
     return table
+
+
+def read_training_wells(path: Path) -> dict[int, int]:
+    """{sirna_id: number of training wells} by a run's metadata.csv; empty where there is none."""
+    if not path.exists():
+        return {}
+    options = csv.ConvertOptions(
+        include_columns=["well_id", "sirna_id", "role"], column_types={"sirna_id": pa.int32()}
+    )
+    try:
+        sites = csv.read_csv(path, convert_options=options)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReportError(f"{path}: not the sites of a run ({reason}); {RESTORE}") from error
+    trained = sites.filter(pc.equal(sites["role"], "train"))
+    wells = trained.group_by("sirna_id").aggregate([("well_id", "count_distinct")])
+    return dict(zip(*(wells[name].to_pylist() for name in ("sirna_id", "well_id_count_distinct")),
+                    strict=True))  # fmt: skip
 
 
 def read_json(path: Path, do: str) -> Any:

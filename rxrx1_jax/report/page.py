@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rxrx1_jax.data.files import replacing, write_text
 from rxrx1_jax.data.records import DatasetError, Records, open_images
 from rxrx1_jax.methods.statistics import worst_experiment
-from rxrx1_jax.report import comparison, figures, table1, tables
+from rxrx1_jax.report import comparison, figures, sirnas, table1, tables
 from rxrx1_jax.report.runs import FinishedRun, Group, Screen, group
 from rxrx1_jax.report.tables import Cell, Links, Table, Value
 
@@ -176,6 +176,7 @@ def write_page(
         for name, table in made.items():
             page.table(f"{prefix}{name}", table)
         _plots(page, groups, 100 / screen.classes, prefix)
+        sirnas.of_row(page, groups[0], prefix)
         try:
             _cells(page, screen, runs[0], prefix, data_dir)
         except DatasetError as error:

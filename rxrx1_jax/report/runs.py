@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from rxrx1_jax.config import FREE
 from rxrx1_jax.data.splits import FOLDS
 from rxrx1_jax.methods.statistics import Score, Unit
 from rxrx1_jax.report import files
 from rxrx1_jax.report.files import ReportError
-from rxrx1_jax.training.predictions import accuracies
+from rxrx1_jax.training.predictions import accuracies, firsts_of_wells
 from rxrx1_jax.training.run_dir import runs_near
 
 PROTOCOLS = {
@@ -48,6 +49,7 @@ NO_EFFECT = {
 TASK = ("data.protocol", "data.cell_type")  # with fold and seed they make the split
 TABLE1 = {*TASK, "data.normalisation"}  # what Table 1 compares
 DATA = ("dataset.data", "dataset.data_fingerprint")  # fingerprints: today's, that of version 0.2
+WELL_COLUMNS = ("well_id", "label", "well_prediction", "sirna")
 UNFINISHED = "start it again with the same command; it resumes at its last checkpoint"
 
 
@@ -71,6 +73,8 @@ class FinishedRun(NamedTuple):
     accuracy: dict[str, Any]  # fractions, as `predictions.accuracies` gives them
     environment: dict[str, Any]
     test: str  # fingerprint of the test sites and their labels
+    wells: pa.Table  # a row of the predictions for each test well
+    trained: dict[int, int]  # {sirna_id: training wells}; empty where the run does not say
 
     @property
     def screen(self) -> Screen:
@@ -203,7 +207,12 @@ def load_run(path: Path) -> FinishedRun:
     test.update(tested["label"].to_numpy().astype(np.int64).tobytes())
     metrics = files.read_metrics(path / "metrics.jsonl")
     environment = files.read_environment(path / "environment.json")
-    return FinishedRun(path, config, results, metrics, accuracy, environment, test.hexdigest())
+    trained = files.read_training_wells(path / "metadata.csv")
+    columns = [name for name in WELL_COLUMNS if name in table.column_names]
+    wells = table.select(columns).take(firsts_of_wells(table))
+    return FinishedRun(
+        path, config, results, metrics, accuracy, environment, test.hexdigest(), wells, trained
+    )
 
 
 def group(runs: Sequence[FinishedRun], as_table1: bool = True) -> list[Group]:

@@ -86,7 +86,7 @@ def accuracies(table: pa.Table) -> dict[str, Any]:
     label = table["label"].to_numpy()
     top5 = pc.list_flatten(table["top5"]).to_numpy().reshape(len(label), -1)
     groups = {name: _codes(table, name) for name in ("cell_type", "experiment")}
-    first_of_well = np.unique(_codes(table, "well_id")[1], return_index=True)[1]
+    first_of_well = firsts_of_wells(table)
 
     def by(column: str, keep: np.ndarray | slice) -> dict[str, Any]:
         right = (table[column].to_numpy() == label)[keep]
@@ -103,6 +103,11 @@ def accuracies(table: pa.Table) -> dict[str, Any]:
         "well": by("well_prediction", first_of_well),
         "top5": int((top5 == label[:, None]).any(axis=1).sum()) / len(label),
     }
+
+
+def firsts_of_wells(table: pa.Table) -> np.ndarray:
+    """The first row of each well."""
+    return np.unique(_codes(table, "well_id")[1], return_index=True)[1]
 
 
 def write_predictions(path: str | os.PathLike[str], table: pa.Table) -> None:
