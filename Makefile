@@ -14,7 +14,7 @@ VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
   tfds_builder/rxrx1/rxrx1_dataset_builder.py)
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
-.PHONY: help demo real table1 control leaderboard bench test test-long test-oldest test-newest lint \
+.PHONY: help demo real table1 control leaderboard board screening dose bench test test-long test-oldest test-newest lint \
   types clean
 
 help: ## this list
@@ -101,6 +101,37 @@ leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three
 	  --config.data.name=rxrx1/$(SCREEN) --methods=leaderboard \
 	  --workdir=runs/leaderboard --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=$(SEEDS) \
 	  --workers=$(WORKERS)
+
+# Screens of other seeds are worlds; DOSE is how many times the batch effects of the screen they
+# have. HUVEC alone, 32 siRNAs per plate: a training has enough treatments of an experiment.
+WORLDS  ?= 0 1 2 3 4 5 6 7
+DOSES   ?= 0 0.5 1 1.5 2
+DOSE    ?= 1
+METHODS ?= screening
+BOARDS  ?= runs/worlds
+DESIGN  := "huvec": 5, "rpe": 0, "hepg2": 0, "u2os": 0, "treatments": 32
+board: $(VENV)/.analysis ## a leaderboard of METHODS over the WORLDS at a DOSE of batch effects
+	@set -e; for world in $(WORLDS); do name=world_$${world}_dose_$(DOSE); \
+	  test -e $(DATA)/rxrx1/$$name/$(VERSION)/dataset_info.json || \
+	  $(BIN)/python -m tfds_builder.rxrx1 build --data_dir=$(DATA) --config="$$(printf \
+	    '{"name": "%s", "size": 64, "screen": {"seed": %s, "batch_effect": %s, $(DESIGN)}}' \
+	    $$name $$world $(DOSE))"; done
+	@$(BIN)/python -m rxrx1_jax.leaderboard --config=demo --config.data.dir=$(DATA) \
+	  --config.data.name=rxrx1/world_$(firstword $(WORLDS))_dose_$(DOSE) --methods=$(METHODS) \
+	  --worlds=$(subst $(empty) ,$(comma),$(foreach w,$(WORLDS),rxrx1/world_$(w)_dose_$(DOSE))) \
+	  --workdir=$(BOARDS)/$(DOSE) --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=0 \
+	  --workers=$(WORKERS)
+
+screening: ## a leaderboard over eight worlds, and whether the screen is accepted
+	@$(MAKE) board
+	@$(MAKE) board DOSE=0 METHODS=dose
+	@$(BIN)/python -m benchmarks.acceptance $(BOARDS)/1 --without=$(BOARDS)/0 --data_dir=$(DATA)
+
+dose: screening ## gain over dose: gap and corrections as batch effects grow
+	@set -e; for dose in $(filter-out 0 1,$(DOSES)); do \
+	  $(MAKE) board DOSE=$$dose METHODS=dose; done
+	@$(BIN)/python -m benchmarks.dose $(foreach d,$(DOSES),$(d)=$(BOARDS)/$(d)) \
+	  --out=$(BOARDS)/dose.png
 
 # Two calls: the number of simulated devices is fixed when a process starts.
 JOBS   ?= 2

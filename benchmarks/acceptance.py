@@ -1,14 +1,14 @@
 """Is a synthetic screen like the real one, where the real one is known? Asked of finished runs.
 
     make screening
-    python -m benchmarks.acceptance runs/screening --without=runs/dose/0
+    python -m benchmarks.acceptance runs/worlds/1 --without=runs/worlds/0
 
 reads the runs of a leaderboard with the methods of configs/screening.py, and those of the same
 worlds without batch effects. A criterion is a mean over worlds that must lie between two bounds.
 It holds where one-sided t tests (5 %) say so, and does not where the interval lies outside.
 
-The second table says how often a right screen would pass, from the spreads of these runs: whose
-true mean is as the column says, over normal worlds and folds.
+The second table says how often a right screen would pass: one that has the true mean of the table
+and, over normal worlds and folds, the spreads of these runs.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 TRAINED = {"baseline": {}}
 CORRECTIONS = {
+    # centroids: what the next two are compared with
     "baseline": ["adabn_experiment", "centroids", "centre_experiment", "centre_scale_plate"],
 }
 GAP = ["baseline"]

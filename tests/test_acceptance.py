@@ -8,9 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 from finished_runs import EXPERIMENTS, make_predictions, make_run
+from PIL import Image
 from scipy import stats
 
-from benchmarks import acceptance
+from benchmarks import acceptance, dose
 from benchmarks.acceptance import CRITERIA, Criterion
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.methods.catalogue import find
@@ -155,3 +156,30 @@ def test_compare_counts_worlds():
     """What the acceptance relies on: three folds of a world are one unit."""
     score = {Unit(f"w{k}", fold, 0): float(k) for k in range(3) for fold in range(3)}
     assert compare(score, dict.fromkeys(score, 0.0), 0.5).n == 3
+
+
+def test_curves_over_dose_are_the_differences_of_each_board(boards, tmp_path, capsys):
+    """Made-up boards have no centroids, so those curves have no points."""
+    effects, without = boards
+    picture = tmp_path / "dose.png"
+    assert dose.main([f"1={effects}", f"0={without}", f"--out={picture}"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| g")]
+    rows = {
+        cells[0].strip(): cells[1:] for cells in (line.strip("| ").split("|") for line in lines)
+    }
+    for name, planted in (("gap: random by well - batch", ("without", "random_well")),
+                          ("gain of adabn_experiment", (None, "adabn"))):  # fmt: skip
+        for cell, of in zip(rows[name], planted, strict=True):
+            if of:
+                points = np.array(ABOVE[of]) * 100 / SITES
+                assert float(cell.split()[0]) == pytest.approx(points.mean(), abs=0.051)
+            else:
+                assert cell.strip() == "–"
+    assert Image.open(picture).size[0] > 500
+
+
+@pytest.mark.parametrize(("given", "named"), [("half=x", "half"), ("1=nowhere", "nowhere")])
+def test_a_dose_that_cannot_be_drawn_is_one_line(given, named, tmp_path, capsys):
+    assert dose.main([given, f"--out={tmp_path}/dose.png"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and named in said[0]

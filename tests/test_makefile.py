@@ -1,5 +1,6 @@
 """`make`, and `make demo` with a stand-in for Python that finishes each run at once."""
 
+import json
 import os
 import re
 import subprocess
@@ -81,3 +82,22 @@ def test_the_real_screen_is_fetched_and_corrected(tmp_path):
     for word in (f"--metadata={folder}/rxrx1-metadata.zip", "--folds=0,2", "tvn_plate+lda",
                  f"--out={tmp_path}/out"):  # fmt: skip
         assert word in corrected
+
+
+def test_the_dose_takes_a_board_of_all_worlds_per_dose(tmp_path):
+    stand_in(tmp_path / "venv", ".analysis")
+    said = make("dose", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/data", f"BOARDS={tmp_path}/b",
+                "WORLDS=3 4", "DOSES=0 0.5 1", "FOLDS=0 2")  # fmt: skip
+    built = [json.loads(line.partition("--config=")[2]) for line in said if " build " in line]
+    asked = [(one["name"], one["screen"]["seed"], one["screen"]["batch_effect"]) for one in built]
+    assert asked == [(f"world_{k}_dose_{dose:g}", k, dose) for dose in (1, 0, 0.5) for k in (3, 4)]
+    boards = [line.split() for line in said if "rxrx1_jax.leaderboard" in line]
+    for words, dose, methods in zip(boards, ("1", "0", "0.5"), ("screening", "dose", "dose"),
+                                    strict=True):  # fmt: skip
+        worlds = [f"rxrx1/world_{k}_dose_{dose}" for k in (3, 4)]
+        assert f"--worlds={','.join(worlds)}" in words and f"--methods={methods}" in words
+        assert f"--workdir={tmp_path}/b/{dose}" in words and "--folds=0,2" in words
+    acceptance, dose = (next(line for line in said if f"benchmarks.{name}" in line)
+                        for name in ("acceptance", "dose"))  # fmt: skip
+    assert f"{tmp_path}/b/1 --without={tmp_path}/b/0" in acceptance
+    assert f" 0={tmp_path}/b/0 0.5={tmp_path}/b/0.5 1={tmp_path}/b/1 " in dose
