@@ -19,7 +19,8 @@ examples/transforms.py): Adam, peak learning rate 1e-3, weight decay 1e-5; batch
 5,415 steps of warm-up, then a cosine; each channel of each image standardised by itself; quarter
 turns and mirror images. Different here:
 
-- Random initialisation. WILDS starts from ImageNet weights, which are not available here.
+- Random initialisation. WILDS starts from ImageNet weights: --config.model.init=FILE has them
+  (docs/weights.md).
 - Weight decay on kernels only, where WILDS decays all parameters.
 - The last state is evaluated, where WILDS takes the epoch with the best accuracy on `val`; that one
   is kept too (`rxrx1_jax.load_run(run).load("best")`, chosen every `train.eval_every` epochs).

@@ -29,7 +29,7 @@ from rxrx1_jax.config import flat, user_path
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS, find, reference
-from rxrx1_jax.methods.evidence import BUDGETS
+from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL
 from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
 from rxrx1_jax.report import command, files
 from rxrx1_jax.report.runs import differing, label_of, unit_of
@@ -42,11 +42,12 @@ CAPTION = "Accuracy of the test sites, %"
 
 
 def summary(
-    runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float, caption: str = CAPTION
-) -> Table:
+    runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float, caption: str = CAPTION,
+    external: bool = False,
+) -> Table:  # fmt: skip
     """The table of {run: {method: predictions}}, grouped by what the methods may see.
 
-    shared: as in `compare`.
+    shared: as in `compare`. external: whether the networks began with weights of elsewhere.
     """
     tried = dict.fromkeys(name for tables in runs.values() for name in tables)
     names = [name for name in tried if all(name in tables for tables in runs.values())]
@@ -61,7 +62,8 @@ def summary(
     rows: list[list[Cell]] = []
     for budget in BUDGETS:
         members = [name for name in names if find(name).budget == budget]
-        rows += [[budget]] if members else []
+        outside = f"{EXTERNAL}, " if external and budget != EXTERNAL else ""
+        rows += [[outside + budget]] if members else []
         for name in members:
             rows.append([name, *map(percent, scores[name]), "", ""])
             if name in gains:
@@ -171,16 +173,17 @@ def main() -> int:
                 raise ValueError(f"{run}: fold and seed of another run; expected one run of each")
         texts = []
         for label, runs in asked.items():
-            tables = {}
+            tables, external = {}, False
             for unit, (run, place) in runs.items():
                 print(run, file=sys.stderr, flush=True)
                 opened = command.open_run(run, options.data_dir)
+                external |= bool(opened.fingerprint.get("external"))
                 tables[unit] = corrections.predictions_of(opened, names, place)
             shared = max(shares[run] for run, _ in runs.values())
             worlds = sorted({unit.world for unit in runs})
             several = f"over worlds {', '.join(worlds)}" if len(worlds) > 1 else ""
             caption = "; ".join(filter(None, (CAPTION, label, several)))
-            texts.append(summary(tables, shared, caption).markdown())
+            texts.append(summary(tables, shared, caption, external).markdown())
         print("\n".join(texts))
         if options.out:
             write_text(options.out / "corrections.md", "\n".join(texts))

@@ -10,7 +10,7 @@ FREE = (
     "data.cache", "data.dir", "data.threads", "eval.batch_size", "eval.orientations", "train.keep",
     "train.loggers", "train.parallelism", "train.profile", "train.steps_per_call",
 )  # fmt: skip
-PATHS = ("data.dir", "train.parent")  # kept absolute
+PATHS = ("data.dir", "model.init", "train.parent")  # kept absolute
 
 # Setting -> module of our factories, whose names FIELDS lists.
 POINTS = {
@@ -75,6 +75,8 @@ FIELDS = {
         "domain_adversary")),
     "model.dtype": Field("auto", "of the computation; auto: bfloat16 on GPUs and TPUs", (
         "auto", "float32", "bfloat16")),
+    "model.init": Field(
+        "", "weights to begin with: a .safetensors or .pth file of these names, or a run"),
     "model.remat": Field(False, "blocks are computed twice in a step, and take less memory"),
     "optim.name": Field("sgd", "the optimizer", ("sgd", "adam", "adamw")),
     "optim.batch_size": Field(

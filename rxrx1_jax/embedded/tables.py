@@ -8,7 +8,7 @@ from rxrx1_jax.embedded import judging
 from rxrx1_jax.embedded.jobs import FIGURES, Job
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import METHODS
-from rxrx1_jax.methods.evidence import BUDGETS, SEEN, Method
+from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL, SEEN, Method
 from rxrx1_jax.methods.statistics import (
     Comparison,
     Score,
@@ -22,7 +22,6 @@ from rxrx1_jax.report import comparison
 from rxrx1_jax.report.runs import PROTOCOLS
 from rxrx1_jax.report.tables import ADJUSTED, Cell, Links, Table, Value, gain, percent
 
-EXTERNAL = BUDGETS[-1]
 COLUMNS = diagnosis.COLUMNS | judging.COLUMNS
 
 

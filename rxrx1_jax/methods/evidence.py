@@ -21,12 +21,13 @@ import numpy as np
 
 from rxrx1_jax.data.embeddings import Embeddings
 
+EXTERNAL = "external data"
 SEEN = {  # budget -> what predictions may depend on beside the training sites
     "inductive": "the image, and the control statistics of its plate that normalise it",
     "test controls": "also images of the control wells of the test experiments",
     "unlabelled test images": "also all images of the test experiments, without labels",
     "design": "also that a siRNA occurs once in an experiment, plate by plate",
-    "external data": "also weights or embeddings that were trained on other data",
+    EXTERNAL: "also weights or embeddings that were trained on other data",
 }
 BUDGETS = tuple(SEEN)
 USES = ("test_controls", "test_images", "design", "external")  # each has the budget one further

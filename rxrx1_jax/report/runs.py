@@ -96,6 +96,11 @@ class FinishedRun(NamedTuple):
         return [entry["train_accuracy"] for entry in self.metrics if "train_accuracy" in entry][-1:]
 
     @property
+    def external(self) -> bool:
+        """Whether it began with weights of a file (model.init), or of a run that did."""
+        return bool(self.config.get("dataset.external"))
+
+    @property
     def cell_type(self) -> str:
         """The cell type trained on, or "all"."""
         return self.config["data.cell_type"]

@@ -17,6 +17,7 @@ from rxrx1_jax.data.images import DatasetError, Images, Vocabulary
 from rxrx1_jax.data.orders import Order
 from rxrx1_jax.data.reading import one_pass
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
+from rxrx1_jax.model import heads
 from rxrx1_jax.model.networks import NetworkSpec
 from rxrx1_jax.model.resnet import on_cpu
 from rxrx1_jax.training import optimizers, parallel, run_dir, steps
@@ -219,9 +220,11 @@ def make_stream(
         raise run_dir.RunError(f"data.{error}") from error
 
 
-def create_model(config: ConfigDict, bn_axis_name: str | None = None) -> nn.Module:
-    """The network of the settings."""
-    model, head = config.model, config_lib.load("model.head", config.model.head)
+def create_model(
+    config: ConfigDict, bn_axis_name: str | None = None, head: heads.Head | None = None
+) -> nn.Module:
+    """The network of the settings; head: in place of theirs."""
+    model, head = config.model, head or config_lib.load("model.head", config.model.head)
     network = config_lib.load("model.name", model.name)
     try:
         spec = NetworkSpec(head, model.width, jnp.dtype(model.dtype), bn_axis_name, model.remat)

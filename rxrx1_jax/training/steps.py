@@ -90,7 +90,11 @@ def initial_state(
             f"model.name: the network has the variables {', '.join(sorted(more))}; expected "
             "params and batch_stats alone"
         )
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return state_of(spec, variables["params"], variables.get("batch_stats", {}))
+
+
+def state_of(spec: StepSpec, params: Any, batch_stats: Any) -> TrainState:
+    """The state before the first update of a network with these values."""
     ema = spec.ema_decay > 0
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -245,7 +249,7 @@ def _evaluate(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[jax.Arra
 
 
 def _check_logits(logits: jax.Array, batch: Batch, info: Info) -> None:
-    expected = (len(batch["label"]), len(info.vocabulary.classes))
+    expected = (batch["label"].shape[0], len(info.vocabulary.classes))
     if logits.shape != expected:
         raise ValueError(
             f"model.name: the network gives logits of shape {logits.shape}; expected {expected}, "

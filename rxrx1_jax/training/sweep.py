@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.training import run_dir
+from rxrx1_jax.training import initial, run_dir
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.locks import Locked, lock
 from rxrx1_jax.training.workers import DONE, FAILED, KILLED, REFUSED, Ending, Worker, ending
@@ -64,7 +64,8 @@ class Planner:
             few = f"{size} training sites, fewer than optim.batch_size={batch}"
             return Plan(path, dict(overrides), size, few)
         if (path / "config.json").exists():
-            run_dir.check_run(path, settings, self._data(*asked))
+            found = self._data(*asked) | initial.fingerprint(settings.model.init)
+            run_dir.check_run(path, settings, found)
         return Plan(path, dict(overrides), size, "")
 
     def _draw(self, *asked: Any) -> splits.Split:

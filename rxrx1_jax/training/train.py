@@ -17,7 +17,16 @@ from rxrx1_jax.config import FREE, complete, flat, user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, Images
 from rxrx1_jax.data.reading import cores
-from rxrx1_jax.training import checkpoint, diverged, evaluate, plan, processes, progress, run_dir
+from rxrx1_jax.training import (
+    checkpoint,
+    diverged,
+    evaluate,
+    initial,
+    plan,
+    processes,
+    progress,
+    run_dir,
+)
 from rxrx1_jax.training.calls import room, train_calls
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.loggers import Start
@@ -55,6 +64,8 @@ def train_and_evaluate(
         setup = set_up(config, workdir, images)
         plan.check(setup)
         fingerprint = describe_data(setup.images, setup.split, setup.vocabulary.classes)
+        begin = initial.find(setup, fingerprint) if config.model.init else None
+        fingerprint |= initial.fingerprint(config.model.init)
         parent = _parent(setup, fingerprint) if config.train.parent else None
         with run_dir.hold(workdir):
             # What changes the last digits; of cores, how many share a sum.
@@ -62,7 +73,7 @@ def train_and_evaluate(
             run_dir.open_run(workdir, setup.config, fingerprint, how)
             processes.check_shared(workdir / "config.json")
             try:
-                return Training(setup, workdir, fingerprint, notice).run(parent)
+                return Training(setup, workdir, fingerprint, notice, begin).run(parent)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -86,6 +97,7 @@ class Training:
     workdir: Path
     fingerprint: dict[str, Any]
     notice: processes.Notice
+    begin: initial.Initial | None = None  # of model.init
 
     def run(self, parent: Path | None) -> dict[str, Any]:
         """parent: a checkpoint to start from."""
@@ -109,6 +121,8 @@ class Training:
         trace = Trace(workdir, log, *config.train.profile)
         with checkpoint.manager(workdir, config.train.keep) as checkpoints, log:
             log.say(_summary(setup, start))
+            if self.begin and not start:
+                log.say(self.begin.about)
             if start < total:
                 log.say("compiling the training step; a large network takes a minute or more")
             try:
@@ -135,7 +149,7 @@ class Training:
         own = checkpoint.find(self.workdir)
         path = own or parent
         if path is None:
-            return self.setup.init(), []
+            return self.begin.state(self.setup) if self.begin else self.setup.init(), []
         saved = checkpoint.describe(path)
         if own:
             check_origin(saved, flat(self.setup.config), self.fingerprint)

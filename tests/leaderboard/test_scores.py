@@ -97,6 +97,16 @@ def test_accuracy_table_against_pandas(methods, outcomes):
     assert [one, two] == [f"{min(1, 2 * low):.3f}", f"{min(1, max(2 * low, high)):.3f}"]
 
 
+def test_a_run_that_began_with_a_file_of_weights_has_the_budget_of_external_data(
+    methods, outcomes
+):
+    for one in outcomes:
+        if one.job.trained == "other":
+            one.run.config["dataset.external"] = True
+    found = {row.trained: row.budget for row in scores.make_rows(methods, outcomes)}
+    assert found == {"base": "inductive", "other": "external data", "wide": "design"}
+
+
 def test_a_read_out_is_paired_with_that_of_the_baseline(methods, outcomes, monkeypatch):
     """Of all corrections; a row whose partner is missing has no gain."""
     values = {"centroids": 0.3, "tvn_plate": 0.45, "adabn_plate": 0.5}

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from arrays import small_evidence
 from commands import run_command
+from finished_runs import edited
 from scipy import stats
 
 from configs import demo
@@ -178,6 +179,15 @@ def test_what_validation_chose_is_said_and_stored(run, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "tuned" in said and "2 of 2" in said and "right" in said
     assert stored(run, "tuned").equals(table)
+
+
+def test_budgets_say_that_a_network_began_with_weights_of_elsewhere(run):
+    told = run_command("correct", run, "--methods", "centroids").out
+    assert "inductive" in told and "external" not in told
+    with edited(run / "config.json") as config:
+        config["dataset"]["external"] = True
+    told = run_command("correct", run, "--methods", "centroids").out
+    assert "external data, inductive" in told
 
 
 def test_several_runs_are_averaged_and_paired(run):
