@@ -14,7 +14,7 @@ VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
   tfds_builder/rxrx1/rxrx1_dataset_builder.py)
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
-.PHONY: help demo real table1 control leaderboard board screening dose bench test test-long test-oldest test-newest lint \
+.PHONY: help demo real table1 control leaderboard worlds board screening dose bench test test-long test-oldest test-newest lint \
   types clean
 
 help: ## this list
@@ -110,17 +110,20 @@ DOSE    ?= 1
 METHODS ?= screening
 BOARDS  ?= runs/worlds
 DESIGN  := "huvec": 5, "rpe": 0, "hepg2": 0, "u2os": 0, "treatments": 32
-board: $(VENV)/.analysis ## a leaderboard of METHODS over the WORLDS at a DOSE of batch effects
+NAMES    = $(subst $(empty) ,$(comma),$(foreach world,$(WORLDS),rxrx1/world_$(world)_dose_$(DOSE)))
+ON_WORLDS = --config=demo --config.data.dir=$(DATA) --worlds=$(NAMES) \
+  --config.data.name=rxrx1/world_$(firstword $(WORLDS))_dose_$(DOSE) \
+  --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=0 --workers=$(WORKERS)
+worlds: $(VENV)/.demo ## the screens of WORLDS with a DOSE of batch effects
 	@set -e; for world in $(WORLDS); do name=world_$${world}_dose_$(DOSE); \
 	  test -e $(DATA)/rxrx1/$$name/$(VERSION)/dataset_info.json || \
 	  $(BIN)/python -m tfds_builder.rxrx1 build --data_dir=$(DATA) --config="$$(printf \
 	    '{"name": "%s", "size": 64, "screen": {"seed": %s, "batch_effect": %s, $(DESIGN)}}' \
 	    $$name $$world $(DOSE))"; done
-	@$(BIN)/python -m rxrx1_jax.leaderboard --config=demo --config.data.dir=$(DATA) \
-	  --config.data.name=rxrx1/world_$(firstword $(WORLDS))_dose_$(DOSE) --methods=$(METHODS) \
-	  --worlds=$(subst $(empty) ,$(comma),$(foreach w,$(WORLDS),rxrx1/world_$(w)_dose_$(DOSE))) \
-	  --workdir=$(BOARDS)/$(DOSE) --folds=$(subst $(empty) ,$(comma),$(FOLDS)) --seeds=0 \
-	  --workers=$(WORKERS)
+
+board: worlds $(VENV)/.analysis ## a leaderboard of METHODS over WORLDS with a DOSE of batch effects
+	@$(BIN)/python -m rxrx1_jax.leaderboard $(ON_WORLDS) --methods=$(METHODS) \
+	  --workdir=$(BOARDS)/$(DOSE)
 
 screening: ## a leaderboard over eight worlds, and whether the screen is accepted
 	@$(MAKE) board

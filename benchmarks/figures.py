@@ -2,8 +2,8 @@
 
     make demo && make control
     python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=4
-    make leaderboard
-    python -m benchmarks.figures --leaderboard=runs/leaderboard
+    make screening
+    python -m benchmarks.figures --leaderboard=runs/worlds/1 --without=runs/worlds/0
 
 docs/results.json holds the Markdown of each block: what a page has between
 `<!-- figures: NAME -->` and `<!-- end -->`. With RUNS the picture in README is drawn again, too.
@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from benchmarks import acceptance
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.report import files, table1
-from rxrx1_jax.report.runs import FinishedRun, Screen, group, load_runs
+from rxrx1_jax.report.runs import FinishedRun, Screen, group, load_runs, shared_of
 from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value
 
 ROOT = Path(__file__).parents[1]
@@ -42,14 +43,7 @@ $ make test    # {:g} minutes: the tests, but for the long ones
 ```"""
 
 
-RECORD = {  # row of the leaderboard -> what is done with real images
-    "norm_site": "[WILDS](https://github.com/p-lambda/wilds) and, by default, the"
-    " [winner of the Kaggle competition](https://github.com/maciej-sypetkowski/kaggle-rcic-1st)"
-    " standardise each image by itself",
-    "gain_jitter": "the winner draws such gains and offsets by default",
-    "cutmix": "the winner uses it by default",
-}
-BOARD = "Accuracy", "The gap", "Controls"  # how the captions of its tables begin
+BOARD = "Accuracy", "The gap"  # how the captions of its tables begin
 SHOWN = 5  # columns of the leaderboard that its page has: up to the p-value
 
 
@@ -106,8 +100,8 @@ def blocks(demo: Measured, control: Measured | None) -> dict[str, str]:
     }
 
 
-def board(folder: Path) -> dict[str, str]:
-    """The blocks of docs/leaderboard.md, from the workdir of a finished leaderboard.
+def board(folder: Path, without: Path) -> dict[str, str]:
+    """The blocks of docs/leaderboard.md, from the workdirs of finished leaderboards.
 
     Raises FiguresError for one that is not finished, and for runs of several versions.
     """
@@ -119,18 +113,21 @@ def board(folder: Path) -> dict[str, str]:
     found = {word: table for table in tables for word in BOARD if table.startswith(word)}
     if len(found) < len(BOARD):
         raise FiguresError(f"{report}: tables {[*found]}, expected {', '.join(BOARD)}")
-    whole, gap, controls = map(found.__getitem__, BOARD)
+    whole, gap = map(found.__getitem__, BOARD)
     rows = [line.split("|")[1 : SHOWN + 1] for line in whole.splitlines() if line[:1] == "|"]
-    gains = {row[0].strip(): row[3].strip() for row in rows}
-    record = [[name, gains[name], done] for name, done in RECORD.items() if name in gains]
-    head = ["method", "here: gain, points (95 % interval)", "on real images"]
-    made = _machine(files.read_environment(path) for path in folder.rglob("environment.json"))
+    made = _machine(files.read_environment(path) for at in (folder, without)
+                    for path in at.rglob("environment.json"))  # fmt: skip
+    effects = acceptance.finished(folder)
+    measured = acceptance.measured(effects, acceptance.finished(without))
+    shared = shared_of(o.run for o in effects if o.run)
+    first = next(o.run.path for o in effects if o.run and o.job.protocol == "batch")
     return {
         "board": f"{made} {said.strip()}",
-        "board_record": _only_table(Table("", head, record).markdown()),
         "board_table": "\n".join(f"|{'|'.join(row)}|" for row in rows),
         "board_gap": _only_table(gap),
-        "board_controls": _only_table(controls),
+        "acceptance": _only_table(acceptance.acceptance(measured, shared).markdown()),
+        "planning": _only_table(acceptance.planning(measured).markdown()),
+        "variance": _only_table(_run("rxrx1_jax.variance", first / "embeddings.parquet")),
     }
 
 
@@ -199,14 +196,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, metavar="RUNS", help="folder of `make demo`")
     parser.add_argument("--control", type=Path, help="folder of `make control`")
-    parser.add_argument("--leaderboard", type=Path, help="folder of `make leaderboard`")
+    parser.add_argument("--leaderboard", type=Path, help="of `make screening`: runs/worlds/1")
+    parser.add_argument("--without", type=Path, help="of the same: runs/worlds/0")
     parser.add_argument("--demo_minutes", type=float, help="what `make demo` took")
     parser.add_argument("--test_minutes", type=float, help="what `make test` took")
     options = parser.parse_args(arguments)
     try:
         made = json.loads((ROOT / RESULTS).read_text())
         if options.leaderboard:
-            made |= board(options.leaderboard)
+            if options.without is None:
+                raise FiguresError("expected --without beside --leaderboard")
+            made |= board(options.leaderboard, options.without)
         if options.runs:
             if options.demo_minutes is None or options.test_minutes is None:
                 raise FiguresError("expected --demo_minutes and --test_minutes beside RUNS")

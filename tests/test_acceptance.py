@@ -1,66 +1,28 @@
 """benchmarks/acceptance.py: made-up runs with known answers, SciPy, and closed forms."""
 
-import json
 import math
 import re
-from itertools import product
 
 import numpy as np
 import pytest
-from finished_runs import EXPERIMENTS, make_predictions, make_run
+from made_boards import ABOVE, BASE, SITES, WORLDS, make_boards, world
 from PIL import Image
 from scipy import stats
 
 from benchmarks import acceptance, dose
 from benchmarks.acceptance import CRITERIA, Criterion
 from rxrx1_jax.data import records, splits
-from rxrx1_jax.methods.catalogue import find
 from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.methods.statistics import Comparison, Unit, compare
-from rxrx1_jax.training.predictions import accuracies, write_predictions
+from rxrx1_jax.training.predictions import accuracies
 
-# Of 80 sites: what each method has above the baseline's 48, in worlds 0 to 3.
-WORLDS, BASE, SITES = 4, 48, 80
-ABOVE = {
-    "baseline": [0, 0, 0, 0], "norm_site": [-4, 0, 2, 6], "gain_jitter": [-12, -8, -10, -14],
-    "cutmix": [2, 0, 4, 2], "adabn": [8, 6, 10, 4], "random_well": [6, 12, 14, 8],
-    "without": [0, 2, 0, -2],
-}  # fmt: skip
 VERDICTS = ["holds", "holds", "holds", None, "cannot say", "does not hold", "holds"]
-
-
-def world(k):
-    return f"rxrx1_jax.data.smoke.screen(size=16, seed={k})"
-
-
-def right(above):
-    """BASE + above of the SITES of four cell types."""
-    counts = np.diff(np.linspace(0, BASE + above, 5).round().astype(int))
-    return {name: (int(n), 5) for name, n in zip(EXPERIMENTS, counts, strict=True)}
-
-
-def made(folder, method, protocol, k, above):
-    path = folder / method / f"w{k}" / f"{protocol}-0-0"
-    return make_run(path, right(above), name=world(k), protocol=protocol)
 
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
-    """Leaderboards of WORLDS worlds, with and without batch effects."""
     effects, without = map(tmp_path_factory.mktemp, ("effects", "without"))
-    for k, method in product(range(WORLDS), ("baseline", "norm_site", "gain_jitter", "cutmix")):
-        run = made(effects, method, "batch", k, ABOVE[method][k])
-        if method == "baseline":
-            (run / "corrections").mkdir()
-            table = make_predictions(right(ABOVE["adabn"][k]))
-            write_predictions(run / "corrections/adabn_experiment.parquet", table)
-            version = str(find("adabn_experiment").version)
-            entry = {"step": "600", "version": version, "refused": ""}
-            (run / "assessment.json").write_text(json.dumps({"adabn_experiment": entry}))
-    for k in range(WORLDS):
-        made(effects, "baseline", "random_well", k, ABOVE["random_well"][k])
-        made(without, "baseline", "batch", k, 0)
-        made(without, "baseline", "random_well", k, ABOVE["without"][k])
+    make_boards(effects, without)
     return effects, without
 
 

@@ -7,9 +7,11 @@ import statistics
 from pathlib import Path
 
 import pytest
+from embedding_tables import FEATURES, TRUTH, parquet
 from finished_runs import edited, make_run
+from made_boards import make_boards
 
-from benchmarks import figures
+from benchmarks import acceptance, figures
 
 MADE_WITH = {
     "python": "3.11", "packages": {"rxrx1_jax": "1.0", "jax": "0.10"}, "cpus": 2,
@@ -31,7 +33,8 @@ def demo(tmp_path) -> Path:
                      fold=fold)  # fmt: skip
             (run / "environment.json").write_text(json.dumps(MADE_WITH))
             (run / "split.csv").write_text(
-                "site_id,role\nA_1_B02_1,train\nA_1_B02_2,test\nA_1_B03_1,test\n")
+                "site_id,role\nA_1_B02_1,train\nA_1_B02_2,test\nA_1_B03_1,test\n"
+            )
     return tmp_path
 
 
@@ -86,49 +89,46 @@ The gap: x, %:
 | method | batch |
 |--------|------:|
 | base | 46.4 |
-
-Controls: x:
-
-| control | verdict |
-|---------|---------|
-| zero | holds |
 """
 
 
 @pytest.fixture
 def board(tmp_path) -> Path:
-    """A leaderboard of two runs."""
-    for name in ("base", "cutmix/rxrx1/b"):
-        run = tmp_path / name / "batch-0-0"
-        run.mkdir(parents=True)
-        (run / "environment.json").write_text(json.dumps(MADE_WITH))
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report/leaderboard.md").write_text(REPORT)
+    """A leaderboard of four worlds, and that of the same without batch effects."""
+    make_boards(tmp_path / "1", tmp_path / "0")
+    for file in tmp_path.rglob("config.json"):
+        (file.parent / "environment.json").write_text(json.dumps(MADE_WITH))
+    for run in (tmp_path / "1/baseline").glob("*/batch-0-0"):
+        (run / "embeddings.parquet").write_bytes(parquet(TRUTH | FEATURES))
+    (tmp_path / "1/report").mkdir()
+    (tmp_path / "1/report/leaderboard.md").write_text(REPORT)
     return tmp_path
 
 
 def test_the_page_of_the_leaderboard_is_its_report(board):
-    made = figures.board(board)
+    made = figures.board(board / "1", board / "0")
     assert made["board"].startswith("Version 1.0 (commit abc1234) on 2 cores")
     assert made["board"].endswith("- It cannot say.")
     gain = "-0.1 (-7.3 to +7.1)"
     assert made["board_table"].splitlines()[-1] == f"| cutmix | 46.3 | 43.9 | {gain} | 1.000 |"
-    (line,) = made["board_record"].splitlines()[2:]  # of the rows that this leaderboard has
-    assert re.match(rf"\| cutmix +\| {re.escape(gain)} +\|", line)
     assert made["board_gap"].splitlines()[-1] == "| base | 46.4 |"
-    assert made["board_controls"].splitlines()[-1] == "| zero | holds |"
+    accepted = [line.split("|")[1].strip() for line in made["acceptance"].splitlines()[2:]]
+    assert accepted == [one.name for one in acceptance.CRITERIA]
+    planned = [line.split("|")[1].strip() for line in made["planning"].splitlines()[2:]]
+    assert planned[:-1] == accepted
+    assert "positive controls" in made["variance"]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("file", "old", "new", "said"),
     [
-        ("| zero | holds |", "| zero | holds |\n\nNot in the tables:\n\n- base: killed", "missing"),
-        ("The gap", "A gap", "The gap"),
-        ("abc1234", "abc9999", "versions"),
+        ("1/report/leaderboard.md", "A note.", "Not in the tables:\n\n- base: killed", "missing"),
+        ("1/report/leaderboard.md", "The gap", "A gap", "The gap"),
+        ("0/baseline/w1/batch-0-0/environment.json", "abc1234", "abc9999", "versions"),
     ],
 )
-def test_a_leaderboard_that_makes_no_page(board, old, new, said):
-    file = board / ("report/leaderboard.md" if old in REPORT else "base/batch-0-0/environment.json")
-    file.write_text(file.read_text().replace(old, new))
+def test_a_leaderboard_that_makes_no_page(board, file, old, new, said):
+    path = board / file
+    path.write_text(path.read_text().replace(old, new))
     with pytest.raises(figures.FiguresError, match=said):
-        figures.board(board)
+        figures.board(board / "1", board / "0")

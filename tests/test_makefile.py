@@ -85,7 +85,8 @@ def test_the_real_screen_is_fetched_and_corrected(tmp_path):
 
 
 def test_the_dose_takes_a_board_of_all_worlds_per_dose(tmp_path):
-    stand_in(tmp_path / "venv", ".analysis")
+    stand_in(tmp_path / "venv", ".demo")
+    (tmp_path / "venv/.analysis").touch()
     said = make("dose", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/data", f"BOARDS={tmp_path}/b",
                 "WORLDS=3 4", "DOSES=0 0.5 1", "FOLDS=0 2")  # fmt: skip
     built = [json.loads(line.partition("--config=")[2]) for line in said if " build " in line]
