@@ -22,7 +22,7 @@ class OnDevices:
 
     def __init__(self, parallelism, spec):
         self.devices = parallel.Devices(parallelism)
-        self.train = self.devices.trainer(spec, Given())
+        self.train = self.devices.trainer(lambda numbers: spec, Given())
         self.evaluate = self.devices.evaluator(partial(steps.eval_step, spec), Given())
 
     def put(self, state):

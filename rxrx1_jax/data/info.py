@@ -12,4 +12,4 @@ class Info(NamedTuple):
 
     vocabulary: Vocabulary  # names of the codes in a batch; their numbers are sizes of layers
     train: bool = False
-    progress: jax.Array | float = 1.0  # f32 [], 0..1 of the training
+    progress: jax.Array | float = 1.0  # f32 [], 0..1 of the training; 1 in evaluation

@@ -39,10 +39,13 @@ class Store(NamedTuple):
       [m + 1, C], absent where each image is normalised by its own pixels.
     planes: uint8 [n, C, H, W] where images are kept on the device, else None. With them
       columns["place"], int32 [m + 1], is the row of planes.
+    numbers: scalars that programs take as arguments: seed, uint32, of the augmentation; and what a
+      training adds, so that another value needs no other program.
     """
 
     columns: dict[str, Array]
     planes: Array  # or None
+    numbers: dict[str, Array] = {}
 
 
 class Draw(NamedTuple):
@@ -133,7 +136,8 @@ class Stream:
         if self.cache == "device":
             held, planes = self._planes(rows)
             columns["place"] = np.append(np.searchsorted(held, rows), len(held)).astype(np.int32)
-        return Store(self.host.put(columns), planes)
+        seed = np.uint32(self.augment.seed)
+        return Store(self.host.put(columns), planes, self.host.put({"seed": seed}))
 
     def _columns(self, rows: np.ndarray, sirna_id: np.ndarray | None) -> dict[str, np.ndarray]:
         sites, codes = self.images.sites[rows], self.vocabulary.codes
@@ -159,12 +163,13 @@ class Stream:
         one = self._columns(self.split.train[:1], None)
         columns = {name: shape((rows + 1, *x.shape[1:]), x.dtype) for name, x in one.items()}
         draw = Draw(shape((k, batch_size, 3), jnp.int32), None, shape((), jnp.int32))
+        numbers = {"seed": shape((), jnp.uint32)}
         if self.cache != "device":
             sent = shape((k, batch_size, *image), jnp.uint8)
-            return Store(columns, None), draw._replace(planes=sent)
+            return Store(columns, None, numbers), draw._replace(planes=sent)
         kept = max(rows, 0 if self.kept is None else len(self.kept)) + 1
         columns["place"] = columns["label"]
-        return Store(columns, shape((kept, *image), jnp.uint8)), draw
+        return Store(columns, shape((kept, *image), jnp.uint8), numbers), draw
 
     def draws(
         self, order: Order, rows: np.ndarray, start: int, stop: int, k: int = 1,
@@ -231,7 +236,7 @@ class Stream:
         row, epoch, mask = jnp.moveaxis(draw.chosen[i], 1, 0)
         batch = {name: column[row] for name, column in store.columns.items()}
         planes = store.planes[batch.pop("place")] if draw.planes is None else draw.planes[i]
-        keys = _row_keys(jax.random.key(self.augment.seed), epoch, batch["site_index"])
+        keys = _row_keys(jax.random.key(store.numbers["seed"]), epoch, batch["site_index"])
         if "mean" in batch:
             mean, std = batch.pop("mean"), batch.pop("std")
         else:

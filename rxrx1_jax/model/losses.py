@@ -45,17 +45,23 @@ class Loss(NamedTuple):
     init: Callable[[Vocabulary], Any] = lambda vocabulary: ()
 
 
-def cross_entropy_rows(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+def cross_entropy_rows(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array
+) -> jax.Array:
     """Negative log-likelihood of each row: [N, K], int32 [N] -> [N].
 
     The target is 1 - label_smoothing on the label plus label_smoothing / K on every class, as in
-    torch.nn.CrossEntropyLoss.
+    torch.nn.CrossEntropyLoss. label_smoothing: may be traced.
     """
     log_probs = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
-    if label_smoothing == 0:
+    if isinstance(label_smoothing, float) and label_smoothing == 0:
         return nll
-    return (1 - label_smoothing) * nll - label_smoothing * jnp.mean(log_probs, axis=1)
+    label_smoothing = jnp.asarray(label_smoothing, log_probs.dtype)
+    # In the order in which XLA computes it of a constant, too. Where there is none, a class that is
+    # impossible (-inf) says nothing.
+    spread = jnp.sum(log_probs, axis=1) * (label_smoothing * (1 / logits.shape[1]))
+    return jnp.where(label_smoothing > 0, (1 - label_smoothing) * nll - spread, nll)
 
 
 def of_target(rows: Callable[[jax.Array], jax.Array], batch: Arrays) -> jax.Array:

@@ -36,21 +36,23 @@ DETERMINISTIC = faults.DETERMINISTIC.partition("=")[0]
 COMPILER_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 Outputs = Mapping[str, jax.Array]
+SpecOf = Callable[[Mapping[str, jax.Array]], StepSpec]  # of numbers that are arguments; traced
 StateStep = Callable[[TrainState, Batch], Outputs]  # of an evaluation; traced
 
 
 def run_steps(
-    spec: StepSpec, stream: Stream, state: TrainState, store: Store, draw: Draw,
+    given: SpecOf, stream: Stream, state: TrainState, store: Store, draw: Draw,
     axis_name: str | None = None,
 ) -> tuple[TrainState, jax.Array]:  # fmt: skip
     """Trains on the draw: the new state, and float32 [k, 4], the metrics of `steps.METRICS`.
 
+    given: the spec, with the numbers of the store in it.
     Rows from draw.count on are 0.
     """
+    spec = given(store.numbers)
 
     def one(i: jax.Array | int, state: TrainState) -> tuple[TrainState, jax.Array]:
-        progress = state.step.astype(jnp.float32) / spec.total_steps
-        batch = stream.batch(store, draw, i, True, progress)
+        batch = stream.batch(store, draw, i, True, steps.progress(spec, state))
         return steps.train_step(spec, state, batch, axis_name)
 
     def further(i: jax.Array, done: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
@@ -112,16 +114,16 @@ class Devices:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def trainer(
-        self, spec: StepSpec, stream: Stream
+        self, given: SpecOf, stream: Stream
     ) -> Callable[[TrainState, Store, Draw], tuple[TrainState, jax.Array]]:
         """`run_steps` on all devices. The state handed to it is donated: use the returned one."""
         if self.parallelism == "jit":
             return jax.jit(
-                partial(run_steps, spec, stream), donate_argnums=0, out_shardings=self.copied,
+                partial(run_steps, given, stream), donate_argnums=0, out_shardings=self.copied,
                 compiler_options=COMPILER_OPTIONS if on_cpu() else self._options or None,
             )  # fmt: skip
         mapped = jax.pmap(
-            partial(run_steps, spec, stream, axis_name=AXIS), AXIS,
+            partial(run_steps, given, stream, axis_name=AXIS), AXIS,
             in_axes=(None, None, Draw(0, 0, None)), out_axes=None, donate_argnums=0,
         )  # fmt: skip
         return lambda *arguments: self._global(self._on_each(mapped, *arguments), self.copied)

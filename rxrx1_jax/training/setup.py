@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -81,7 +82,14 @@ class Setup:
     @cached_property
     def train_step(self) -> Callable[..., tuple[steps.TrainState, jax.Array]]:
         """(state, store, draw) -> (state, metrics); the state is donated."""
-        return self.devices.trainer(self.spec, self.stream)
+        return self.devices.trainer(self._given, self.stream)
+
+    def _given(self, numbers: Mapping[str, jax.Array]) -> steps.StepSpec:
+        """The spec of a program whose arguments they are: all runs that differ in them share it."""
+        optim = self.config.optim
+        own: dict[str, Any] = {name: numbers[name] for name in steps.NUMBERS}
+        tx, schedule = optimizers.create_optimizer(optim, self.spec.total_steps, numbers)
+        return replace(self.spec, tx=tx, schedule=schedule, **own)
 
     def evaluator(self, step: SpecStep) -> Evaluator:
         """A step of `training.steps`, or one like it, on all devices; compiled once."""
@@ -102,7 +110,23 @@ class Setup:
             labels[np.searchsorted(rows, self.split.train)] = splits.shuffle_within(
                 sites["sirna_id"], sites, "experiment", self.config.train.seed
             )
-        return self.stream.store(rows, labels)
+        store = self.stream.store(rows, labels)
+        numbers = self.stream.host.put(self._numbers)
+        return store._replace(numbers=store.numbers | numbers)
+
+    @property
+    def _numbers(self) -> dict[str, np.float32]:
+        optim = self.config.optim
+        smoothing = np.float32(optim.label_smoothing)
+        own = optimizers.numbers_of(optim, self.spec.total_steps)
+        return own | {"label_smoothing": smoothing}
+
+    def train_shapes(self, k: int = 1) -> tuple[Store, Draw]:
+        """What the training step takes beside the state, as shapes."""
+        size = self.config.optim.batch_size
+        store, draw = self.stream.shapes(len(self.train_rows), size, k)
+        numbers = dict.fromkeys(self._numbers, jax.ShapeDtypeStruct((), jnp.float32))
+        return store._replace(numbers=store.numbers | numbers), draw
 
     def train_draws(
         self, start: int, stop: int | None = None, k: int = 1, cuts: Iterable[int] = ()
@@ -263,7 +287,7 @@ def _try_plug_ins(setup: Setup) -> None:
         first = setup.order(0)[0]
         if len(first) != rows:
             raise ValueError(f"the sampler gives {len(first)} rows, expected optim.batch_size")
-        inputs = setup.stream.shapes(len(setup.train_rows), rows)
+        inputs = setup.train_shapes()
         batch = jax.eval_shape(partial(setup.stream.batch, i=0, train=True), *inputs)
         if config.train.parallelism == "jit":
             jax.eval_shape(setup.train_step, setup.abstract_state, *inputs)

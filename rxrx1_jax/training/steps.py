@@ -22,6 +22,7 @@ from rxrx1_jax.model import losses
 from rxrx1_jax.model.resnet import on_cpu
 
 CONTEXT = ("cell_type", "experiment")  # of a batch, what the head of a network gets
+NUMBERS = ("seed", "total_steps", "label_smoothing")  # of a spec, that a program may be given
 METRICS = ("loss", "accuracy", "gradient_norm", "learning_rate")  # of a training step, in order
 
 Batch = Mapping[str, jax.Array]
@@ -30,6 +31,8 @@ Batch = Mapping[str, jax.Array]
 @dataclass(frozen=True, eq=False)
 class StepSpec:
     """What the steps of a run have in common. Compared by identity, so it can be a static argument.
+
+    Those of NUMBERS may be traced: they are then arguments of a program, not parts of it.
 
     label_smoothing: part of the target that is spread over all classes.
     ema_decay: d > 0 keeps the averages d * average + (1 - d) * new of params and of batch_stats.
@@ -231,8 +234,13 @@ def embed_step(
     return scores(logits, batch) | {"embedding": sown["embedding"][-1].astype(jnp.float32)}
 
 
+def progress(spec: StepSpec, state: TrainState) -> jax.Array:
+    """The part of the training that is done."""
+    return state.step.astype(jnp.float32) * (1 / spec.total_steps)
+
+
 def _info(spec: StepSpec, state: TrainState, train: bool) -> Info:
-    return Info(spec.vocabulary, train, state.step.astype(jnp.float32) / spec.total_steps)
+    return Info(spec.vocabulary, train, progress(spec, state) if train else 1.0)
 
 
 def _evaluate(spec: StepSpec, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:

@@ -1,7 +1,6 @@
 """optimizers.py against PyTorch, its schedulers, and closed forms."""
 
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from ml_collections import ConfigDict
 
 from rxrx1_jax.training import optimizers
 
@@ -18,7 +18,7 @@ def optim(**changes):
         name="sgd", learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.1,
         schedule="cosine", clip_norm=0.0, warmup_epochs=2, epochs=10,
     )  # fmt: skip
-    return SimpleNamespace(**fields | changes)
+    return ConfigDict(fields | changes)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,53 @@ def test_learning_rate_warms_up_and_follows_the_schedule(schedule, after):
     assert rising == pytest.approx([0.02 * (t + 1) for t in range(10)])
     short = optim(schedule=schedule, warmup_epochs=9)
     assert float(optimizers.create_schedule(short, 1)(0)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "step(at=[0.35, 0.5])"])
+@pytest.mark.parametrize("warmup", [0, 2, 9.5, 30])
+def test_numbers_that_are_arguments_give_the_bits_of_constants(schedule, warmup):
+    """A program that holds them as constants, and one for all of them.
+
+    But for a line without a warm-up: of constants XLA leaves out t - 0, and then rounds once less.
+    """
+    rounding = 2**-23 if (schedule, warmup) == ("linear", 0) else 0
+
+    @jax.jit
+    def rates(numbers, t):
+        return optimizers.create_schedule(optim(schedule=schedule), 10, numbers)(t)
+
+    t = jnp.arange(1000)
+    for steps, peak in ((801, 0.2), (1000, 0.123), (1, 3e-4)):
+        settings = optim(schedule=schedule, learning_rate=peak, warmup_epochs=warmup, epochs=13)
+        expected = jax.jit(optimizers.create_schedule(settings, steps))(t)
+        found = rates(optimizers.numbers_of(settings, steps), t)
+        rates_of_run = found[:steps], expected[:steps]
+        np.testing.assert_allclose(*rates_of_run, rtol=0, atol=rounding * peak)
+    assert rates._cache_size() == 1
+
+
+def counting_down():
+    """A schedule that needs its number of steps as a number."""
+    return lambda t, steps: jnp.arange(steps, 0, -1, jnp.float32)[t.astype(int)] / steps
+
+
+def plain_decay():
+    """An optimizer that asks for the value of its weight decay."""
+    return lambda schedule, _, settings: optax.sgd(schedule) if settings.weight_decay else None
+
+
+def test_plug_ins_get_plain_numbers_in_a_program_whose_arguments_they_are():
+    own = {"schedule": f"{__name__}.counting_down", "name": f"{__name__}.plain_decay"}
+    settings = optim(**own, warmup_epochs=0)
+
+    @jax.jit
+    def update(numbers, step):
+        tx, schedule = optimizers.create_optimizer(settings, 10, numbers)
+        update, _ = tx.update({"kernel": jnp.ones(1)}, tx.init({"kernel": jnp.zeros(1)}))
+        return update["kernel"][0], schedule(step)
+
+    numbers = optimizers.numbers_of(optim(learning_rate=0.5, warmup_epochs=0), 10)
+    assert [float(x) for x in update(numbers, 4)] == pytest.approx([-0.5, 0.5 * 0.6])
 
 
 @pytest.mark.parametrize(

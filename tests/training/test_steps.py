@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_info import make_info
+from ml_collections import ConfigDict
 
 from benchmarks.given import OnDevices
 from rxrx1_jax.config import FIELDS
@@ -23,7 +23,7 @@ def optim(**changes):
         name="sgd", learning_rate=0.2, momentum=0.9, nesterov=False, weight_decay=0.01,
         schedule="cosine", clip_norm=0.0, warmup_epochs=2, epochs=10,
     )  # fmt: skip
-    return SimpleNamespace(**fields | changes)
+    return ConfigDict(fields | changes)
 
 
 class Linear(nn.Module):
