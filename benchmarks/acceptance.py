@@ -186,7 +186,10 @@ def planning(found: Mapping[Criterion, Score]) -> Table:
     rows.append(["all, if independent", "", "", "", *(Value(100 * x, 0) for x in every.tolist())])
     designs = [f"{worlds} worlds x {folds}" for worlds, folds in DESIGNS]
     head = ["accuracy by site", "true mean", "sd over worlds", "sd over folds", *designs]
-    notes = [f"{DRAWS} draws of normal worlds and folds; sd in points."]
+    notes = [
+        f"{DRAWS} draws of normal worlds and folds; sd in points. Where each world has one fold,"
+        " the sd over worlds holds that of folds, and more folds help more than this says."
+    ]
     return Table("How often a right screen passes, %", head, rows, notes)
 
 
