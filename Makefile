@@ -103,13 +103,12 @@ leaderboard: $(RECORDS) $(VENV)/.analysis ## methods x folds x seeds, with three
 	  --workers=$(WORKERS)
 
 # Screens of other seeds are worlds; DOSE is how many times the batch effects of the screen they
-# have. HUVEC alone, 32 siRNAs per plate: a training has enough treatments of an experiment.
+# have.
 WORLDS  ?= 0 1 2 3 4 5 6 7
 DOSES   ?= 0 0.5 1 1.5 2
 DOSE    ?= 1
 METHODS ?= screening
 BOARDS  ?= runs/worlds
-DESIGN  := "huvec": 5, "rpe": 0, "hepg2": 0, "u2os": 0, "treatments": 32
 NAMES    = $(subst $(empty) ,$(comma),$(foreach world,$(WORLDS),rxrx1/world_$(world)_dose_$(DOSE)))
 ON_WORLDS = --config=demo --config.data.dir=$(DATA) --worlds=$(NAMES) \
   --config.data.name=rxrx1/world_$(firstword $(WORLDS))_dose_$(DOSE) \
@@ -118,7 +117,7 @@ worlds: $(VENV)/.demo ## the screens of WORLDS with a DOSE of batch effects
 	@set -e; for world in $(WORLDS); do name=world_$${world}_dose_$(DOSE); \
 	  test -e $(DATA)/rxrx1/$$name/$(VERSION)/dataset_info.json || \
 	  $(BIN)/python -m tfds_builder.rxrx1 build --data_dir=$(DATA) --config="$$(printf \
-	    '{"name": "%s", "size": 64, "screen": {"seed": %s, "batch_effect": %s, $(DESIGN)}}' \
+	    '{"name": "%s", "size": 64, "screen": {"seed": %s, "batch_effect": %s}}' \
 	    $$name $$world $(DOSE))"; done
 
 board: worlds $(VENV)/.analysis ## a leaderboard of METHODS over WORLDS with a DOSE of batch effects
