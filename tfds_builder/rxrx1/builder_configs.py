@@ -158,6 +158,12 @@ BUILDER_CONFIGS = [
         size=64,
         screen={},
     ),
+    Rxrx1Config(
+        name="four_cell_types",
+        description="As synthetic, with experiments of all four cell types. Not real data.",
+        size=64,
+        screen={"rpe": 5, "hepg2": 5, "u2os": 5},
+    ),
     Rxrx1Config(name="native", description="The release, or any part of it, 512 px."),
     Rxrx1Config(
         name="px256",

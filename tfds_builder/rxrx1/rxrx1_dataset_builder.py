@@ -36,8 +36,10 @@ WILDS_VALIDATION = ("HEPG2-08", "HUVEC-17", "RPE-08", "U2OS-04")
 class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     """RxRx1: six-channel fluorescence microscopy of siRNA-treated cells in 51 batches."""
 
-    VERSION = tfds.core.Version("2.0.0")  # its only place: tests and the Makefile read it here
+    VERSION = tfds.core.Version("2.1.0")  # its only place: tests and the Makefile read it here
     RELEASE_NOTES = {
+        "2.1.0": "Another synthetic screen: its siRNAs show in shapes and textures, hardly in"
+        " intensities. The records of the release are those of 2.0.0.",
         "2.0.0": "sites.parquet, the table of all sites and of the places of their images, from"
         " which training reads; `train`, `test` and `val` are splits. The records are those of"
         " 1.1.0: `python -m tfds_builder.rxrx1 table DIR` gives them the table.",

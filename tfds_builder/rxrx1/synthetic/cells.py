@@ -23,31 +23,34 @@ from .territories import noise, place_cells, ridges, territories
 PARAMETERS: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "cell_density": (0.05, (165.0, 150.0, 330.0, 200.0)),  # per 512 x 512 native field
     "nucleus_radius": (0.035, (11.5, 11.5, 8.8, 12.3)),  # native pixels
-    "nucleus_elongation": (0.05, (1.55, 1.5, 1.2, 1.25)),  # long axis / short axis
+    "nucleus_elongation": (0.15, (1.55, 1.5, 1.2, 1.25)),  # long axis / short axis
     "nucleus_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
-    "chromatin_texture": (0.15, (0.18, 0.15, 0.30, 0.15)),  # relative sd inside a nucleus
-    "nucleus_offset": (0.15, (2.5, 3.0, 2.0, 3.0)),  # native pixels from the cell's centre
+    "chromatin_texture": (0.20, (0.18, 0.15, 0.30, 0.15)),  # relative sd inside a nucleus
     "cell_reach": (0.05, (27.0, 38.0, 17.0, 34.0)),  # native pixels, where space is left
-    "cell_elongation": (0.06, (1.9, 1.6, 1.1, 1.2)),
-    "border_roughness": (0.12, (2.5, 3.0, 1.5, 2.0)),  # native pixels
+    "cell_elongation": (0.18, (1.9, 1.6, 1.1, 1.2)),
     "er_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
+    "er_grain": (0.15, (12.0, 12.0, 12.0, 12.0)),  # native pixels
     "er_extent": (0.09, (7.0, 11.0, 5.0, 9.0)),  # native pixels around the nucleus
     "actin_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
-    "actin_cortex": (0.12, (0.5, 0.6, 1.5, 0.8)),
-    "actin_fibres": (0.12, (0.9, 1.1, 0.25, 0.5)),
+    "actin_cortex": (0.20, (0.4, 0.6, 1.5, 0.8)),
+    "actin_fibres": (0.15, (0.55, 1.1, 0.25, 0.5)),
+    "actin_spacing": (0.20, (4.0, 4.0, 4.0, 4.0)),  # native pixels across the fibres
     "rna_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
-    "nucleoli_number": (0.12, (2.0, 2.5, 1.6, 3.0)),
-    "nucleoli_radius": (0.08, (2.2, 2.2, 2.4, 2.6)),  # native pixels
+    "nucleoli_number": (0.25, (2.0, 2.5, 1.6, 3.0)),
     "mito_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
-    "mito_radius": (0.10, (8.0, 13.0, 6.0, 9.0)),  # native pixels around the nucleus
-    "mito_granularity": (0.12, (1.2, 0.9, 1.0, 1.4)),
+    "mito_radius": (0.10, (5.5, 14.0, 6.0, 9.0)),  # native pixels around the nucleus
+    "mito_granularity": (0.15, (2.5, 0.5, 1.0, 1.2)),
+    "mito_spacing": (0.20, (5.0, 5.0, 5.0, 5.0)),  # native pixels
     "golgi_intensity": (0.08, (1.0, 1.0, 1.0, 1.0)),
-    "golgi_dispersion": (0.10, (4.0, 5.0, 3.0, 4.5)),  # native pixels
-    "apoptotic_fraction": (0.22, (0.03, 0.02, 0.04, 0.03)),
-    "cell_variation": (0.10, (0.35, 0.30, 0.30, 0.25)),  # log-sd of intensities between cells
+    "golgi_dispersion": (0.12, (4.0, 5.0, 3.0, 4.5)),  # native pixels
+    "apoptotic_fraction": (0.30, (0.03, 0.02, 0.04, 0.03)),
+    "cell_variation": (0.14, (0.25, 0.25, 0.25, 0.25)),  # log-sd of intensities between cells
 }
 PARAMETER_NAMES = tuple(PARAMETERS)
-CLUMPING = {"HUVEC": 0.04, "RPE": 0.04, "HEPG2": 0.30, "U2OS": 0.04}  # share of cells left out
+ROUGHNESS = np.float32(2.5)  # of the borders of cells, native pixels
+NUCLEUS_OFFSET = 1.8  # sd from the middle of the cell, native pixels
+NUCLEOLI_RADIUS = np.float32(2.3)  # native pixels
+CLUMPING = {"HUVEC": 0.06, "RPE": 0.06, "HEPG2": 0.30, "U2OS": 0.10}  # share of cells left out
 
 # Mean counts of the real images (mean over experiments), by cell type and channel.
 REAL_MEANS = np.array(
@@ -64,10 +67,10 @@ BACKGROUND = 1.0  # counts, camera floor (real empty pixels hold 0-3)
 # the drawing: `draw_stains` at latent 0, PCG64 of seeds 0 to 39, 128 px of a field of 384.
 DRAWN_MEANS = np.array(
     [
-        [0.251, 0.590, 0.944, 0.561, 0.256, 0.160],
-        [0.230, 0.736, 1.153, 0.643, 0.354, 0.169],
-        [0.209, 0.409, 0.743, 0.409, 0.195, 0.139],
-        [0.341, 0.719, 1.059, 0.684, 0.313, 0.179],
+        [0.241, 0.566, 1.057, 0.561, 0.183, 0.157],
+        [0.226, 0.711, 1.460, 0.647, 0.396, 0.167],
+        [0.205, 0.395, 0.916, 0.409, 0.192, 0.139],
+        [0.314, 0.672, 1.287, 0.646, 0.302, 0.169],
     ]
 )
 
@@ -75,12 +78,38 @@ DRAWN_MEANS = np.array(
 # the real correlations: ER-RNA .95, nuclei-Golgi .7, actin-Golgi .65, ER-mitochondria .6.
 BLEED = np.array(
     [
-        [0.93, 0.02, 0.00, 0.03, 0.01, 0.01],
-        [0.01, 0.86, 0.01, 0.10, 0.02, 0.00],
-        [0.02, 0.06, 0.85, 0.03, 0.01, 0.03],
-        [0.07, 0.66, 0.02, 0.24, 0.01, 0.00],
-        [0.02, 0.18, 0.03, 0.05, 0.72, 0.00],
-        [0.26, 0.10, 0.34, 0.04, 0.00, 0.26],
+        [  # HUVEC
+            [0.78, 0.22, 0.00, 0.00, 0.00, 0.00],
+            [0.00, 1.00, 0.00, 0.00, 0.00, 0.00],
+            [0.00, 0.00, 1.00, 0.00, 0.00, 0.00],
+            [0.09, 0.91, 0.00, 0.00, 0.00, 0.00],
+            [0.00, 0.09, 0.00, 0.00, 0.68, 0.23],
+            [0.23, 0.00, 0.44, 0.13, 0.00, 0.20],
+        ],
+        [  # RPE
+            [0.70, 0.01, 0.04, 0.03, 0.16, 0.06],
+            [0.00, 0.36, 0.00, 0.52, 0.12, 0.00],
+            [0.00, 0.00, 0.89, 0.00, 0.11, 0.00],
+            [0.04, 0.18, 0.03, 0.60, 0.12, 0.03],
+            [0.08, 0.12, 0.00, 0.00, 0.80, 0.00],
+            [0.10, 0.00, 0.57, 0.12, 0.09, 0.12],
+        ],
+        [  # HEPG2
+            [0.76, 0.08, 0.01, 0.01, 0.06, 0.07],
+            [0.00, 0.58, 0.02, 0.31, 0.08, 0.00],
+            [0.01, 0.01, 0.92, 0.00, 0.06, 0.00],
+            [0.08, 0.49, 0.06, 0.27, 0.07, 0.02],
+            [0.06, 0.09, 0.00, 0.02, 0.76, 0.08],
+            [0.16, 0.00, 0.49, 0.14, 0.03, 0.17],
+        ],
+        [  # U2OS
+            [0.81, 0.01, 0.00, 0.01, 0.01, 0.16],
+            [0.01, 0.38, 0.06, 0.41, 0.13, 0.01],
+            [0.03, 0.02, 0.86, 0.00, 0.08, 0.01],
+            [0.12, 0.38, 0.16, 0.20, 0.10, 0.04],
+            [0.09, 0.06, 0.00, 0.05, 0.79, 0.01],
+            [0.14, 0.00, 0.46, 0.18, 0.01, 0.20],
+        ],
     ]
 )
 
@@ -96,7 +125,7 @@ class Optics(NamedTuple):
     noise: float  # multiplies the camera noise
 
 
-PLAIN_OPTICS = Optics(np.ones(6), np.zeros(6), 1.0, 1.5, np.zeros(3), 1.0)
+PLAIN_OPTICS = Optics(np.ones(6), np.zeros(6), 1.0, 0.9, np.zeros(3), 1.0)
 
 
 def phenotype_values(cell_type: str, latent: np.ndarray) -> dict[str, float]:
@@ -121,9 +150,8 @@ def draw_stains(
     grid = (np.arange(pixels, dtype=np.float32) + 0.5) * np.float32(pixel)
     x0, y0 = np.meshgrid(grid, grid)
     ox, oy = rng.uniform(0, 500, 2).astype(np.float32)
-    rough = np.float32(min(p["border_roughness"], 8.0))
-    x = x0 + rough * noise(x0 + ox, y0 + oy, 14.0, 14.0)
-    y = y0 + rough * noise(x0 + oy, y0 + ox + 77, 14.0, 14.0)
+    x = x0 + ROUGHNESS * noise(x0 + ox, y0 + oy, 14.0, 14.0)
+    y = y0 + ROUGHNESS * noise(x0 + oy, y0 + ox + 77, 14.0, 14.0)
     tile = max(16, int(round(64 / pixel)))
     owner, r, r2 = territories(cells, x, y, p["cell_elongation"], tile, pixel)
     edge = (r2 - r) * 0.5  # about the distance to the border, native pixels
@@ -143,7 +171,7 @@ def draw_stains(
     radius = p["nucleus_radius"] * np.exp(0.10 * n[:, 1]) * (1 - 0.4 * dying)
     ratio = np.sqrt(np.maximum(p["nucleus_elongation"] * np.exp(0.10 * n[:, 2]), 1.0))
     turn = cells.angle + 0.15 * n[:, 3]
-    offset = p["nucleus_offset"] * n[:, 4:6] * 0.7
+    offset = NUCLEUS_OFFSET * n[:, 4:6]
     nucleus = cells.centre + offset
     nx, ny = x0 - per_cell(nucleus[:, 0]), y0 - per_cell(nucleus[:, 1])
     cosine, sine = per_cell(np.cos(turn)), per_cell(np.sin(turn))
@@ -158,7 +186,7 @@ def draw_stains(
     limit = p["cell_reach"] * cells.size * (1 - 0.5 * dying)
     cover = np.clip((per_cell(limit) - r) / 4 + 0.5, 0, 1)
     body = cover * np.clip(0.25 + edge / 5, 0, 1)
-    fine = noise(x0 + ox, y0 + oy, 4.0, 4.0)
+    fine = noise(x0 + ox, y0 + oy, 2.3, 2.3)
     patch = noise(x0 - oy, y0 + ox, 12.0, 12.0)
     cytoplasm = 1 - 0.65 * inner
 
@@ -172,14 +200,15 @@ def draw_stains(
     polarity = np.maximum(1 + 0.5 * toward / (rn + 1), 0.3)
 
     rim = np.exp(-halo / np.float32(p["er_extent"])) * polarity
-    sheet = (0.25 + 1.5 * rim) * body * np.maximum(1 + 0.30 * patch + 0.12 * fine, 0.1)
+    folds = noise(x0 - ox, y0 - oy, p["er_grain"], p["er_grain"])
+    sheet = (0.25 + 1.5 * rim) * body * np.maximum(1 + 0.40 * folds + 0.30 * fine, 0.1)
     brightness = level(8, 1.8)
     er = sheet * cytoplasm * brightness * np.float32(p["er_intensity"])
 
     # Fibres run along the cell (and its neighbours, whose axes vary slowly over the field); a
     # second, sparser set crosses the whole field.
     lane = per_cell(40.0 * n[:, 9])
-    fibres = ridges(noise(u + lane, v + lane * 3, 70.0, 5.5), 0.35)
+    fibres = ridges(noise(u + lane, v + lane * 3, 70.0, p["actin_spacing"]), 0.35)
     course = ox / 80  # any angle
     across, down = x * np.cos(course) + y * np.sin(course), y * np.cos(course) - x * np.sin(course)
     crossing = ridges(noise(across + oy, down + ox, 150.0, 8.0), 0.22)
@@ -187,7 +216,8 @@ def draw_stains(
     fibres = (fibres + 0.8 * crossing * (density > 1)) * density
     cortex = np.exp(-edge / 2.5) + 0.4 * np.exp(-np.abs(edge - 4) / 3) * ridges(fine, 0.6)
     actin = cover * (
-        0.45
+        0.75
+        + 0.25 * fine
         + np.float32(p["actin_cortex"]) * cortex
         + np.float32(p["actin_fibres"]) * fibres * (1 - 0.4 * inner)
         + 0.3 * rim
@@ -197,16 +227,15 @@ def draw_stains(
     )
 
     nucleoli = np.zeros_like(rn)
-    width = np.float32(max(p["nucleoli_radius"], 0.5))
     for k in range(4):
         share = np.clip(p["nucleoli_number"] + 0.4 * n[:, 11] - k, 0, 1)
         qu, qv = 0.42 * radius * n[:, 12 + 2 * k : 14 + 2 * k].clip(-1.4, 1.4).T
         distance = (u - per_cell(qu)) ** 2 + (v - per_cell(qv)) ** 2
-        nucleoli += per_cell(share) * np.exp(-distance / (width * width))
+        nucleoli += per_cell(share) * np.exp(-distance / NUCLEOLI_RADIUS**2)
     rna = (0.5 * body * cytoplasm * (1 + rim) + inner * (0.35 + 1.6 * nucleoli)) * brightness
     rna *= np.float32(p["rna_intensity"])
 
-    strings = ridges(noise(x0 + oy, y0 - ox, 7.0, 7.0), 0.35)
+    strings = ridges(noise(x0 + oy, y0 - ox, p["mito_spacing"], p["mito_spacing"]), 0.35)
     grain = np.float32(p["mito_granularity"])
     mito = cover * np.exp(-halo / np.float32(p["mito_radius"])) * (1 - 0.7 * inner) * polarity
     mito *= (1 + grain * 2.2 * strings) / (1 + grain) * np.maximum(1 + 0.35 * patch, 0.1)
@@ -238,7 +267,7 @@ def draw_site(
     pixels = size * fine
     stains = draw_stains(cell_type, latent, rng, pixels, field)
     row = CELL_TYPES.index(cell_type)
-    bleed = BLEED * np.where(np.eye(6, dtype=bool), 1.0, optics.bleed)
+    bleed = BLEED[row] * np.where(np.eye(6, dtype=bool), 1.0, optics.bleed)
     signal = REAL_MEANS[row] - BACKGROUND
     weights = (signal * optics.gain)[:, None] * bleed / DRAWN_MEANS[row]
     image = (weights.astype(np.float32) @ stains.reshape(6, -1)).reshape(6, pixels, pixels)

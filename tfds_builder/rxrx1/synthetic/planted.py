@@ -5,6 +5,9 @@ A well's latent phenotype [24] (see cells.PARAMETERS) is
     mixing_experiment @ (efficacy_experiment * effect(siRNA, cell type))
         + shift_experiment + shift_plate + shift_well.
 
+An effect changes the shapes and textures of cells and leaves the intensities of a site almost as
+they are, as far as `intensities` can tell: else a few means would name the siRNA.
+
 The mixing acts on the effect itself, so that no normalisation on controls can remove it. Effects
 of experiments, plates and wells depend on (seed, experiment, plate, well) alone, never on the
 siRNA: each draw has a random generator keyed by those names.
@@ -18,39 +21,46 @@ from typing import NamedTuple
 import numpy as np
 
 from ..release.metadata import CELL_TYPES
-from .cells import PARAMETERS, Optics
+from .cells import PARAMETERS, PLAIN_OPTICS, Optics
+from .intensities import spared
 
 DIMENSIONS = len(PARAMETERS)
 
 # Sizes are in latent units (steps of cells.PARAMETERS) unless they say otherwise.
-EFFECT_STRENGTH = 8.5  # median length of a siRNA's effect in HUVEC
+EFFECT_STRENGTH = 32.0  # median length of a siRNA's effect in HUVEC, before the next two
 EFFECT_SPREAD = 0.35  # log-sd of that length between siRNAs
-EFFECT_LIMIT = 6.0  # saturation: limit * tanh(z / limit)
+EFFECT_LIMIT = 11.0  # saturation: limit * tanh(z / limit)
 EFFECT_SHARE = 0.4  # of the parameters that a siRNA touches
+INTENSITY_SHARE = 0.1  # of what an effect does to the twelve intensities (`intensities`)
+DENSITY_LOSS = 2.0  # latent units of cell density that any siRNA costs
 COMMON_SHARE = 0.75  # of an effect's variance that all cell types share
 RESPONSE = {"HUVEC": 1.0, "RPE": 0.8, "HEPG2": 0.75, "U2OS": 0.65}
-EXPERIMENT_SHIFT, PLATE_SHIFT, WELL_SHIFT = 1.0, 0.1, 0.05  # sd
-EXPERIMENT_MIXING = 0.4  # mixing = I + .4 G / sqrt(24), G standard normal
+EXPERIMENT_SHIFT, PLATE_SHIFT, WELL_SHIFT = 2.0, 0.2, 0.2  # sd
+PLATE_SLOPE = 0.2  # sd, from the middle of a plate to its edge
+EXPERIMENT_MIXING, MIXING_RANK = 0.2, 3  # mixing = I + .2 U V' / sqrt(24 * 3), U, V normal
 EXPERIMENT_EFFICACY = 0.2  # log-sd
-EXPERIMENT_GAIN, PLATE_GAIN, WELL_GAIN = 0.35, 0.08, 0.02  # log-sd per channel
+EXPERIMENT_GAIN = np.array([0.24, 0.25, 0.17, 0.22, 0.28, 0.32])  # log-sd of each channel
+PLATE_GAIN, WELL_GAIN = 0.08, 0.07  # log-sd of each channel
+OUTLIERS = 0.08  # share of experiments: 4 of the 51 real ones
+OUTLIER_GAIN, OUTLIER_SHIFT = (1.0, 2.0), 2.0  # log gain of all channels; factor of the shift
 EXPERIMENT_OFFSET = 0.3  # sd, counts
 EXPERIMENT_BLEED = 0.4  # log-sd
 EXPERIMENT_BLUR = 0.5  # log-sd
 EXPERIMENT_ILLUMINATION = 0.12  # sd of slope and curvature, relative to the field's half-width
 EXPERIMENT_NOISE = 0.2  # log-sd
 EDGE_DENSITY = 0.25  # latent units of cell density lost in the outermost used rows and columns
-TYPICAL_BLUR = 1.5  # native pixels
+TYPICAL_BLUR = PLAIN_OPTICS.blur
 EFFECTS = ("all", "gain")  # which effects of experiments and plates a screen may have
 
-# Correlation of log gains over the real experiments (all values given there; the others follow).
+# Correlation of the log means of the 24 real HUVEC experiments.
 _GAIN_CORRELATION = np.array(
     [
-        [1.00, 0.35, 0.30, 0.51, 0.05, 0.30],
-        [0.35, 1.00, 0.45, 0.76, 0.10, 0.40],
-        [0.30, 0.45, 1.00, 0.59, 0.10, 0.89],
-        [0.51, 0.76, 0.59, 1.00, 0.10, 0.50],
-        [0.05, 0.10, 0.10, 0.10, 1.00, 0.10],
-        [0.30, 0.40, 0.89, 0.50, 0.10, 1.00],
+        [1.00, 0.23, -0.22, 0.01, 0.58, -0.29],
+        [0.23, 1.00, 0.27, 0.91, -0.04, 0.05],
+        [-0.22, 0.27, 1.00, 0.44, -0.36, 0.85],
+        [0.01, 0.91, 0.44, 1.00, -0.39, 0.24],
+        [0.58, -0.04, -0.36, -0.39, 1.00, -0.44],
+        [-0.29, 0.05, 0.85, 0.24, -0.44, 1.00],
     ]
 )
 _GAIN_FACTOR = np.linalg.cholesky(_GAIN_CORRELATION)
@@ -100,19 +110,28 @@ def sirna_effects(seed: int, sirna_id: int, strength: float) -> dict[str, np.nda
     for cell_type in CELL_TYPES:
         mixed = np.sqrt(COMMON_SHARE) * common + np.sqrt(1 - COMMON_SHARE) * direction()
         z = length * RESPONSE[cell_type] * mixed
-        effects[cell_type] = EFFECT_LIMIT * np.tanh(z / EFFECT_LIMIT)
+        z = EFFECT_LIMIT * np.tanh(z / EFFECT_LIMIT)
+        z = spared(cell_type, z, INTENSITY_SHARE)
+        z[0] -= strength * DENSITY_LOSS
+        effects[cell_type] = z
     return effects
 
 
 def experiment_effect(seed: int, experiment: str, scale: float) -> ExperimentEffect:
     """The nuisance of one experiment; `scale` 1 as calibrated, 0 none."""
     rng = generator(seed, "experiment", experiment)
-    scatter = rng.standard_normal((DIMENSIONS, DIMENSIONS)) / np.sqrt(DIMENSIONS)
+    odd = generator(seed, "outlier", experiment)
+    outlying = odd.uniform() < OUTLIERS
+    extreme = scale * odd.uniform(*OUTLIER_GAIN)
+    far = EXPERIMENT_SHIFT * (OUTLIER_SHIFT if outlying else 1)
+    left, right = rng.standard_normal((2, DIMENSIONS, MIXING_RANK))
+    scatter = left @ right.T / np.sqrt(DIMENSIONS * MIXING_RANK)
     return ExperimentEffect(
-        shift=scale * EXPERIMENT_SHIFT * rng.standard_normal(DIMENSIONS),
+        shift=scale * far * rng.standard_normal(DIMENSIONS),
         mixing=np.eye(DIMENSIONS) + scale * EXPERIMENT_MIXING * scatter,
         efficacy=float(np.exp(scale * EXPERIMENT_EFFICACY * rng.standard_normal())),
-        log_gain=scale * EXPERIMENT_GAIN * (_GAIN_FACTOR @ rng.standard_normal(6)),
+        log_gain=scale * EXPERIMENT_GAIN * (_GAIN_FACTOR @ rng.standard_normal(6))
+        + extreme * outlying,
         offset=scale * EXPERIMENT_OFFSET * rng.standard_normal(6),
         bleed=float(np.exp(scale * EXPERIMENT_BLEED * rng.standard_normal())),
         blur=TYPICAL_BLUR * float(np.exp(scale * EXPERIMENT_BLUR * rng.standard_normal())),
@@ -130,10 +149,18 @@ def plate_effect(seed: int, experiment: str, plate: int, scale: float) -> LocalE
     )
 
 
-def well_effect(seed: int, experiment: str, plate: int, row: int, column: int) -> LocalEffect:
-    """The nuisance of one well (row B = 2, column from 1); fewer cells at the plate's edge."""
+def well_effect(
+    seed: int, experiment: str, plate: int, row: int, column: int, scale: float
+) -> LocalEffect:
+    """The nuisance of one well (row B = 2, column from 1); fewer cells at the plate's edge.
+
+    A smooth gradient over the plate is scaled like its experiment's effects.
+    """
+    slope = generator(seed, "slope", experiment, plate).standard_normal((2, DIMENSIONS))
+    place = np.array([row - 8.5, column - 12.5]) / (6.5, 10.5)  # -1 to 1
     rng = generator(seed, "well", experiment, plate, row, column)
     shift = WELL_SHIFT * rng.standard_normal(DIMENSIONS)
+    shift += scale * PLATE_SLOPE * (place @ slope)
     if row in (2, 15) or column in (2, 23):
         shift[0] -= EDGE_DENSITY
     return LocalEffect(shift, WELL_GAIN * rng.standard_normal(6))

@@ -29,26 +29,26 @@ TREATMENT_WELLS = tuple(
 )  # 277, as in the real plates
 FIRST_CONTROL_ID, UNTREATED_ID = 1108, 1138
 LIMITS = {
-    "size": (16, 2048), "field": (64, 1024), "plates": (1, 4), "treatments": (1, 277),
+    "size": (16, 2048), "field": (0, 1024), "plates": (1, 4), "treatments": (1, 277),
     "replicates": (1, 277), "positive_controls": (0, 30), "sites": (1, 2), "batch_effect": (0, 3),
     "effect": (0, 3), **{cell_type.lower(): (0, 99) for cell_type in CELL_TYPES},
 }  # fmt: skip
-DRAWING = 2  # raise it whenever the same parameters give other images
+DRAWING = 3  # raise it whenever the same parameters give other images
 
 
 @dataclass(frozen=True)
 class Screen:
-    """Parameters of a synthetic screen; the defaults are the demo (4,680 sites, 32 classes)."""
+    """Parameters of a synthetic screen; the defaults are the demo (3,760 sites, 64 classes)."""
 
     seed: int = 0
     size: int = 64  # side of the images, pixels
-    field: float = 384.0  # side of the imaged field, pixels of the real 512 x 512 images
-    huvec: int = 6  # experiments per cell type
-    rpe: int = 3
-    hepg2: int = 3
-    u2os: int = 3
+    field: float = 0.0  # side of the imaged field, pixels of the real 512 x 512 images; 0: `side`
+    huvec: int = 10  # experiments per cell type
+    rpe: int = 0
+    hepg2: int = 0
+    u2os: int = 0
     plates: int = 4  # per experiment, 1..4; each holds one group of treatments
-    treatments: int = 8  # siRNAs per plate, at most 277
+    treatments: int = 16  # siRNAs per plate, at most 277
     replicates: int = 1  # wells per treatment on its plate
     positive_controls: int = 30  # per plate, at most 30
     sites: int = 2  # per well, 1 or 2
@@ -74,6 +74,11 @@ class Screen:
             )
         if not self.experiments():
             raise ValueError("Screen: no experiments; set huvec, rpe, hepg2 or u2os above 0")
+
+    @property
+    def side(self) -> float:
+        """`field`; by default four real pixels per pixel, in which textures can be seen, or all."""
+        return self.field or min(4.0 * self.size, 512.0)
 
     def experiments(self) -> list[tuple[str, str, str]]:
         """(experiment, cell type, dataset) of all experiments.
@@ -153,7 +158,10 @@ def _plate_effect(screen: Screen, experiment: str, plate: int) -> planted.LocalE
 
 
 def _well_effect(screen: Screen, site: Site) -> planted.LocalEffect:
-    return planted.well_effect(screen.seed, site.experiment, site.plate, site.row, site.column)
+    scale = 0.0 if screen.effects == "gain" else screen.batch_effect
+    return planted.well_effect(
+        screen.seed, site.experiment, site.plate, site.row, site.column, scale
+    )
 
 
 @functools.lru_cache(maxsize=2048)
@@ -166,7 +174,7 @@ def render_site(screen: Screen, site: Site) -> np.ndarray:
     """The image of one site, uint8 [6, size, size]."""
     phenotype, optics = site_phenotype(screen, site)
     rng = planted.generator(screen.seed, "site", site.site_id)
-    return draw_site(site.cell_type, phenotype, optics, rng, screen.size, screen.field)
+    return draw_site(site.cell_type, phenotype, optics, rng, screen.size, screen.side)
 
 
 def screen_truth(screen: Screen, sites: list[Site]) -> dict:

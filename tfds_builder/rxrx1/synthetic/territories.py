@@ -57,7 +57,7 @@ def place_cells(
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     turn, *shift = rng.uniform(0, 1, 3) * (2 * np.pi, spacing, spacing)
     grid = np.stack([columns + 0.5 * (rows % 2), rows * 0.866], 1) * spacing * 1.075
-    waves = rng.normal(0, 1, (2, 6, 4))
+    waves = rng.normal(0, 1, (3, 6, 4))
     centre = grid @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     centre += field / 2 + np.array(shift)
     inside = np.all((centre > -40) & (centre < field + 40), axis=1)
@@ -71,6 +71,7 @@ def place_cells(
         return np.sin(phase).sum(1) / np.sqrt(3)
 
     keep = smooth(0, 70.0) + 0.35 * normal[:, 26] < _normal_quantile(1 - clumping)
+    normal[:, 0] = 0.7 * normal[:, 0] + 0.7 * smooth(2, 60.0)  # neighbours are of like brightness
     angle = smooth(1, 160.0) * 1.2 + normal[:, 27] * 0.3
     size = np.exp(0.16 * normal[:, 23])
     dies = uniform[:, 0] < min(dying, 0.6)
