@@ -36,9 +36,9 @@ PAGES = ("README.md", "docs/*.md")
 BEGIN, END = "<!-- figures: ", "<!-- end -->"
 BATCH = ("batch", "plate_control")
 RANDOM = ("random_site", "plate_control"), ("random_well", "plate_control")
-ROWS = {BATCH, *RANDOM, ("batch", "none")}  # of Table 1
+ROWS = {BATCH, *RANDOM}  # of Table 1
 COMMANDS = """```console
-$ make demo    # {:g} minutes: data, 12 trainings, table, page
+$ make demo    # {:g} minutes: data, 9 trainings, table, page
 $ make test    # {:g} minutes: the tests, but for the long ones
 ```"""
 

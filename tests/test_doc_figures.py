@@ -19,7 +19,7 @@ MADE_WITH = {
 }  # fmt: skip
 RIGHT = {  # of 20 sites: in each fold
     ("batch", "plate_control"): [5, 10], ("random_site", "plate_control"): [10, 12],
-    ("random_well", "plate_control"): [5, 5], ("batch", "none"): [2, 5],
+    ("random_well", "plate_control"): [5, 5],
 }  # fmt: skip
 
 
@@ -58,13 +58,13 @@ def test_figures_are_means_over_folds(demo):
 
 
 def test_figures_refuse_two_versions_and_missing_runs(demo):
-    with edited(demo / "batch-none-1" / "environment.json") as made:
+    with edited(demo / "batch-plate_control-1" / "environment.json") as made:
         made["packages"]["rxrx1_jax"] = "1.1"
     with pytest.raises(figures.FiguresError, match="versions"):
         figures.blocks(figures.measure(demo), None)
     for fold in range(2):
-        shutil.rmtree(demo / f"batch-none-{fold}")
-    with pytest.raises(figures.FiguresError, match="no run of .*none"):
+        shutil.rmtree(demo / f"random_well-plate_control-{fold}")
+    with pytest.raises(figures.FiguresError, match="no run of .*random_well"):
         figures.measure(demo)
     with pytest.raises(figures.FiguresError, match="block"):
         figures.fill("<!-- figures: nothing -->\n<!-- end -->", {})

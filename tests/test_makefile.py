@@ -6,6 +6,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from tfds_builder.rxrx1.builder_configs import BUILDER_CONFIGS
+from tfds_builder.rxrx1.release.metadata import CELL_TYPES
+from tfds_builder.rxrx1.synthetic import Screen
+
 ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/sh
 echo "$@"
@@ -45,28 +49,27 @@ def test_the_demo_tells_where_it_is(tmp_path):
     stand_in(tmp_path / "venv", ".demo")
     records = tmp_path / "dataset_info.json"
     asked = [f"{name}={tmp_path}/{name.lower()}" for name in ("VENV", "DATA", "RUNS")]
-    (tmp_path / "runs/batch-none-1").mkdir(parents=True)  # of no fold that is asked for
-    for seconds, path in enumerate(("batch-none-0", "", "batch-plate_control-0")):
+    (tmp_path / "runs/batch-1").mkdir(parents=True)  # of no fold that is asked for
+    for seconds, path in enumerate(("random_site-0", "", "batch-0")):
         file = tmp_path / "runs" / path / "results.json" if path else records
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()  # of an earlier call, the first one on other records
         os.utime(file, (seconds, seconds))
     asked += [f"RECORDS={records}", "FOLDS=0 2"]
     said = make("demo", *asked)
-    head = re.findall(r"^run (\d) of 7: \S+/runs/([\w-]+?)(, about 1 min left)?$",
+    head = re.findall(r"^run (\d) of 5: \S+/runs/([\w-]+?)(, about 1 min left)?$",
                       "\n".join(said), re.MULTILINE)  # fmt: skip
-    assert [number for number, _, _ in head] == [str(i) for i in range(1, 8)]
-    assert [bool(left) for _, _, left in head] == [False, *[True] * 6]
+    assert [number for number, _, _ in head] == [str(i) for i in range(1, 6)]
+    assert [bool(left) for _, _, left in head] == [False, *[True] * 4]
     started = [line.split() for line in said if line.startswith("-m rxrx1_jax.main")]
     for (_, name, _), words in zip(head, started, strict=True):
-        protocol, normalisation, fold = name.split("-")
+        protocol, fold = name.split("-")
         assert f"--config=demo:protocol={protocol},fold={fold}" in words
-        assert f"--config.data.normalisation={normalisation}" in words
         assert f"--workdir={tmp_path}/runs/{name}" in words
     report = said[-1].split()
-    assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 8 + 1
+    assert report[1] == "rxrx1_jax.report" and len(report) == 2 + 6 + 1
     assert set(report[2:-1]) == {f"{tmp_path}/runs/{name}" for _, name, _ in head} | {
-        f"{tmp_path}/runs/batch-plate_control-0"
+        f"{tmp_path}/runs/batch-0"
     }
     assert make("demo", *asked) == said[-1:]
 
@@ -102,3 +105,14 @@ def test_the_dose_takes_a_board_of_all_worlds_per_dose(tmp_path):
                         for name in ("acceptance", "dose"))  # fmt: skip
     assert f"{tmp_path}/b/1 --without={tmp_path}/b/0" in acceptance
     assert f" 0={tmp_path}/b/0 0.5={tmp_path}/b/0.5 1={tmp_path}/b/1 " in dose
+
+
+def test_table_1_has_a_screen_of_four_cell_types(tmp_path):
+    stand_in(tmp_path / "venv", ".demo")
+    said = make("table1", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/data")
+    built, ran = (line for line in said if line.startswith("-m "))
+    assert "tfds_builder.rxrx1 build --config=four_cell_types" in built
+    assert "rxrx1_jax.table1" in ran and "--config.data.name=rxrx1/four_cell_types" in ran
+    (config,) = (c for c in BUILDER_CONFIGS if c.name == "four_cell_types")
+    cell_types = {cell_type for _, cell_type, _ in Screen(**config.screen).experiments()}
+    assert cell_types == set(CELL_TYPES)
