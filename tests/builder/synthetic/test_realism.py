@@ -1,4 +1,4 @@
-"""The synthetic screen beside real sites, where they are at hand: spectra, correlations, spreads."""
+"""The synthetic screen beside real sites, where these are at hand."""
 
 import csv
 import functools
