@@ -49,7 +49,7 @@ $(RECORDS): | $(VENV)/.demo
 
 # PROTOCOL-FOLD of each run.
 DEMO = $(foreach fold,$(FOLDS),batch-$(fold) random_site-$(fold) random_well-$(fold))
-demo: $(RECORDS) ## data, 9 trainings, table and page on the synthetic screen: 7 minutes on two cores
+demo: $(RECORDS) ## data, 9 trainings, table and page on the synthetic screen: 11 minutes on two busy cores
 	@set -e; for run in $(DEMO); do \
 	  test $(RUNS)/$$run/results.json -nt $(RECORDS) || set -- "$$@" $$run; done; \
 	n=0; left=; began=$$(date +%s); for run do \
