@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from benchmarks import acceptance
+from benchmarks import acceptance, dose
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.report import files, table1
 from rxrx1_jax.report.runs import FinishedRun, Screen, group, load_runs, shared_of
@@ -43,7 +43,7 @@ $ make test    # {:g} minutes: the tests, but for the long ones
 ```"""
 
 
-BOARD = "Accuracy", "The gap"  # how the captions of its tables begin
+BOARD = "Accuracy"  # how the caption of its table begins
 SHOWN = 5  # columns of the leaderboard that its page has: up to the p-value
 
 
@@ -110,23 +110,22 @@ def board(folder: Path, without: Path) -> dict[str, str]:
     if "Not in the tables" in text:
         raise FiguresError(f"{report}: runs are missing, expected a finished leaderboard")
     said, *tables = re.split(r"\n(?=[^|\n]+:\n\n\|)", text)  # before their captions
-    found = {word: table for table in tables for word in BOARD if table.startswith(word)}
-    if len(found) < len(BOARD):
-        raise FiguresError(f"{report}: tables {[*found]}, expected {', '.join(BOARD)}")
-    whole, gap = map(found.__getitem__, BOARD)
-    rows = [line.split("|")[1 : SHOWN + 1] for line in whole.splitlines() if line[:1] == "|"]
+    found = [table for table in tables if table.startswith(BOARD)]
+    if not found:
+        raise FiguresError(f"{report}: no table {BOARD}, expected that of a leaderboard")
+    rows = [line.split("|")[1 : SHOWN + 1] for line in found[0].splitlines() if line[:1] == "|"]
     made = _machine(files.read_environment(path) for at in (folder, without)
                     for path in at.rglob("environment.json"))  # fmt: skip
-    effects = acceptance.finished(folder)
-    measured = acceptance.measured(effects, acceptance.finished(without))
+    effects, control = map(acceptance.finished, (folder, without))
+    measured = acceptance.measured(effects, control)
     shared = shared_of(o.run for o in effects if o.run)
     first = next(o.run.path for o in effects if o.run and o.job.protocol == "batch")
     return {
         "board": f"{made} {said.strip()}",
         "board_table": "\n".join(f"|{'|'.join(row)}|" for row in rows),
-        "board_gap": _only_table(gap),
         "acceptance": _only_table(acceptance.acceptance(measured, shared).markdown()),
         "planning": _only_table(acceptance.planning(measured).markdown()),
+        "dose": _only_table(dose.table_of(dose.curves({0: control, 1: effects})).markdown()),
         "variance": _only_table(_run("rxrx1_jax.variance", first / "embeddings.parquet")),
     }
 
