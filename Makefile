@@ -77,7 +77,7 @@ TABLE1 ?= four_cell_types
 table1: $(VENV)/.demo ## the 30 runs of the paper's table on a synthetic screen of four cell types
 	@$(MAKE) $(DATA)/rxrx1/$(TABLE1)/$(VERSION)/dataset_info.json SCREEN=$(TABLE1) BUILD=$(TABLE1)
 	@$(BIN)/python -m rxrx1_jax.table1 --config=demo --config.data.dir=$(DATA) \
-	  --config.data.name=rxrx1/$(TABLE1) --workdir=runs/table1
+	  --config.data.name=rxrx1/$(TABLE1) --workdir=runs/table1 --workers=$(WORKERS)
 
 # `make demo` on a screen without experiment and plate effects: what is left is no batch effect.
 control: ## `make demo` without batch effects: no split should be easier than another

@@ -57,3 +57,19 @@ CONTROLS = {
     "gain_only": ({"data.name": "rxrx1/gain_only"}, {"baseline": "no gap", "raw": "gap"}),
     "shuffled_labels": ({"data.shuffled_labels": True}, {"baseline": "chance"}),
 }
+
+# Name of TRAINED -> field -> what `python -m rxrx1_jax.search` draws it from: a list of choices, a
+# range (low, high), or (low, high, "log"). All methods share OPTIM; some have a setting of their
+# own, for the same number of draws.
+OPTIM = {
+    "optim.learning_rate": (0.02, 0.8, "log"),
+    "optim.weight_decay": (5e-5, 5e-3, "log"),
+    "optim.label_smoothing": [0.0, 0.1, 0.2],
+    "optim.epochs": [20, 40],
+}
+SEARCH = {name: OPTIM for name in TRAINED} | {
+    "cutmix": OPTIM | {"data.augmentation": ["cutmix(alpha=0.3)", "cutmix(alpha=1.0)"]},
+    "arcface_neck": OPTIM | {"optim.loss": [f"arcface(margin={m})" for m in (0.1, 0.2, 0.4)]},
+    "coral": OPTIM | {"optim.loss": [f"coral(weight={w})" for w in (0.1, 1.0, 10.0)]},
+    "dann": OPTIM | {"model.head": [f"domain_adversary(ramp={r})" for r in (1.0, 10.0)]},
+}

@@ -14,3 +14,7 @@ TRAINED = {
 CORRECTIONS = {"baseline": list(METHODS)}
 GAP = ["baseline"]
 PROTOCOLS = ["random_well"]
+SEARCH = dict.fromkeys(TRAINED, {
+    "optim.learning_rate": (0.02, 0.8, "log"), "optim.weight_decay": (5e-5, 5e-3, "log"),
+    "optim.label_smoothing": [0.0, 0.1, 0.2], "optim.epochs": [20, 40],
+})  # fmt: skip

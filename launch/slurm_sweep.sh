@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Table 1 or a leaderboard on a Slurm cluster: an array job with one task for each run, and a job that
-# waits for all of them and collects the table and the page from what is complete.
+# Table 1, a leaderboard or a search on a Slurm cluster: an array job with one task for each run, and a
+# job that waits for all of them and collects the table and the page from what is complete.
 #   OPTIONS="--gpus=1 --cpus-per-task=8 --mem=64G --time=2-0" launch/slurm_sweep.sh table1 \
 #     --config=batch_split --workdir=/shared/runs/table1 --config.data.dir=/shared/data
 # From the folder of this project, on the login node. The workdir and the dataset lie on the shared
@@ -40,7 +40,7 @@ case "${1:-}" in
     ;;
 esac
 
-: "${1:?a command: table1 or leaderboard}"
+: "${1:?a command: table1, leaderboard or search}"
 : "${OPTIONS:?for sbatch, for example --gpus=1 --cpus-per-task=8 --mem=64G --time=2-0}"
 workdir=''
 for argument in "$@"; do

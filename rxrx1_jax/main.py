@@ -75,17 +75,17 @@ class SweepParser(Parser):
 
     def __init__(self, name: str, about: str) -> None:
         super().__init__(name, about)
-        self.add_argument("--workers", type=_at_least(1), metavar="N", help="runs at once, each on "
+        self.add_argument("--workers", type=at_least(1), metavar="N", help="runs at once, each on "
                           "a GPU or a share of one, and of the cores; one per GPU unless given, "
                           "one on CPUs")  # fmt: skip
         one = self.add_mutually_exclusive_group()
         one.add_argument("--collect", action="store_true", help="only make table and page")
         one.add_argument("--tasks", action="store_true", help="only print the number of runs")
-        one.add_argument("--task", type=_at_least(0), metavar="I",
+        one.add_argument("--task", type=at_least(0), metavar="I",
                          help="only the I-th run, from 0 on; no table")  # fmt: skip
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r}, expected {least} or more")

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from unittest import mock
 
 MODULES = {
-    name: f"rxrx1_jax.{name}{'.__main__' if name in ('report', 'leaderboard') else ''}"
+    name: f"rxrx1_jax.{name}{'.__main__' if name in ('report', 'leaderboard', 'search') else ''}"
     for name in (
-        "main", "table1", "report", "leaderboard", "correct", "diagnose", "lda12", "download",
-        "variance",
+        "main", "table1", "report", "leaderboard", "search", "correct", "diagnose", "lda12",
+        "download", "variance",
     )
 }
 

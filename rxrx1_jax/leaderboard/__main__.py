@@ -22,7 +22,6 @@ run per GPU; on CPUs one.
 """
 
 import sys
-from pathlib import Path
 
 from rxrx1_jax import main as main_lib  # its --config and --workdir mean the same here
 from rxrx1_jax.leaderboard import options as options_lib
@@ -36,35 +35,22 @@ def main(argv: list[str]) -> int:
                         help="the methods file: `leaderboard`, which is ours, or a path")
     options = parser.parse(argv)
     workers.interrupt_by_signals()
-    workdir: Path = options.workdir
 
     def work() -> int:
-        from rxrx1_jax.leaderboard import jobs as lib  # here: --help needs none of these
-        from rxrx1_jax.leaderboard import page
+        from rxrx1_jax.leaderboard.jobs import make_jobs  # here: --help needs none of these
         from rxrx1_jax.leaderboard.methods import load
-        from rxrx1_jax.training import sweep
+        from rxrx1_jax.leaderboard.work import work
 
         config = main_lib.read_config(options)
-        command.check_writable("--workdir", workdir)
+        command.check_writable("--workdir", options.workdir)
         methods = load(options.methods, config)
-        jobs = lib.make_jobs(methods, *options_lib.read(options, config))
+        jobs = make_jobs(methods, *options_lib.read(options, config))
         if options.tasks:
             print(len(jobs))
             return 0
-        jobs, team = main_lib.of_task(jobs, options.task), workers.deal(options.workers)
-        plans = lib.make_plans(config, methods, jobs, workdir)
-        reasons: dict[Path, str] = {}
-        if not options.collect:
-            arguments = main_lib.arguments_of_config(options)
-            reasons = lib.do_all(plans, arguments, team, config.data.dir)
-        if options.task is not None:
-            return sweep.tell(plans[jobs[0]], reasons)
-        found = lib.outcomes(plans, reasons)
-        text, written, remarks = page.write(methods, found, workdir / "report", config.data.dir)
-        print("\n".join(["", text, *remarks, f"Page: {written}"]))
-        return int(any(outcome.run is None for outcome in found))
+        return work(methods, jobs, config, options, options.workdir / "report")[0]
 
-    return command.run(work, workdir)
+    return command.run(work, options.workdir)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,8 @@ class Methods(NamedTuple):
 def load(path: str, config: ConfigDict) -> Methods:
     """Reads a methods file and checks it against the fields of `config`.
 
-    The file holds TRAINED, and may hold CORRECTIONS, GAP, BUDGETS, CONTROLS and SEARCH, as
-    configs/leaderboard.py explains them. SEARCH is checked by who searches.
-    The file holds TRAINED, and may hold CORRECTIONS, GAP, PROTOCOLS, BUDGETS and CONTROLS, as
-    configs/leaderboard.py explains them.
+    The file holds TRAINED, and may hold CORRECTIONS, GAP, PROTOCOLS, BUDGETS, CONTROLS and SEARCH,
+    as configs/leaderboard.py explains them. `rxrx1_jax.search` checks SEARCH.
 
     Raises MethodsError naming the entry at fault; ConfigError: the line.
     """

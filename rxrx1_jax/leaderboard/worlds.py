@@ -7,7 +7,7 @@ import numpy as np
 from rxrx1_jax.data import records, splits
 
 
-def check_worlds(names: str, data_dir: str) -> list[str]:
+def check_worlds(names: str, data_dir: str, flag: str = "--worlds") -> list[str]:
     """The datasets in "NAME,NAME", in this order.
 
     Raises DatasetError for one that is not there; ValueError for two that must not be averaged:
@@ -16,13 +16,13 @@ def check_worlds(names: str, data_dir: str) -> list[str]:
     """
     worlds = [name.strip() for name in names.split(",")]
     if not all(worlds):
-        raise ValueError(f"--worlds={names}: expected names of datasets, NAME,NAME")
+        raise ValueError(f"{flag}={names}: expected names of datasets, NAME,NAME")
     opened = [records.open_images(data_dir, name) for name in worlds]
     for (first, a), (second, b) in itertools.combinations(zip(worlds, opened, strict=True), 2):
         few, many = sorted((np.unique(one.sites["adler32"]) for one in (a, b)), key=len)
         if np.isin(few, many).mean() > 0.5:
             raise ValueError(
-                f"--worlds: {first} and {second} hold the same images: expected independent"
+                f"{flag}: {first} and {second} hold the same images: expected independent"
                 " screens, as of the synthetic screen with another seed each; leave one out"
             )
         designs = [
@@ -32,7 +32,7 @@ def check_worlds(names: str, data_dir: str) -> list[str]:
         ]
         if designs[0] != designs[1]:
             raise ValueError(
-                f"--worlds: {first} has {designs[0]}, {second} {designs[1]}: expected worlds of one"
+                f"{flag}: {first} has {designs[0]}, {second} {designs[1]}: expected worlds of one"
                 " design; compare them separately"
             )
     return worlds

@@ -39,6 +39,15 @@ def test_the_jobs_of_a_sweep(cluster, words, tmp_path):
     assert "30 runs: job 71;" in stdout and f"job 72, printed to {logs}/table.log" in stdout
 
 
+def test_a_search_is_a_sweep_like_any_other(cluster, tmp_path):
+    words = ["search", "board.py", "--draws=8", f"--workdir={tmp_path}"]
+    _, (count, (_, runs, _), _) = cluster(
+        SCRIPT.name, *words, answers="sleep: 0 48\nsbatch: 0 71", OPTIONS="--gpus=1", **PYTHON
+    )
+    assert count[:2] == ["sleep", ["-m", "rxrx1_jax.search", *words[1:], "--tasks"]]
+    assert "--array=0-47" in runs and runs[-6:] == [str(SCRIPT), "run", *words]
+
+
 @pytest.mark.parametrize(
     ("variables", "array"),
     [
@@ -58,7 +67,7 @@ def test_some_runs_and_a_few_at_a_time(cluster, words, variables, array):
 @pytest.mark.parametrize(
     ("given", "variables", "said"),
     [
-        ([], {"OPTIONS": "--gpus=1"}, "table1 or leaderboard"),
+        ([], {"OPTIONS": "--gpus=1"}, "table1, leaderboard or search"),
         (["table1", "--workdir=x"], {}, "OPTIONS"),
         (["table1", "--config=demo"], {"OPTIONS": "--gpus=1"}, "--workdir"),
     ],
