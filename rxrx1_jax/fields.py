@@ -68,8 +68,10 @@ FIELDS = {
     "data.cache": Field("auto", "where images are kept: auto = the first of these that fits", (
         "auto", "device", "host", "none")),
     "model.name": Field("resnet50", "the network", (
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo")),
-    "model.width": Field(64, "channels of the first stage; 64 is the standard network", least=1),
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet_demo", "vit_tiny", "vit_small",
+        "vit_base")),
+    "model.width": Field(
+        64, "channels of the first stage, of a ViT's head; 64 is the standard network", least=1),
     "model.head": Field("linear", "what makes the logits", (
         "linear", "cosine", "linear_and_cosine", "cell_type_one_hot", "cell_type_film",
         "domain_adversary")),

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from rxrx1_jax.config import load
 from rxrx1_jax.model import heads
 from rxrx1_jax.model.resnet import LINEAR, BasicBlock, BottleneckBlock, DemoResNet, ResNet
+from rxrx1_jax.model.vit import ViT
 
 
 class NetworkSpec(NamedTuple):
@@ -51,6 +52,18 @@ def resnet_demo() -> Network:
         return DemoResNet(**spec._asdict())
 
     return network
+
+
+def _vit(heads: int, patch: int = 16) -> Network:
+    """patch: side of a patch of one channel in pixels; it divides the sides of the image."""
+    if patch < 1:
+        raise ValueError(f"patch is {patch}; expected 1 or more")
+    return lambda spec: ViT(heads, patch, **spec._asdict())
+
+
+vit_tiny = partial(_vit, 3)
+vit_small = partial(_vit, 6)
+vit_base = partial(_vit, 12)
 
 
 def create_model(name: str, **settings: Any) -> nn.Module:

@@ -21,15 +21,18 @@ from rxrx1_jax.config import described
 Arrays = dict[str, np.ndarray]  # float32, by the names and in the layout of PyTorch
 
 SUFFIXES = (".safetensors", ".pth")
-MODULES = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+MODULES = {
+    "downsample_conv": "downsample.0", "downsample_bn": "downsample.1",
+    "patch_embed": "patch_embed.proj",
+}  # fmt: skip
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 LAYOUTS = {4: (3, 2, 0, 1), 2: (1, 0)}  # of a kernel, by its dimensions
 # Convolutions that read the image. One of three channels serves any number of them.
-STEMS, COLOURS = ("conv1.weight",), 3
+STEMS, COLOURS = ("conv1.weight", "conv_stem.weight", "_conv_stem.weight"), 3
 # What stands behind the features: ours, torchvision's and timm's.
 HEADS = (
-    "fc", "head", "classifier", "arc", "neck", "film_scale", "film_shift", "domain_hidden",
-    "domain_fc",
+    "fc", "_fc", "head", "classifier", "arc", "neck", "film_scale", "film_shift",
+    "domain_hidden", "domain_fc",
 )  # fmt: skip
 CONVERT = (
     "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{}',"

@@ -3,7 +3,9 @@
 A step keeps the outputs of convolutions for its backward pass. Measured on an H100 and an H200
 (ResNet-50, 128 to 512 px, bfloat16 and float32), its temporary memory is 1.83 to 1.91 times their
 bytes, which a trace of the network gives in half a second. Products of matrices count as
-convolutions do.
+convolutions do. The weights of attention, a product per image and head, are kept as float32 and in
+the type of the computation; their gradient takes them twice more, for one block at a time. That is
+counted, and compared with what XLA plans for a CPU; it has not been measured on a GPU.
 """
 
 import functools
@@ -51,23 +53,35 @@ class Need(NamedTuple):
         return f"{_size(self.total)} of each device ({parts})"
 
 
+class Kept(NamedTuple):
+    """Temporary bytes of a training step with a forward pass, or of a part of it."""
+
+    held: float = 0  # from the forward to the backward pass
+    again: float = 0  # of the largest block that is computed again; 0: none is
+    passing: float = 0  # of the largest gradient of attention
+
+    @property
+    def total(self) -> float:
+        return self.held + max(self.again, self.passing)
+
+
 def need(setup: Setup, changes: Mapping[str, Any] | None = None) -> Need:
     """The estimate for a training of these settings. changes: {field: value} in place of them."""
     config = setup.config.copy_and_resolve_references()
     change(config, changes or {})
     rows, parts = config.optim.batch_size // jax.device_count(), config.optim.accumulation
-    held, again = _row_bytes(setup, config.model.dtype, config.model.remat)
+    kept = _row_bytes(setup, config.model.dtype, config.model.remat)
     stream, planes = setup.stream, math.prod(setup.images.image_shape)
     channels, *sides = setup.images.image_shape
     image = channels * math.prod(config.data.crop or side for side in sides)
     image *= jnp.dtype(config.model.dtype).itemsize * min(parts, 2)  # cut into parts: a copy
     rows_kept = 0 if stream.kept is None else len(stream.kept)
-    kept = planes * (rows_kept + 1) if stream.cache == "device" else 0
-    sent = 0 if kept else DRAWS * planes * max(config.train.steps_per_call, 1)
+    cached = planes * (rows_kept + 1) if stream.cache == "device" else 0
+    sent = 0 if cached else DRAWS * planes * max(config.train.steps_per_call, 1)
     batches = rows * (image + sent)
     sums = _bytes(setup.abstract_state.params) if parts > 1 else 0  # of the parts' gradients
-    activations = round(rows / parts * (held + again)) + sums
-    return Need(_bytes(setup.abstract_state), activations, batches, kept)
+    activations = round(rows / parts * kept.total) + sums
+    return Need(_bytes(setup.abstract_state), activations, batches, cached)
 
 
 def limit() -> int:
@@ -91,7 +105,7 @@ def beside(setup: Setup) -> int | None:
 def check(setup: Setup) -> Need:
     """The estimate. Raises RunError: clearly beyond the memory; model.remat without blocks."""
     model = setup.config.model
-    if model.remat and not _row_bytes(setup, model.dtype, True)[1]:
+    if model.remat and not _row_bytes(setup, model.dtype, True).again:
         raise RunError(
             f"model.remat=True: {model.name} has no blocks to compute again; expected one of our"
             " networks, or False"
@@ -209,7 +223,7 @@ def _bytes(tree: Any) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _row_bytes(setup: Setup, dtype: str, remat: bool) -> tuple[float, float]:
+def _row_bytes(setup: Setup, dtype: str, remat: bool) -> Kept:
     """`_kept` per row of a batch, of the network with this type of the computation."""
     config = setup.config.copy_and_resolve_references()
     change(config, {"model.dtype": dtype, "model.remat": remat})
@@ -229,23 +243,23 @@ def _row_bytes(setup: Setup, dtype: str, remat: bool) -> tuple[float, float]:
 
     with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm needs it for bfloat16
         traced = jax.make_jaxpr(forward)(state.params, state.batch_stats, images, codes)
-    held, again = _kept(traced.jaxpr)
-    return held / rows, again / rows
+    return Kept(*(x / rows for x in _kept(traced.jaxpr)))
 
 
-def _kept(jaxpr: Jaxpr) -> tuple[float, float]:
-    """Temporary bytes of a training step with this forward pass: held from it to the backward pass,
-    and of the largest block that is computed again there (0: none is)."""
-    held = again = 0.0
+def _kept(jaxpr: Jaxpr) -> Kept:
+    held = again = passing = 0.0
     for equation in jaxpr.eqns:
-        outputs = _bytes([x.aval for x in equation.outvars])
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+        name, outputs = equation.primitive.name, _bytes([x.aval for x in equation.outvars])
+        if name == "dot_general" and equation.params["dimension_numbers"][1][0]:  # of attention
+            in_float32 = equation.invars[0].aval.dtype.itemsize >= 4  # type: ignore[attr-defined]
+            held += outputs if in_float32 else 1.5 * outputs
+            passing = max(passing, 2 * outputs)
+        elif name in ("conv_general_dilated", "dot_general"):
             held += TEMPORARY * outputs
-        for inner in jaxprs_in_params(equation.params):
-            inner_held, inner_again = _kept(inner)
-            if equation.primitive.name.startswith("remat"):
-                held, again = held + outputs, max(again, inner_held + inner_again)
+        for inner in map(_kept, jaxprs_in_params(equation.params)):
+            if name.startswith("remat"):
+                held, again = held + outputs, max(again, inner.total)
             else:
-                held += inner_held * equation.params.get("length", 1)  # of a scan
-                again = max(again, inner_again)
-    return held, again
+                held += inner.held * equation.params.get("length", 1)  # of a scan
+                again, passing = max(again, inner.again), max(passing, inner.passing)
+    return Kept(held, again, passing)

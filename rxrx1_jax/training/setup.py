@@ -289,8 +289,9 @@ def _try_plug_ins(setup: Setup) -> None:
             raise ValueError(f"the sampler gives {len(first)} rows, expected optim.batch_size")
         inputs = setup.train_shapes()
         batch = jax.eval_shape(partial(setup.stream.batch, i=0, train=True), *inputs)
+        state = setup.abstract_state  # a network that does not fit the images is found here
         if config.train.parallelism == "jit":
-            jax.eval_shape(setup.train_step, setup.abstract_state, *inputs)
+            jax.eval_shape(setup.train_step, state, *inputs)
         elif "share" in batch and setup.devices.mesh.size > 1:
             raise ValueError("mixes rows of the whole batch, which no device has under pmap")
     except DatasetError:

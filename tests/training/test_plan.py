@@ -17,6 +17,7 @@ from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import change
 from rxrx1_jax.data import cache, splits
 from rxrx1_jax.data.images import Vocabulary
+from rxrx1_jax.model import vit
 from rxrx1_jax.training import parallel, plan, run_dir, setup, train
 
 SMOKE = "--config=smoke"
@@ -117,6 +118,27 @@ def test_the_estimate_is_linear_in_rows_and_parts_and_small_with_remat(small):
     assert two.batches == 2 * one.batches and two.state == one.state
     assert parts.activations == pytest.approx(one.activations / 2 + weights, abs=2)
     assert again.activations < 0.8 * one.activations
+
+
+def test_attention_is_counted_as_the_compiler_plans_it(monkeypatch):
+    """1,537 tokens, whose weights are most of the memory; of a CPU's compiler."""
+    monkeypatch.setattr(vit, "DEPTH", 2)
+    images = tiny_images()
+    images.planes = images.planes.repeat(2, 2).repeat(2, 3)
+    images.image_shape = images.planes.shape[1:]
+    config = tiny_config(model__name="vit_tiny(patch=2)", model__width=64, optim__batch_size=2)
+    ready = setup.prepare(config, images)
+    inputs = ready.stream.shapes(len(ready.train_rows), 2)
+    compiled = ready.train_step.lower(ready.abstract_state, *inputs).compile()
+    expected = compiled.memory_analysis().temp_size_in_bytes
+    found = plan.need(ready).activations
+    assert found == pytest.approx(expected, rel=0.25)
+    weights = 2 * 3 * 1537**2 * 4  # two images, three heads
+    half = plan.need(ready, {"model.dtype": "bfloat16"}).activations
+    assert half == pytest.approx((found - 4 * weights) / 2 + 5 * weights, rel=0.01)
+    again = plan.need(ready, {"model.remat": True}).activations
+    tokens = 1.9 * 2 * 1537 * 192 * 4
+    assert again == pytest.approx(3 * weights + tokens * 10 + 2 * tokens / 1.9, rel=0.05)
 
 
 def test_images_on_the_device_count_and_are_chosen_beside_the_step(small, monkeypatch):
