@@ -4,6 +4,7 @@
     InMemory                            arrays of your own in place of a dataset
     create_network                      a network to train by a loop of your own
     config, train, load_run             settings, a training, and what it made (a `Run`)
+    export_run                          its weights, or its program, for others
     score                               accuracy of predictions
     read_embeddings, write_embeddings   tables of embeddings, of any model and for other libraries
     correct_embeddings                  methods tried on such a table: accuracy, and a page
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rxrx1_jax.api import batches as batches
     from rxrx1_jax.api import correct_embeddings as correct_embeddings
     from rxrx1_jax.api import create_network as create_network
+    from rxrx1_jax.api import export_run as export_run
     from rxrx1_jax.api import load_run as load_run
     from rxrx1_jax.api import make_split as make_split
     from rxrx1_jax.api import open_dataset as open_dataset
@@ -38,7 +40,7 @@ _MODULES = {
     **dict.fromkeys(
         (
             "open_dataset", "make_split", "batches", "create_network", "train", "load_run", "score",
-            "correct_embeddings", "read_embeddings", "write_embeddings",
+            "export_run", "correct_embeddings", "read_embeddings", "write_embeddings",
         ),  # fmt: skip
         "rxrx1_jax.api",
     ),

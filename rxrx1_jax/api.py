@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
+from rxrx1_jax import export
 from rxrx1_jax.data import records, splits, table_styles, tables
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
@@ -163,6 +164,19 @@ def load_run(path: str | Path) -> Run:
     Raises RunError: no run there, or of a newer version.
     """
     return Run.open(path)
+
+
+def export_run(run: Run, out: str | Path, format: str = "safetensors") -> list[Path]:
+    """Writes a run for other programs, as `python -m rxrx1_jax.export` does; returns the files.
+
+    Args:
+      out: folder.
+      format: "safetensors" (weights by the names of torchvision) or "stablehlo" (a program for JAX
+        alone, with the normalisation in it).
+
+    Raises ConfigError, RunError, OSError.
+    """
+    return export.write(run, config_lib.user_path(out), format)
 
 
 def read_embeddings(path: str | Path, metadata: str | Path = "") -> Embeddings:

@@ -236,7 +236,8 @@ class Stream:
         row, epoch, mask = jnp.moveaxis(draw.chosen[i], 1, 0)
         batch = {name: column[row] for name, column in store.columns.items()}
         planes = store.planes[batch.pop("place")] if draw.planes is None else draw.planes[i]
-        keys = _row_keys(jax.random.key(store.numbers["seed"]), epoch, batch["site_index"])
+        if train:
+            keys = _row_keys(jax.random.key(store.numbers["seed"]), epoch, batch["site_index"])
         if "mean" in batch:
             mean, std = batch.pop("mean"), batch.pop("std")
         else:

@@ -109,7 +109,10 @@ def _complete(init: str) -> Run:
     except run_dir.RunError as error:
         raise run_dir.RunError(f"model.init={error}") from error
     if not run_dir.is_complete(run.path):
-        raise run_dir.RunError(f"model.init={init}: not trained to its end; resume it first")
+        raise run_dir.RunError(
+            f"model.init={init}: not trained to its end; resume it, or take its weights as they"
+            f" are: python -m rxrx1_jax.export {init}"
+        )
     return run
 
 
@@ -121,10 +124,7 @@ def _of_run(setup: Setup, data: Mapping[str, Any], body: frozenset[str]) -> weig
             f"a run with model.name={run.config.model.name!r}, this one has {config.model.name!r}"
         )
     _check_unseen(setup, data, run)
-    state = jax.device_get(run.load())
-    if state.ema_params is not None:
-        state = state.replace(params=state.ema_params, batch_stats=state.ema_batch_stats)
-    arrays = weights.to_torch(_variables(state))
+    arrays = weights.to_torch(run.evaluated())
     ours, theirs = setup.vocabulary, run.vocabulary
     same = run.config.model.head == config.model.head and ours.cell_types == theirs.cell_types
     if same and np.array_equal(ours.classes, theirs.classes):

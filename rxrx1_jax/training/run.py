@@ -129,6 +129,13 @@ class Run:
         copied = parallel.Devices(self.config.train.parallelism).copied
         return checkpoint.restore(saved, copied, resume=False)
 
+    def evaluated(self) -> dict[str, Any]:
+        """params and batch_stats of the last checkpoint, on the host: averages where there are."""
+        state = jax.device_get(self.load())
+        if state.ema_params is None:
+            return {"params": state.params, "batch_stats": state.batch_stats}
+        return {"params": state.ema_params, "batch_stats": state.ema_batch_stats}
+
     def predict(self, images: Images, rows: np.ndarray | None = None) -> Embeddings:
         """Features and log-probabilities of images, the run's own or anybody's.
 

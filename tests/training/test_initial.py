@@ -169,7 +169,7 @@ def test_an_unfinished_run_is_no_start(images, trained, tmp_path):
     part.mkdir()
     for name in ("config.json", "checkpoints"):
         (part / name).symlink_to(trained[0] / name)
-    with pytest.raises(run_dir.RunError, match="not trained to its end"):
+    with pytest.raises(run_dir.RunError, match="rxrx1_jax.export"):
         start(images, model__init=str(part))
 
 
