@@ -20,8 +20,9 @@ import signal
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -93,6 +94,20 @@ def _shared(run: Path) -> float:
             f"{run}/split.csv: expected a column role with train and test ({error}); "
             f"{files.RESTORE}"
         ) from error
+
+
+def _seen(configs: Iterable[Mapping[str, Any]]) -> str:
+    """What the training of runs saw of their test experiments, whatever the budget of a method."""
+    found = {
+        "images of the test set, unlabelled": "data.pseudo_labels",
+        "control wells of test experiments": "data.control_classes",
+    }
+    all_of = list(configs)
+    seen = [
+        what for what, field in found.items()
+        if any(config[field] not in ("", "none", "train") for config in all_of)
+    ]  # fmt: skip
+    return f"trained on {' and '.join(seen)}" if seen else ""
 
 
 def _table(options: Namespace) -> None:
@@ -182,7 +197,8 @@ def main() -> int:
             shared = max(shares[run] for run, _ in runs.values())
             worlds = sorted({unit.world for unit in runs})
             several = f"over worlds {', '.join(worlds)}" if len(worlds) > 1 else ""
-            caption = "; ".join(filter(None, (CAPTION, label, several)))
+            seen = _seen(configs[options.runs.index(run)] for run, _ in runs.values())
+            caption = "; ".join(filter(None, (CAPTION, label, several, seen)))
             texts.append(summary(tables, shared, caption, external).markdown())
         print("\n".join(texts))
         if options.out:

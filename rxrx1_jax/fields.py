@@ -10,7 +10,7 @@ FREE = (
     "data.cache", "data.dir", "data.threads", "eval.batch_size", "eval.orientations", "train.keep",
     "train.loggers", "train.parallelism", "train.profile", "train.steps_per_call",
 )  # fmt: skip
-PATHS = ("data.dir", "model.init", "train.parent")  # kept absolute
+PATHS = ("data.dir", "data.pseudo_labels", "model.init", "train.parent")  # kept absolute
 
 # Setting -> module of our factories, whose names FIELDS lists.
 POINTS = {
@@ -62,6 +62,11 @@ FIELDS = {
     "data.sampler": Field(
         "shuffled", "sites of a batch",
         ("shuffled", "experiments", "plates", "cross_experiment_pairs")),
+    "data.control_classes": Field(
+        "none", "whose control wells are trained on, too, as classes: of training experiments, all",
+        ("none", "train", "all")),
+    "data.pseudo_labels": Field("", "predictions of a run, a .parquet: of test wells, to train on"),
+    "data.pseudo_share": Field(0.5, "of the test wells, the surest, that they are taken of"),
     "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),
     "data.threads": Field(
         0, "that read and inflate records, per host; 0 = as many as the cores", below=1025),

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rxrx1_jax.methods.catalogue import find
-from rxrx1_jax.methods.evidence import Evidence, choose, from_embeddings, scores
-from rxrx1_jax.training import predictions, run_dir
+from rxrx1_jax.methods.evidence import Evidence, Method, choose, from_embeddings, scores
+from rxrx1_jax.training import predictions
 
 if TYPE_CHECKING:
     from rxrx1_jax.training.run import Run  # it imports JAX
@@ -44,14 +44,12 @@ def predictions_of(
     """Predictions of a run's test sites by each method, {name: table}; what is stored is read.
 
     A method that refuses these data, or lacks its library, is left out with a line on stderr, and
-    noted in `refused`. What is computed is written into `folder`, or else into the run.
+    noted in `refused`. What is computed is written into `folder`, or else into the run. Under the
+    wilds protocol, where controls are classes, those are left out that tell them from treatments.
 
-    Raises RunError: no trained run, or one whose controls are classes (protocol wilds).
+    Raises RunError: no trained run.
     """
-    if run.config.data.protocol == "wilds":
-        raise run_dir.RunError(
-            f"{run.path}: under the wilds protocol controls are classes; not corrected"
-        )
+    wilds = run.config.data.protocol == "wilds"
     source: dict[str, str] = {}  # of the evidence
     evidence: Evidence | None = None
     tables: dict[str, pa.Table] = {}
@@ -71,6 +69,8 @@ def predictions_of(
             evidence, source = from_embeddings(embeddings), dict(embeddings.source)
         method = find(name)
         try:
+            if wilds and not _on_all_wells(method):
+                raise ValueError("under the wilds protocol controls are classes, no context")
             chosen = choose(method, evidence, adapted)
             found = scores(chosen, evidence, adapted)
         # A library of an extra; data that a method is not for (no controls, no groups).
@@ -88,6 +88,12 @@ def predictions_of(
         tables[name] = _table(evidence, found).replace_schema_metadata(_made_by(source, name))
         predictions.write_predictions(path, tables[name])
     return tables
+
+
+def _on_all_wells(method: Method) -> bool:
+    """Whether it does no more than run the network, adapted to all wells or not at all."""
+    further = method.transforms or method.classify or method.decide or method.grid
+    return not further and getattr(method.adapt, "on", "all") == "all"
 
 
 def _table(evidence: Evidence, log_probs: np.ndarray) -> pa.Table:

@@ -26,7 +26,8 @@ from rxrx1_jax.data.info import Info
 Batch = Mapping[str, jax.Array]
 Head = Callable[[nn.Module, jax.Array, Batch, Info], jax.Array]
 
-NECKS, NECK_EPSILON = ("", "layer", "batch"), 1e-5
+NECKS, NECK_EPSILON = ("", "layer", "batch", "two_layers"), 1e-5
+NECK_WIDTH = 1024  # of the two layers
 classifier_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -46,14 +47,17 @@ def cosine(scale: float = 30.0, neck: str = "") -> Head:
     the cosines [N, K], sown as "cosine". The cosine of features that are all zero is 0. Features
     that are none below 0, as means of ReLUs, have cosines in a narrow cone, where no margin can be
     met: they need a neck, "layer" or "batch" for a LayerNorm or BatchNorm of them (neck/scale,
-    neck/bias). Raises ValueError unless scale > 0, and for another neck.
+    neck/bias). "two_layers" is that of the Kaggle competition's winner: the cell type, one column
+    for each, beside the features, then BatchNorm, linear, ReLU, BatchNorm, linear, BatchNorm, the
+    linear layers of NECK_WIDTH and without bias. Raises ValueError unless scale > 0, and for
+    another neck.
     """
     if scale <= 0:
         raise ValueError(f"cosine: scale is {scale}; expected more than 0")
     _check_neck("cosine", neck)
 
     def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
-        x = _through(neck, network, features, info)
+        x = _through(neck, network, features, batch, info)
         cosines = CosineClassifier(len(info.vocabulary.classes), name="fc")(x)
         network.sow("intermediates", "cosine", cosines)
         return scale * cosines
@@ -70,7 +74,7 @@ def linear_and_cosine(neck: str = "layer") -> Head:
     _check_neck("linear_and_cosine", neck)
 
     def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
-        x = _through(neck, network, features, info)
+        x = _through(neck, network, features, batch, info)
         cosines = CosineClassifier(len(info.vocabulary.classes), name="arc")(x)
         network.sow("intermediates", "cosine", cosines)
         return _classify(x, info)
@@ -85,9 +89,7 @@ def cell_type_one_hot() -> Head:
     """
 
     def head(network: nn.Module, features: jax.Array, batch: Batch, info: Info) -> jax.Array:
-        x, cell_types = wide(features), len(info.vocabulary.cell_types)
-        cell_type = jax.nn.one_hot(batch["cell_type"], cell_types, dtype=x.dtype)
-        return _classify(jnp.concatenate([x, cell_type], axis=1), info)
+        return _classify(_with_cell_type(wide(features), batch, info), info)
 
     return head
 
@@ -178,16 +180,34 @@ def _check_neck(head: str, neck: str) -> None:
         raise ValueError(f"{head}: neck is {neck!r}; expected one of {', '.join(map(repr, NECKS))}")
 
 
-def _through(neck: str, network: nn.Module, features: jax.Array, info: Info) -> jax.Array:
+def _through(
+    neck: str, network: nn.Module, features: jax.Array, batch: Batch, info: Info
+) -> jax.Array:
     x = wide(features)
-    own: dict[str, Any] = {"epsilon": NECK_EPSILON, "dtype": x.dtype, "name": "neck"}
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        axis = getattr(network, "bn_axis_name", None)
+        own: dict[str, Any] = {"epsilon": NECK_EPSILON, "dtype": x.dtype, "name": name}
+        return nn.BatchNorm(not info.train, momentum=0.9, axis_name=axis, **own)(x)
+
+    def dense(x: jax.Array, name: str) -> jax.Array:
+        return nn.Dense(NECK_WIDTH, use_bias=False, dtype=x.dtype, name=name)(x)
+
     with jax.numpy_dtype_promotion("standard"):  # Flax multiplies float64 by its parameters
         if neck == "layer":
-            return nn.LayerNorm(**own)(x)
+            return nn.LayerNorm(epsilon=NECK_EPSILON, dtype=x.dtype, name="neck")(x)
         if neck == "batch":
-            axis = getattr(network, "bn_axis_name", None)
-            return nn.BatchNorm(not info.train, momentum=0.9, axis_name=axis, **own)(x)
+            return norm(x, "neck")
+        if neck == "two_layers":
+            x = norm(_with_cell_type(x, batch, info), "neck_in")
+            x = norm(nn.relu(dense(x, "neck_first")), "neck_middle")
+            return norm(dense(x, "neck_second"), "neck")
     return x
+
+
+def _with_cell_type(x: jax.Array, batch: Batch, info: Info) -> jax.Array:
+    cell_types = len(info.vocabulary.cell_types)
+    return jnp.concatenate([x, jax.nn.one_hot(batch["cell_type"], cell_types, dtype=x.dtype)], 1)
 
 
 def _classify(x: jax.Array, info: Info) -> jax.Array:

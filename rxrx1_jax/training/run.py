@@ -199,7 +199,7 @@ class Run:
         sets = evaluate.evaluate_sets(self.setup, self.state)
         total = self.newest.total_steps
         if not total:  # version 0.3.0 did not keep it
-            _, total = setup.make_order(self.config, self.images, self.setup.split)
+            _, total = setup.make_order(self.config, self.images.sites, self.setup.split)
         return evaluate.write_results(self.setup, folder, self.state, total, sets)
 
     def predict_all(self, path: Path, log_probs: bool = False) -> None:

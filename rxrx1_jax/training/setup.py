@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import cache, records, splits
-from rxrx1_jax.data.images import DatasetError, Images, Vocabulary
+from rxrx1_jax.data.images import DatasetError, Images, Sites, Vocabulary
 from rxrx1_jax.data.orders import Order
 from rxrx1_jax.data.reading import one_pass
 from rxrx1_jax.data.stream import Augmentation, Batch, Draw, Host, Store, Stream
+from rxrx1_jax.data.taught import Taught, taught
 from rxrx1_jax.model import heads
 from rxrx1_jax.model.networks import NetworkSpec
 from rxrx1_jax.model.resnet import on_cpu
@@ -99,27 +100,24 @@ class Setup:
         return self._evaluators[step]
 
     @cached_property
+    def taught(self) -> Taught:
+        return taught(self.config.data, self.images.sites, self.split)
+
+    @cached_property
     def train_rows(self) -> np.ndarray:
-        return splits.train_rows(self.images.sites, self.split)
+        return splits.train_rows(self.taught.sites, self.taught.split)
 
     def train_store(self) -> Store:
-        rows, labels = self.train_rows, None
-        if self.config.data.shuffled_labels:
-            sites = self.images.sites[self.split.train]
-            labels = self.images.sites["sirna_id"][rows]
-            labels[np.searchsorted(rows, self.split.train)] = splits.shuffle_within(
-                sites["sirna_id"], sites, "experiment", self.config.train.seed
-            )
-        store = self.stream.store(rows, labels)
+        seed = self.config.train.seed if self.config.data.shuffled_labels else None
+        store = self.stream.store(self.train_rows, self.taught.labels(self.train_rows, seed))
         numbers = self.stream.host.put(self._numbers)
         return store._replace(numbers=store.numbers | numbers)
 
     @property
     def _numbers(self) -> dict[str, np.float32]:
         optim = self.config.optim
-        smoothing = np.float32(optim.label_smoothing)
         own = optimizers.numbers_of(optim, self.spec.total_steps)
-        return own | {"label_smoothing": smoothing}
+        return own | {"label_smoothing": np.float32(optim.label_smoothing)}
 
     def train_shapes(self, k: int = 1) -> tuple[Store, Draw]:
         """What the training step takes beside the state, as shapes."""
@@ -183,12 +181,13 @@ def prepare(
             f"optim.batch_size={size}: the split has only {len(split.train)} training sites;"
             " choose a smaller one"
         )
-    order, total_steps = make_order(config, images, split)
+    given = taught(config.data, images.sites, split)
+    order, total_steps = make_order(config, given.sites, given.split)
     try:
         tx, schedule = optimizers.create_optimizer(config.optim, total_steps)
     except ValueError as error:
         raise run_dir.RunError(str(error)) from error
-    vocabulary = Vocabulary.of(images.sites, splits.classes_of(images.sites, config.data.protocol))
+    vocabulary = Vocabulary.of(images.sites, given.classes)
     stream = make_stream(config, images, split, vocabulary)
     axis = parallel.AXIS if config.train.parallelism == "pmap" and config.train.bn_sync else None
     spec = steps.StepSpec(
@@ -267,11 +266,11 @@ def make_split(config: ConfigDict, images: Images) -> splits.Split:
     return splits.configured(images.sites, config.data)
 
 
-def make_order(config: ConfigDict, images: Images, split: splits.Split) -> tuple[Order, int]:
+def make_order(config: ConfigDict, sites: Sites, split: splits.Split) -> tuple[Order, int]:
     """The order of the training batches, and how many there are. Raises RunError."""
     sampler = config_lib.load("data.sampler", config.data.sampler)
     try:
-        order = sampler(images.sites, split, config.optim.batch_size, config.train.seed)
+        order = sampler(sites, split, config.optim.batch_size, config.train.seed)
     except Exception as error:  # it is anybody's
         what = config_lib.described(error)
         raise run_dir.RunError(f"data.sampler={config.data.sampler!r}: {what}") from error

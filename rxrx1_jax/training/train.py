@@ -64,6 +64,7 @@ def train_and_evaluate(
         setup = set_up(config, workdir, images)
         plan.check(setup)
         fingerprint = describe_data(setup.images, setup.split, setup.vocabulary.classes)
+        fingerprint |= setup.taught.fingerprint(setup.split)
         begin = initial.find(setup, fingerprint) if config.model.init else None
         fingerprint |= initial.fingerprint(config.model.init)
         parent = _parent(setup, fingerprint) if config.train.parent else None
@@ -278,7 +279,8 @@ def _summary(setup: Setup, start: int) -> str:
         f"{where}: {config.data.protocol} split, fold {config.data.fold}, cell type "
         f"{config.data.cell_type}, normalisation {config.data.normalisation}",
         f"train {len(split.train):,} sites of {wells[0]:,} wells, test {len(split.test):,} sites "
-        f"of {wells[1]:,} wells{others}, {len(setup.vocabulary.classes):,} siRNA classes"
+        f"of {wells[1]:,} wells{others}{setup.taught.about(split)}, "
+        f"{len(setup.vocabulary.classes):,} siRNA classes"
         + (f"; {unlabelled:,} sites without a label are left out" if unlabelled else ""),
         f"{config.model.name} of {parameters:,} parameters, {setup.spec.total_steps:,} steps of"
         f" {config.optim.batch_size} sites on {jax.device_count()} x"

@@ -3,7 +3,6 @@
 import itertools
 from collections import Counter
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -95,28 +94,12 @@ def test_an_impossible_share_is_refused(factory, controls):
         factory(controls)
 
 
-class Network(nn.Module):
-    """BatchNorm of the image, means over its pixels, BatchNorm, the head."""
-
-    spec: tuple
-
-    @nn.compact
-    def __call__(self, images, batch, info):
-        norm = dict(use_running_average=not info.train, momentum=0.9, epsilon=1e-5)
-        x = nn.relu(nn.BatchNorm(**norm, name="bn1")(images)).mean((1, 2))
-        return self.spec.head(self, nn.BatchNorm(**norm, name="bn2")(x), batch, info)
-
-
-def network():
-    return Network
-
-
 def test_batch_norm_sees_the_context_and_the_loss_does_not():
     """One step of training against PyTorch."""
     images = tiny_images()
     config = tiny_config(
         data__sampler="plates(controls=0.5)", data__cell_type="HUVEC",
-        model__name=f"{__name__}.network", optim__weight_decay=0.0, optim__ema_decay=0.0,
+        model__name="small_network.network", optim__weight_decay=0.0, optim__ema_decay=0.0,
         optim__warmup_epochs=0.0,
     )  # fmt: skip
     ready = setup.prepare(config, images)

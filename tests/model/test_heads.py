@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from rxrx1_jax.config import FIELDS
 from rxrx1_jax.data.images import Vocabulary
@@ -131,6 +132,38 @@ def test_the_neck_is_before_all_classifiers(head, neck):
             expected = y @ params["fc"]["kernel"] + params["fc"]["bias"]
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert ("batch_stats" in variables) == (neck == "batch")
+
+
+def test_the_neck_of_two_layers_is_the_winners():
+    """As PyTorch has it, in training and in evaluation."""
+    module = Parent(heads.linear_and_cosine("two_layers"))
+    variables = module.init(jax.random.key(0), inputs(), BATCH)
+    params, wide = drawn(variables["params"]), heads.NECK_WIDTH
+    stack = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(FEATURES + CELL_TYPES), torch.nn.Linear(FEATURES + CELL_TYPES, wide),
+        torch.nn.ReLU(), torch.nn.BatchNorm1d(wide), torch.nn.Linear(wide, wide),
+        torch.nn.BatchNorm1d(wide),
+    )  # fmt: skip
+    places = {"neck_in": 0, "neck_first": 1, "neck_middle": 3, "neck_second": 4, "neck": 5}
+    with torch.no_grad():
+        for name, place in places.items():
+            given = {"bias": np.zeros(wide), **params[name]}  # their linear layers have no bias
+            weight = given["kernel"].T if "kernel" in given else given["scale"]
+            stack[place].weight.copy_(torch.tensor(weight))
+            stack[place].bias.copy_(torch.tensor(given["bias"]))
+        for train in (False, True):
+            logits, kept = module.apply(
+                {**variables, "params": params}, inputs(), BATCH, INFO._replace(train=train),
+                mutable=["intermediates", "batch_stats"],
+            )  # fmt: skip
+            x = np.asarray(kept["intermediates"]["embedding"][0])
+            x = torch.tensor(np.concatenate([x, np.eye(CELL_TYPES)[BATCH["cell_type"]]], 1)).float()
+            y = stack.train(train)(x).numpy()
+            expected = y @ params["fc"]["kernel"] + params["fc"]["bias"]
+            np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
+            arc = params["arc"]["kernel"]
+            cosines = y @ arc / np.linalg.norm(y, axis=1)[:, None] / np.linalg.norm(arc, axis=0)
+            np.testing.assert_allclose(kept["intermediates"]["cosine"][0], cosines, atol=1e-4)
 
 
 def test_cosine_of_zero_features_has_a_finite_gradient():
