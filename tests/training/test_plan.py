@@ -128,7 +128,7 @@ def test_attention_is_counted_as_the_compiler_plans_it(monkeypatch):
     images.image_shape = images.planes.shape[1:]
     config = tiny_config(model__name="vit_tiny(patch=2)", model__width=64, optim__batch_size=2)
     ready = setup.prepare(config, images)
-    inputs = ready.stream.shapes(len(ready.train_rows), 2)
+    inputs = ready.train_shapes()
     compiled = ready.train_step.lower(ready.abstract_state, *inputs).compile()
     expected = compiled.memory_analysis().temp_size_in_bytes
     found = plan.need(ready).activations
