@@ -1,7 +1,7 @@
 """A run that version 0.2 finished is evaluated, embedded and reported as 0.2 did.
 
-tests/data_0_2/run: the demo network, width 8, 30 epochs on the screen below. Its embeddings.parquet
-and predictions.parquet are what 0.2 wrote.
+tests/data_0_2/run: the demo network, width 8, 30 epochs on the screen in tests/data_0_2/data. Its
+embeddings.parquet and predictions.parquet are what 0.2 wrote.
 """
 
 import json
@@ -19,22 +19,7 @@ from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.fingerprints import describe_data
 
 RUN = Path(__file__).parent / "data_0_2" / "run"
-SCREEN = {
-    "huvec": 3, "rpe": 2, "hepg2": 0, "u2os": 0, "treatments": 4, "positive_controls": 6,
-    "plates": 1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """The run's screen, built by today's builder."""
-    pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
-    from tfds_builder.rxrx1 import Builder, Rxrx1Config
-
-    folder = tmp_path_factory.mktemp("data")
-    config = Rxrx1Config(name="few", size=16, screen=SCREEN)
-    Builder(config=config, data_dir=folder).download_and_prepare()
-    return folder
+DATA = RUN.parent / "data"  # the run's screen, as the builder of that time drew it
 
 
 @pytest.fixture
@@ -46,11 +31,11 @@ def columns(path: Path, names: list[str]) -> dict[str, list]:
     return pq.read_table(path).sort_by("site_id").select(names).to_pydict()
 
 
-def test_predictions_are_those_of_version_0_2(run, data, capsys):
+def test_predictions_are_those_of_version_0_2(run, capsys):
     for file in ("results.json", "predictions.parquet", "embeddings.parquet"):
         (run / file).unlink()
     for mode in ("evaluate", "embed"):
-        command = [f"--workdir={run}", f"--mode={mode}", f"--config.data.dir={data}"]
+        command = [f"--workdir={run}", f"--mode={mode}", f"--config.data.dir={DATA}"]
         assert main.main(command) == 0
     names = ["site_id", "label", "prediction", "well_prediction"]
     old, new = (columns(path / "predictions.parquet", names) for path in (RUN, run))
@@ -72,9 +57,9 @@ def test_it_is_reported_beside_a_run_of_today(run, tmp_path, capsys):
     assert f"{100 * by_site:.1f}" in capsys.readouterr().out
 
 
-def test_other_data_are_refused(run, data):
+def test_other_data_are_refused(run):
     """The same sites and split; a label differs, or the controls of a plate do."""
-    dataset = records.Records(records.find_dataset(data, "rxrx1/few"))
+    dataset = records.Records(records.find_dataset(DATA, "rxrx1/few"))
     config = run_dir.read_settings(run)
     split = splits.make_split(dataset.sites, "batch")
     classes = splits.classes_of(dataset.sites, "batch")
@@ -91,8 +76,8 @@ def test_other_data_are_refused(run, data):
             run_dir.open_run(run, config, described)
 
 
-def test_another_split_is_another_run(run, data):
-    command = [f"--workdir={run}", "--mode=evaluate", f"--config.data.dir={data}"]
+def test_another_split_is_another_run(run):
+    command = [f"--workdir={run}", "--mode=evaluate", f"--config.data.dir={DATA}"]
     with pytest.raises(SystemExit, match="data.fold=0"):
         main.main([*command, "--config.data.fold=1"])
     config = json.loads((run / "config.json").read_text())
@@ -102,12 +87,12 @@ def test_another_split_is_another_run(run, data):
         main.main(command)
 
 
-def test_finished_it_is_complete_and_unfinished_it_is_refused(run, data, capsys):
-    command = [f"--workdir={run}", f"--config.data.dir={data}"]
+def test_finished_it_is_complete_and_unfinished_it_is_refused(run, capsys):
+    command = [f"--workdir={run}", f"--config.data.dir={DATA}"]
     assert main.main(command) == 0 and "complete" in capsys.readouterr().out
     child = [f"--config={run}/config.json", f"--config.train.parent={run}", f"--workdir={run}-2"]
     with pytest.raises(SystemExit, match=r"version 0\.2"):
-        main.main([*child, f"--config.data.dir={data}", "--config.optim.epochs=40"])
+        main.main([*child, f"--config.data.dir={DATA}", "--config.optim.epochs=40"])
     assert not Path(f"{run}-2").exists()
     (run / "results.json").unlink()
     with pytest.raises(SystemExit, match=r"rxrx1_jax 0\.2"):

@@ -256,7 +256,7 @@ class Run:
     def _split(self, images: Images) -> tuple[splits.Split | None, str]:
         """The run's split if these are its data, else None and what differs."""
         try:
-            split = setup.make_split(self.config, images)
+            split = splits.configured(images.sites, self.config.data)
         except splits.SplitError as error:
             return None, str(error)
         found = describe_data(images, split, self.vocabulary.classes)

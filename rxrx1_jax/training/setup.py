@@ -175,7 +175,7 @@ def prepare(
         config.model.dtype = "float32" if on_cpu() else "bfloat16"
     config_lib.check(config, jax.device_count())
     images = find_images(config) if images is None else images
-    split = make_split(config, images)
+    split = splits.configured(images.sites, config.data)
     if len(split.train) < (size := config.optim.batch_size):
         raise run_dir.RunError(
             f"optim.batch_size={size}: the split has only {len(split.train)} training sites;"
@@ -260,10 +260,6 @@ def create_model(
 def find_images(config: ConfigDict) -> Images:
     """The images that the settings name. Raises DatasetError, ConfigError."""
     return records.open_images(config.data.dir, config.data.name)
-
-
-def make_split(config: ConfigDict, images: Images) -> splits.Split:
-    return splits.configured(images.sites, config.data)
 
 
 def make_order(config: ConfigDict, sites: Sites, split: splits.Split) -> tuple[Order, int]:

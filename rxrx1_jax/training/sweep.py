@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import Images
-from rxrx1_jax.training import initial, run_dir
+from rxrx1_jax.training import run_dir
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.locks import Locked, lock
 from rxrx1_jax.training.workers import DONE, FAILED, KILLED, REFUSED, Ending, Worker, ending
@@ -52,6 +52,8 @@ class Planner:
 
         Raises RunError: the run there has other settings or data.
         """
+        from rxrx1_jax.training import initial  # here: --help needs no JAX
+
         settings = self._config.copy_and_resolve_references()
         config_lib.change(settings, overrides)
         asked = tuple(settings.data[name] for name in splits.SETTINGS)

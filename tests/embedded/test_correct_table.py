@@ -17,7 +17,7 @@ from official_tables import made_up, synthetic_sites, write_archives
 
 from rxrx1_jax.data import tables
 
-DESIGN = {"huvec": 3, "rpe": 3, "hepg2": 0, "u2os": 0, "plates": 2}
+DESIGN = {"huvec": 3, "rpe": 3, "hepg2": 0, "u2os": 0, "plates": 2, "treatments": 8}
 OPTIONS = ("--protocol=batch,random_well", "--workers=1", "--methods", "centre_scale_plate",
            "sphering_experiment")  # fmt: skip
 

@@ -14,6 +14,7 @@ from tiny_release import tiny_rows
 
 from benchmarks.kill_training import TIMES
 from rxrx1_jax.config import FIELDS
+from rxrx1_jax.data import splits
 from rxrx1_jax.data.images import METADATA, InMemory
 from rxrx1_jax.training import checkpoint, evaluate, progress, run_dir, setup, train
 from rxrx1_jax.training.run import Run
@@ -75,7 +76,7 @@ def test_learning_curves(memory_run):
 
 
 def test_each_set_is_evaluated_once_a_step(images, tmp_path, monkeypatch):
-    make, original, done = setup.make_split, evaluate.evaluate_sites, []
+    make, original, done = splits.configured, evaluate.evaluate_sites, []
 
     def with_val(*arguments):
         split = make(*arguments)
@@ -85,7 +86,7 @@ def test_each_set_is_evaluated_once_a_step(images, tmp_path, monkeypatch):
         done.append((int(state.step), len(rows)))
         return original(ready, state, rows, notice)
 
-    monkeypatch.setattr(setup, "make_split", with_val)
+    monkeypatch.setattr(splits, "configured", with_val)
     monkeypatch.setattr(evaluate, "evaluate_sites", counting)
     train.train_and_evaluate(tiny_config(), tmp_path / "run", images)
     assert sorted(done) == [(step, sites) for step in (3, 5, 8) for sites in (4, 6)]
@@ -103,7 +104,7 @@ def test_a_trial_is_a_part_of_the_wells_and_of_the_steps(images, tmp_path):
                       if "train_loss" in line]  # fmt: skip
     assert learning_rates[0] == pytest.approx(config.optim.learning_rate)
     assert learning_rates[1] < 0.5 * learning_rates[0]
-    whole, part = (setup.make_split(x, images) for x in (tiny_config(), config))
+    whole, part = (splits.configured(images.sites, x.data) for x in (tiny_config(), config))
     for all_rows, rows in zip((whole.train, whole.test), (part.train, part.test), strict=True):
         wells = [set(images.sites["well_id"][x].tolist()) for x in (all_rows, rows)]
         assert wells[1] < wells[0] and len(wells[1]) == math.ceil(0.7 * len(wells[0]))
