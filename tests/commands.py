@@ -16,7 +16,7 @@ MODULES = {
     name: f"rxrx1_jax.{name}{'.__main__' if name in ('report', 'leaderboard', 'search') else ''}"
     for name in (
         "main", "table1", "report", "leaderboard", "search", "correct", "diagnose", "lda12",
-        "download", "export", "variance",
+        "download", "ensemble", "export", "variance",
     )
 }
 

@@ -6,7 +6,7 @@ import io
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,11 +42,11 @@ class Parser(Plain):
                           help="where the data are now; else where the run found them")  # fmt: skip
 
 
-def open_run(path: Path, data_dir: Path | None) -> "Run":
-    """A trained run, on its data or on the same data elsewhere."""
+def open_run(path: Path, data_dir: Path | None, changes: Mapping[str, Any] | None = None) -> "Run":
+    """A trained run, on its data or on the same data elsewhere; changes: as `Run.open` has them."""
     from rxrx1_jax.training.run import Run  # here: --help needs no JAX
 
-    return Run.open(path, {"data.dir": str(data_dir)} if data_dir else {})
+    return Run.open(path, {**(changes or {}), **({"data.dir": str(data_dir)} if data_dir else {})})
 
 
 def places(runs: Sequence[Path], out: Path | None) -> list[Path]:

@@ -73,7 +73,7 @@ def predictions_table(
     columns["loss"] = pa.array(np.asarray(loss, np.float32))
     columns["top5"] = _list_array(classes[top])
     columns["top5_probability"] = _list_array(top_probability)
-    columns["well_prediction"] = pa.array(classes[_well_argmax(sites["well_id"], log_probs)])
+    columns["well_prediction"] = pa.array(classes[well_argmax(sites["well_id"], log_probs)])
     return pa.table(columns)
 
 
@@ -127,7 +127,7 @@ def _top(log_probs: np.ndarray, count: int) -> np.ndarray:
     return top
 
 
-def _well_argmax(well_id: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
+def well_argmax(well_id: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
     """[m] best class of the well of each site. The sum has the argmax of the mean."""
     _, well = np.unique(well_id, return_inverse=True)
     order = np.argsort(well, kind="stable")

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import wilds_screen
 from ml_collections import ConfigDict
-from screens import tiny_images
-from tiny_release import tiny_rows
 
 from configs import wilds
 from rxrx1_jax import config as config_lib
@@ -23,7 +22,6 @@ from rxrx1_jax.training import optimizers, train
 from rxrx1_jax.training.fingerprints import describe_data
 from rxrx1_jax.training.run import Run
 
-RENAMED = {"HUVEC-02": "HUVEC-17", "U2OS-01": "U2OS-05"}  # of the tiny release: one val, one test
 FILES = {"test": "predictions", "id_test": "predictions_id_test", "val": "predictions_val"}
 
 
@@ -47,13 +45,7 @@ def expected_role(row: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Finished:
-    rows = tiny_rows()
-    for row in rows:
-        row["experiment"] = RENAMED.get(row["experiment"], row["experiment"])
-        row["dataset"] = "test" if row["experiment"] == "U2OS-05" else row["dataset"]
-    changes = {name: np.array([row[name] for row in rows]) for name in ("experiment", "dataset")}
-    images = tiny_images(**changes)
-    images = InMemory(images.planes[:, :3], images.sites[list(rows[0])])
+    rows, images = wilds_screen.rows(), wilds_screen.images()
     config = wilds.get_config()
     config.model.name, config.model.width = "resnet_demo", 8
     config.optim.batch_size, config.eval.batch_size = 8, 8

@@ -160,7 +160,7 @@ def test_wells_are_summed_in_pieces():
     log_probs = rng.standard_normal((len(well_id), 5)).astype(np.float32)
     total = {name: log_probs[well_id == name].astype(np.float64).sum(0) for name in set(well_id)}
     expected = [total[name].argmax() for name in well_id]
-    np.testing.assert_array_equal(predictions._well_argmax(well_id, log_probs), expected)
+    np.testing.assert_array_equal(predictions.well_argmax(well_id, log_probs), expected)
 
 
 @pytest.mark.parametrize(
