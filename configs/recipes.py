@@ -99,6 +99,13 @@ RECIPES = {
 }  # fmt: skip
 
 
+# The synthetic screen has eight experiments to train on.
+FEWER = {
+    name: {"data.sampler": "experiments(count=8, across=True)"}
+    for name in ("wilds_coral", "wilds_irm")
+}
+
+
 def get_config(arg=None):
     name, _, fields = (arg or "").partition(",")
     if name not in RECIPES:
@@ -118,3 +125,16 @@ def get_config(arg=None):
                 f"recipe {name}: no {field}; expected it, as recipes:{name},{field}=..."
             )
     return c
+
+
+# All that need no other run, beside each other: `--methods=recipes` of rxrx1_jax.leaderboard.
+TRAINED = {
+    name: recipe.method | FEWER.get(name, {})
+    for name, recipe in RECIPES.items()
+    if not recipe.asks and name != "adabn_all"  # that one is a correction of wilds_erm
+}
+CORRECTIONS = {
+    "wilds_erm": ["adabn_plate"], "ben": ["adabn_plate"], "arm_bn": ["adabn_experiment"],
+    "cs_arm_bn": ["adabn_experiment", "adabn_plate"],
+}
+BUDGETS = {"kaggle_winner": "test controls"}

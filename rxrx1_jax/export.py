@@ -64,31 +64,40 @@ def write(run: "Run", out: Path, kind: str = "safetensors") -> list[Path]:
             f" results.json of it: python -m rxrx1_jax.main --workdir={run.path} --mode=evaluate"
         )
     command.check_writable("--out", out)
-    content, use = _weights(run) if kind == "safetensors" else _program(run)
+    content = {"safetensors": _weights, "stablehlo": _program}[kind](run)
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / FILES[kind]) as partial:
         partial.write_bytes(content)
     write_text(out / "vocabulary.json", json.dumps(run.vocabulary.to_json(), indent=1) + "\n")
-    write_text(out / "README.md", card.card(run, results, use))
+    uses = {"safetensors": _use_of_weights, "stablehlo": _use_of_program}
+    said = [f"### {FILES[k]}\n\n{use(run)}" for k, use in uses.items() if (out / FILES[k]).exists()]
+    write_text(out / "README.md", card.card(run, results, "\n\n".join(said)))
     return [out / name for name in (FILES[kind], "vocabulary.json", "README.md")]
 
 
-def _weights(run: "Run") -> tuple[bytes | bytearray, str]:
+def _weights(run: "Run") -> bytes:
     from safetensors.numpy import save
 
     from rxrx1_jax.model import weights
 
-    arrays = weights.to_torch(run.evaluated())
+    return save(weights.to_torch(run.evaluated()))
+
+
+def _program(run: "Run") -> bytes | bytearray:
+    from rxrx1_jax.training import program
+
+    return program.make(run.setup, run.state).serialize()
+
+
+def _use_of_weights(run: "Run") -> str:
     name, width, head = (run.config.model[part] for part in ("name", "width", "head"))
     if name.startswith("resnet") and name != "resnet_demo" and (width, head) == (64, "linear"):
-        classes, channels = len(run.vocabulary.classes), arrays["conv1.weight"].shape[1]
-        use = IN_PYTORCH.format(name=name, classes=classes, channels=channels)
-    else:
-        use = "The arrays have PyTorch's order of axes, and the names of the network's modules."
-    return save(arrays), use
+        classes, channels = len(run.vocabulary.classes), run.images.image_shape[0]
+        return IN_PYTORCH.format(name=name, classes=classes, channels=channels)
+    return "The arrays have PyTorch's order of axes, and the names of the network's modules."
 
 
-def _program(run: "Run") -> tuple[bytes | bytearray, str]:
+def _use_of_program(run: "Run") -> str:
     from rxrx1_jax.training import program
 
     shape = run.images.image_shape
@@ -96,8 +105,7 @@ def _program(run: "Run") -> tuple[bytes | bytearray, str]:
         f"- `{name}`: {about.format(*shape)}" for name, about in program.ARGUMENTS.items()
     ]
     platforms = ", ".join(program.PLATFORMS)
-    use = IN_JAX.format(arguments="\n".join(arguments), platforms=platforms)
-    return program.make(run.setup, run.state).serialize(), use
+    return IN_JAX.format(arguments="\n".join(arguments), platforms=platforms)
 
 
 def main() -> int:

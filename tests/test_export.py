@@ -117,6 +117,14 @@ def test_weights_are_the_averages_in_the_order_of_pytorch(run, exported):
     assert sum(value.size for value in found.values()) == sizes
 
 
+def test_the_card_of_both_files_says_how_to_use_each(run, exported, tmp_path):
+    out = shutil.copytree(exported["stablehlo"], tmp_path / "out")
+    assert run_command("export", run, "--format=safetensors", f"--out={out}").code == 0
+    text = (out / "README.md").read_text()
+    assert "### network.jax_export" in text and "### weights.safetensors" in text
+    assert "### weights.safetensors" not in (exported["stablehlo"] / "README.md").read_text()
+
+
 def test_the_card_says_data_split_budget_accuracy_and_licence(run, exported, tmp_path):
     results = json.loads((run / "results.json").read_text())
     accuracy = 100 * results["accuracy"]["site"]["all"]
