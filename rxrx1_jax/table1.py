@@ -8,11 +8,10 @@ for a cluster (launch/slurm_sweep.sh, launch/sweep.yaml). Any field of the confi
 for rxrx1_jax.main.
 
 A run is `python -m rxrx1_jax.main` with data.protocol, fold and cell_type set, in
-WORKDIR/PROTOCOL-CELLTYPE-FOLD and in a process of its own: a crash leaves the others alone, and
-memory and device are free again after each, for 2 to 3 s of start-up. This process takes no
-device. --workers=N runs N at once on an equal share of the cores, and of the GPUs: one each, or a
-part of one's memory; what a run says is then in PROTOCOL-CELLTYPE-FOLD.log. Unless given, one run
-per GPU; on CPUs one.
+WORKDIR/PROTOCOL-CELLTYPE-FOLD. A child process does run after run, so that start-up is paid once;
+one that fails ends it, and the next run has a new one. This process takes no device. --workers=N
+runs N at once on an equal share of the cores, and of the GPUs: one each, or a part of one's memory;
+what a run says is then in PROTOCOL-CELLTYPE-FOLD.log. Unless given, one run per GPU; on CPUs one.
 
 The same command goes on after a kill. Several may work in one WORKDIR, on any number of hosts: each
 takes runs that no other holds, and waits at the end until those are done, too.

@@ -33,7 +33,7 @@ class Kept:
     def __init__(self, images: Images):
         self.sites, self.image_shape, self.about = images.sites, images.image_shape, images.about
         self._images = images
-        self._known: dict[int, np.ndarray] = {}
+        self._known: dict[int, np.ndarray] = kept(images, "host")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -42,6 +42,12 @@ class Kept:
         if row not in self._known:  # two threads may read the same one: either will do
             self._known[row] = self._images[row]
         return self._known[row]
+
+
+def kept(images: Images, where: str) -> dict[Any, Any]:
+    """What is in memory of the images: of a process of many runs, by the runs before, too."""
+    found: dict[str, dict] = getattr(images, "kept_images", {})
+    return found.get(where, {})
 
 
 def choose(asked: str, images: Images, rows: int, step: int | None = None) -> str:
@@ -55,6 +61,9 @@ def choose(asked: str, images: Images, rows: int, step: int | None = None) -> st
     """
     size, copies = rows * math.prod(images.image_shape), jax.local_device_count()
     host, *device = least(*free())
+    # What the runs before left is taken over.
+    host += len(kept(images, "host")) * math.prod(images.image_shape)
+    device = [x + getattr(kept(images, "device").get("planes"), "nbytes", 0) for x in device]
     room = {"host": host // 2, "device": host // 2 // copies, "none": size, "auto": size}
     for limit in device:
         room["device"] = int((1 - MARGIN) * limit) - step if step is not None else limit // 2

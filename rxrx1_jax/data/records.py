@@ -29,6 +29,7 @@ from rxrx1_jax.data.images import (
 )
 
 TABLE = "sites.parquet"
+_opened: dict[Any, "Records"] | None = None  # of `keep_open`
 COLUMNS = (*TEXT, *NUMBERS, *CHANNEL_STATISTICS, "adler32", "shard", "offset", "size")
 
 
@@ -74,10 +75,29 @@ def open_images(data_dir: str | os.PathLike, name: str) -> Images:
     Raises DatasetError, ConfigError.
     """
     factory, bracket, _ = name.rpartition(")")  # a version may follow it
-    found: Any = None if bracket else Records(find_dataset(data_dir, name))
+    found: Any = None if bracket else _open(find_dataset(data_dir, name))
     if bracket and not hasattr(found := load("data.name", factory + bracket), "image_shape"):
         raise DatasetError(f"data.name={name!r}: it gives {type(found).__name__}, expected Images")
     return found
+
+
+def keep_open() -> None:
+    """From now on the last dataset stays open, with what `cache` keeps of its images.
+
+    For a process that does run after run.
+    """
+    global _opened
+    _opened = {}
+
+
+def _open(path: Path) -> "Records":
+    if _opened is None:
+        return Records(path)
+    if path not in _opened:
+        _opened.clear()
+        _opened[path] = Records(path)
+        _opened[path].kept_images.update(host={}, device={})
+    return _opened[path]
 
 
 class Records:
@@ -93,13 +113,14 @@ class Records:
       image_shape: (C, H, W).
       about: name, version and source ("release" or "synthetic").
       metadata: content of metadata.json: source, channels, pixel sums of the controls ...
+      kept_images: {"host" or "device": images that stay in memory}; empty without `keep_open`.
 
     Raises:
       DatasetError: a missing, truncated or changed file, by name; another format of the records.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = user_path(path).absolute()
+        self.path, self.kept_images = user_path(path).absolute(), dict[str, dict]()
         info = _read_json(self.path / "dataset_info.json")
         self.metadata = _read_json(self.path / "metadata.json")
         stored = info.get("fileFormat")

@@ -21,7 +21,7 @@ import numpy as np
 
 from rxrx1_jax.data import normalisation, reading
 from rxrx1_jax.data.augmentations import Augment
-from rxrx1_jax.data.cache import Kept, fill
+from rxrx1_jax.data.cache import Kept, fill, kept
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.data.info import Info
 from rxrx1_jax.data.orders import Order
@@ -114,8 +114,12 @@ class Stream:
 
     @cached_property
     def _on_device(self) -> dict[str, Any]:
-        """rows and planes of the images that the device keeps."""
-        return {}
+        """rows and planes of the images that the device keeps; those of another run only where
+        they are the same, so that programs fit."""
+        held = kept(self.images, "device")
+        if held and not np.array_equal(held["rows"], [] if self.kept is None else self.kept):
+            held.clear()
+        return held
 
     def _planes(self, rows: np.ndarray) -> tuple[np.ndarray, jax.Array]:
         """The images that the device keeps, `rows` among them: their rows, and `cache.fill`."""

@@ -78,11 +78,11 @@ def _made_by(workdir: Path, name: str) -> dict[str, str]:
     return {**source, "version": str(version)}
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     parser = command.Parser("leaderboard.assess", __doc__ or "")
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD",
                         help="names of rxrx1_jax.correct, or diagnosis")  # fmt: skip
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
     def work() -> None:
         for run in options.runs:
@@ -92,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rxrx1_jax.config import user_path
-from rxrx1_jax.training import compilation, faults, workers
+from rxrx1_jax.training import compilation, faults
 
 if TYPE_CHECKING:
     from rxrx1_jax.training.run import Run
@@ -78,7 +78,6 @@ def run(
       where: as in `faults.one_line`.
       told: further errors that are told in one line: of anybody's method.
     """
-    workers.end_with_command()
     compilation.use_cache()
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):

@@ -1,9 +1,9 @@
-"""Many runs by one command: each in a process of its own, resumed or skipped, one or more at once.
+"""Many runs by one command: in child processes, resumed or skipped, one or more at once.
 
-A run is `python -m rxrx1_jax.main` with some fields of the config changed. A lock beside each run
-keeps two commands that share a directory from running the same one. They share the list of runs:
-each takes the next one that is neither done nor held, and none ends before every run is done or has
-failed.
+A run is `python -m rxrx1_jax.main` with some fields of the config changed. A child does run after
+run, until one fails. A lock beside each run keeps two commands that share a directory from running
+the same one. They share the list of runs: each takes the next one that is neither done nor held,
+and none ends before every run is done or has failed.
 """
 
 import contextlib
@@ -105,6 +105,8 @@ def do_all(
     reasons, failures = dict[Path, str](), 0
     free, busy = list(team), dict[Future[Ending], tuple[Turn, Worker]]()
     with contextlib.ExitStack() as locks, ThreadPoolExecutor(len(team)) as pool:
+        for worker in team:
+            locks.callback(worker.end)
         try:
             while todo.waiting or busy:
                 while free and (turn := todo.take(locks)):
@@ -238,7 +240,8 @@ def train_one(plan: Plan, arguments: list[str], worker: Worker, log: Path | None
     """
     command = ["-m", "rxrx1_jax.main", *arguments, f"--workdir={plan.path}"]
     command += [f"--config.{field}={value}" for field, value in plan.overrides.items()]
-    status, heard = worker.run(command, log)
+    # The flags of a backend are of a whole process.
+    status, heard = worker.run(command, log, alone="train.deterministic" in plan.overrides)
     if run_dir.is_complete(plan.path):
         return Ending(DONE)
     if heard.error and not plan.path.exists():

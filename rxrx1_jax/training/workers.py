@@ -1,9 +1,14 @@
 """Child processes that do the work at a run: where they run, how they are stopped and ended."""
 
+import codecs
 import contextlib
+import io
+import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,10 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rxrx1_jax.training import child
+
 DONE, KILLED, REFUSED, FAILED = "done", "killed", "refused", "failed"
 MEMORY = "XLA_CLIENT_MEM_FRACTION"  # of a GPU that a process takes when it starts; 0.75 unless set
 SHARED = 0.9  # of a GPU, by all workers on it
-CHILD = "RXRX1_JAX_CHILD"  # set for a child whose stdin ends with the command that started it
 
 
 class Ending(NamedTuple):
@@ -25,29 +31,21 @@ class Ending(NamedTuple):
 
 
 class Worker:
-    """What runs one child process at a time, and can be stopped from another thread."""
+    """What works at one run at a time in a child process, and can be stopped from another thread.
+
+    The child does run after run (`child.serve`), until one fails.
+    """
 
     def __init__(
         self, cores: frozenset[int] | None = None, env: Mapping[str, str] | None = None
     ) -> None:
         self.cores = cores  # that children may use; None: those of this process
         self.env = dict(env or {})  # of children, beside that of this process
-        self.lock: int | None = None  # descriptor of the run's lock, which children inherit
+        self.lock: int | None = None  # descriptor of the run's lock, which the child holds, too
         self._stopping = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._orders: socket.socket | None = None  # to the child
         self._stopped = False
-
-    def start(self, command: list[str], **options: Any) -> subprocess.Popen[str]:
-        """`subprocess.Popen`, on the worker's cores. Raises KeyboardInterrupt after `stop`."""
-        with self._stopping:
-            if self._stopped:
-                raise KeyboardInterrupt
-            kept = () if self.lock is None else (self.lock,)
-            with _on(self.cores):
-                self._child = subprocess.Popen(
-                    command, text=True, errors="replace", pass_fds=kept, **options
-                )
-            return self._child
 
     def stop(self) -> None:
         with self._stopping:
@@ -55,30 +53,98 @@ class Worker:
             if self._child is not None:
                 self._child.terminate()
 
-    def run(self, arguments: list[str], log: Path | None = None) -> tuple[int, "LastWords"]:
-        """Runs Python with `arguments`. Returns its exit status and what it said last.
+    def end(self) -> int:
+        """Ends the child, which is not at work, and waits for it. Returns its status."""
+        if self._child is None or self._orders is None:
+            return 0
+        self._orders.close()
+        status, self._child = self._child.wait(), None
+        return status
 
-        log: file for what the child says; None: it says it here.
+    def run(
+        self, arguments: list[str], log: Path | None = None, alone: bool = False
+    ) -> tuple[int, "LastWords"]:
+        """Runs Python with `arguments`: -m, a module with main(argv), its arguments.
+
+        Returns its exit status and what it said last. Raises KeyboardInterrupt after `stop`.
+
+        log: file for what the child says; None: it says it here. alone: in a child of its own.
         """
         heard = LastWords()
+        if alone:
+            self.end()
         # Line by line, so that the child's two streams and this process's lines stay in order.
         with open(log or os.devnull, "a", buffering=1, errors="replace") as file:
-            with self.start(
-                [sys.executable, *arguments], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
-                stdout=file if log else None,
-                # In a cluster, too, it is a run by itself.
-                env=os.environ | {"JAX_NUM_PROCESSES": "1", CHILD: "1"} | self.env,
-            ) as process:  # fmt: skip
-                assert process.stderr is not None
-                try:
-                    for line in process.stderr:
-                        (file if log else sys.stderr).write(line)
-                        heard.add(line)
-                except BaseException:
-                    process.terminate()
-                    process.communicate()
-                    raise
-        return process.returncode, heard
+            said, stderr = os.pipe()
+            try:
+                orders = self._ready(stderr)
+                given = [stderr, *([file.fileno()] if log else [])]
+                given += [] if self.lock is None else [self.lock]
+                message = json.dumps([arguments, log is not None]).encode()
+                with contextlib.suppress(OSError):  # it has ended: there will be no answer
+                    socket.send_fds(orders, [message], given)
+            finally:
+                os.close(stderr)
+            try:
+                for line in _lines(said, orders):
+                    (file if log else sys.stderr).write(line)
+                    heard.add(line)
+            except BaseException:
+                self.stop()
+                self.end()
+                raise
+            finally:
+                os.close(said)
+        status = 0 if _answer(orders) else self.end()
+        if alone:
+            self.end()
+        return status, heard
+
+    def _ready(self, stderr: int) -> socket.socket:
+        """A child that waits for a command: that of the run before, or a new one."""
+        with self._stopping:
+            if self._stopped:
+                raise KeyboardInterrupt
+            if self._orders is not None and self._child is not None:
+                if self._child.poll() is None:
+                    return self._orders
+                self._orders.close()
+            self._orders, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+            with _on(self.cores), theirs:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "rxrx1_jax.training.child"],
+                    stdin=theirs.fileno(), stderr=stderr,
+                    # In a cluster, too, it is a run by itself.
+                    env=os.environ | {"JAX_NUM_PROCESSES": "1"} | self.env,
+                )  # fmt: skip
+            return self._orders
+
+
+def _lines(pipe: int, orders: socket.socket) -> Iterator[str]:
+    """What is said, until there is an answer and nothing more to read.
+
+    The pipe may stay open: another process that the child started may have it.
+    """
+    decoder = io.IncrementalNewlineDecoder(
+        codecs.getincrementaldecoder("utf-8")("replace"), translate=True
+    )
+    rest, sources = "", list[Any]([pipe, orders])
+    while pipe in (ready := select.select(sources, [], [])[0]) or orders not in ready:
+        data = os.read(pipe, 2**16)
+        if not data:
+            sources.remove(pipe)
+        *lines, rest = (rest + decoder.decode(data)).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def _answer(orders: socket.socket) -> bytes:
+    """The child's; empty where it has ended without one."""
+    try:
+        return orders.recv(len(child.DONE))
+    except OSError:
+        return b""
 
 
 @contextlib.contextmanager
@@ -143,20 +209,6 @@ def visible_gpus() -> list[str]:
         found = subprocess.run(asked, capture_output=True, text=True, check=False)
         given = ",".join(found.stdout.split()) if not found.returncode else ""
     return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-
-
-def end_with_command() -> None:
-    """In a child of `Worker.run`: SIGTERM for this process when that one is gone, however it ended.
-
-    Without this a child would go on after a `kill -9`, with the run's lock and the device.
-    """
-
-    def wait() -> None:
-        os.read(0, 1)  # nothing is ever written: it returns at the end
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if os.environ.pop(CHILD, None):
-        threading.Thread(target=wait, name="command", daemon=True).start()
 
 
 def interrupt_by_signals() -> None:

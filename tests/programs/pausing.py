@@ -1,4 +1,4 @@
-"""Stands in for the interpreter: `rxrx1_jax.main` that waits when it has written a checkpoint.
+"""Stands in for the interpreter of a worker's child, which waits when it has written a checkpoint.
 
 Arguments: a file that then says so, those of the interpreter.
 """
@@ -24,5 +24,4 @@ def save_and_wait(checkpoints, *arguments):
 
 
 checkpoint.save = save_and_wait
-sys.argv[:4] = ["main"]
-runpy.run_module("rxrx1_jax.main", run_name="__main__")
+runpy.run_module("rxrx1_jax.training.child", run_name="__main__")

@@ -1,21 +1,20 @@
 """A list of runs that several commands may share: order, held runs, second tries, time left."""
 
 import fcntl
-import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
-from children import stand_in
+from children import environment
 
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.data import smoke, splits
-from rxrx1_jax.training import run_dir, sweep
+from rxrx1_jax.training import sweep
 from rxrx1_jax.training.sweep import Plan
 from rxrx1_jax.training.workers import DONE, FAILED, KILLED, REFUSED, Ending, Worker
 
-SLEEP = ["-c", "import time; time.sleep(60)"]
+SLEEP = "import pathlib, time; pathlib.Path({!r}).touch(); time.sleep(60)"
 
 
 def plans(folder, *names, sites=10):
@@ -208,48 +207,25 @@ def test_a_success_between_failures_goes_on(tmp_path):
 
 
 def test_an_error_ends_the_children_of_the_others(tmp_path):
-    started = threading.Event()
-    ends, two = [], [Worker(), Worker()]
+    started, ends = tmp_path / "started", []
+    env = {"PYTHONPATH": environment()["PYTHONPATH"]}
 
     def work(plan, worker):
         if plan.path.name == "bad":
-            assert started.wait(30)
+            while not started.exists():
+                time.sleep(0.01)
             raise SystemExit(3)
-        process = worker.start([sys.executable, *SLEEP])
-        started.set()
-        ends.append(process.wait())
-        worker.start([sys.executable, *SLEEP])  # a stopped worker starts nothing
+        command = ["-m", "executed", SLEEP.format(str(started))]
+        ends.append(worker.run(command)[0])
+        worker.run(command)  # a stopped worker starts nothing
         return Ending(DONE)
 
     begun = time.monotonic()
     with pytest.raises(SystemExit, match="3"):
-        sweep.do_all(plans(tmp_path, "long", "bad", "later"), never, work, two)
+        team = [Worker(env=env), Worker(env=env)]
+        sweep.do_all(plans(tmp_path, "long", "bad", "later"), never, work, team)
     assert ends == [-15] and time.monotonic() - begun < 50
     holding(tmp_path / "long").close()  # its lock is free
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Stands in for the interpreter that runs rxrx1_jax.main; does what the name of a run says."""
-    monkeypatch.setattr(sys, "executable", str(stand_in(tmp_path / "program", "named")))
-
-
-def test_a_run_that_fails_leaves_the_others_alone(program, tmp_path, capfd):
-    runs = plans(tmp_path, "crash", "killed", "complete-1", "twice", "nothing", "complete-2")
-    found = do_all(runs, run_dir.is_complete, lambda plan, one: sweep.train_one(plan, [], one))
-    said = names(found)
-    words = {"crash": "RuntimeError", "killed": "SIGKILL", "nothing": "status 0"}
-    assert said.keys() == words.keys() and all(words[name] in said[name] for name in said), said
-    for name in ("complete-2", "twice"):
-        assert (tmp_path / name / "results.json").exists()
-    assert "Traceback ..." in capfd.readouterr().err  # what a run says is passed on
-
-
-def test_what_is_refused_before_it_begins_is_told_apart(program, tmp_path, capfd):
-    (plan,) = plans(tmp_path / "runs", "refused")
-    how, reason = sweep.train_one(plan, [], Worker())
-    assert how == REFUSED and reason.startswith("optim.momentum=2")
-    assert capfd.readouterr().err == f"error: {reason}\n"
 
 
 @pytest.fixture

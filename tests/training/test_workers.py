@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from children import environment
 from commands import run_command
 
 from rxrx1_jax.training import workers
@@ -28,6 +29,16 @@ def machine(monkeypatch, tmp_path):
             script.chmod(0o755)
 
     return make
+
+
+def ran(code, log=None, worker=None, **env):
+    """`Worker.run` of Python code."""
+    worker = worker or Worker()
+    worker.env |= {"PYTHONPATH": environment()["PYTHONPATH"], **env}
+    try:
+        return worker.run(["-m", "executed", code], log)
+    finally:
+        worker.end()
 
 
 SHARE = {"XLA_CLIENT_MEM_FRACTION": "0.225"}
@@ -90,7 +101,7 @@ def test_a_number_of_workers_that_is_none(tmp_path, command, count):
 def test_a_child_sees_the_device_of_its_worker(capfd):
     env = {"CUDA_VISIBLE_DEVICES": "5", **SHARE}
     code = f"import os; print([os.environ[name] for name in {[*env]}])"
-    assert Worker(env=env).run(["-c", code])[0] == 0
+    assert ran(code, **env)[0] == 0
     assert capfd.readouterr().out == f"{[*env.values()]}\n"
 
 
@@ -101,14 +112,14 @@ def test_a_child_uses_the_cores_of_its_worker_and_says_it_in_the_log(tmp_path, c
         "print('warning', file=sys.stderr); sys.exit('error: no')"
     )
     worker, log = Worker(frozenset({core})), tmp_path / "log"
-    status, heard = worker.run(["-c", code], log)
+    status, heard = ran(code, log, worker)
     assert (status, heard.error) == (1, "no")
     assert workers.ending(status, heard) == Ending(FAILED, "no")
     assert sorted(log.read_text().split("\n")) == sorted(
         ["warning", "error: no", f"{{{core}}}", ""]
     )
     assert capfd.readouterr() == ("", "")
-    assert Worker().run(["-c", "print(1)"])[0] == 0
+    assert ran("print(1)")[0] == 0
     assert capfd.readouterr().out == "1\n"  # without a log, here
 
 
@@ -122,7 +133,7 @@ def test_a_child_uses_the_cores_of_its_worker_and_says_it_in_the_log(tmp_path, c
     ],
 )
 def test_how_a_child_ended(code, ending):
-    assert workers.ending(*Worker().run(["-c", code])) == ending
+    assert workers.ending(*ran(code)) == ending
 
 
 TRACEBACK = "Traceback (most recent call last):\n  File\nOSError: no disk\n"
