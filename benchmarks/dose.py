@@ -79,6 +79,11 @@ def draw(found: Curves) -> Figure:
     return figure
 
 
+def save(found: Curves, path: Path) -> None:
+    with replacing(path) as partial:
+        draw(found).savefig(partial, format="png", dpi=200)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dose", description=__doc__,
@@ -91,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sorted((float(dose), folder) for dose, _, folder in
                        (text.partition("=") for text in options.doses))  # fmt: skip
         found = curves({dose: finished(Path(folder)) for dose, folder in given})
-        with replacing(options.out) as partial:
-            draw(found).savefig(partial, format="png", dpi=200)
+        save(found, options.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,12 +2,14 @@
 
     make demo && make control
     python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=4
-    make screening
-    python -m benchmarks.figures --leaderboard=runs/worlds/1 --without=runs/worlds/0
+    make dose
+    python -m benchmarks.figures --worlds=runs/worlds
+    python -m rxrx1_jax.leaderboard --config=demo --methods=recipes --seeds=0 --workdir=runs/recipes
+    python -m benchmarks.figures --recipes=runs/recipes
 
 docs/results.json holds the Markdown of each block: what a page has between
-`<!-- figures: NAME -->` and `<!-- end -->`. With RUNS the picture in README is drawn again, too.
-With neither only the blocks are written again.
+`<!-- figures: NAME -->` and `<!-- end -->`. With RUNS the picture in README is drawn again, too,
+with --worlds that of the doses. With nothing only the blocks are written again.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from rxrx1_jax.report.tables import NOTHING, Cell, Table, Value
 ROOT = Path(__file__).parents[1]
 RESULTS = "docs/results.json"
 PICTURE, COLOURS = "docs/images/one_sirna.png", 256
+DOSES = "docs/images/dose.png"
 PAGES = ("README.md", "docs/*.md")
 BEGIN, END = "<!-- figures: ", "<!-- end -->"
 BATCH = ("batch", "plate_control")
@@ -100,11 +103,39 @@ def blocks(demo: Measured, control: Measured | None) -> dict[str, str]:
     }
 
 
-def board(folder: Path, without: Path) -> dict[str, str]:
-    """The blocks of docs/leaderboard.md, from the workdirs of finished leaderboards.
+def worlds(folder: Path, picture: Path) -> dict[str, str]:
+    """The blocks of docs/leaderboard.md, from the workdirs of finished leaderboards, one per dose.
 
     Raises FiguresError for one that is not finished, and for runs of several versions.
     """
+    doses = {float(at.name): at for at in folder.iterdir() if re.fullmatch(r"[\d.]+", at.name)}
+    if not {0.0, 1.0} <= doses.keys():
+        raise FiguresError(f"{folder}: no folders 0 and 1, expected those of make screening")
+    found = {dose: acceptance.finished(doses[dose]) for dose in sorted(doses)}
+    measured, effects = acceptance.measured(found[1.0], found[0.0]), found[1.0]
+    shared = shared_of(o.run for o in effects if o.run)
+    first = next(o.run.path for o in effects if o.run and o.job.protocol == "batch")
+    curves = dose.curves(found)
+    dose.save(curves, picture)
+    said, table = _report(doses[1.0])
+    return {
+        "board": f"{_made(doses.values())} {said}",
+        "board_table": table,
+        "acceptance": _only_table(acceptance.acceptance(measured, shared).markdown()),
+        "planning": _only_table(acceptance.planning(measured).markdown()),
+        "dose": _only_table(dose.table_of(curves).markdown()),
+        "variance": _only_table(_run("rxrx1_jax.variance", first / "embeddings.parquet")),
+    }
+
+
+def recipes(folder: Path) -> dict[str, str]:
+    """The blocks of docs/recipes.md, from a finished leaderboard of configs/recipes.py."""
+    said, table = _report(folder)
+    return {"recipes": f"{_made([folder])} {said}", "recipes_table": table}
+
+
+def _report(folder: Path) -> tuple[str, str]:
+    """What a finished leaderboard says, and the first columns of its table of accuracy."""
     report = folder / "report" / "leaderboard.md"
     text = report.read_text(encoding="utf-8")
     if "Not in the tables" in text:
@@ -114,20 +145,12 @@ def board(folder: Path, without: Path) -> dict[str, str]:
     if not found:
         raise FiguresError(f"{report}: no table {BOARD}, expected that of a leaderboard")
     rows = [line.split("|")[1 : SHOWN + 1] for line in found[0].splitlines() if line[:1] == "|"]
-    made = _machine(files.read_environment(path) for at in (folder, without)
+    return said.strip(), "\n".join(f"|{'|'.join(row)}|" for row in rows)
+
+
+def _made(folders: Iterable[Path]) -> str:
+    return _machine(files.read_environment(path) for at in folders
                     for path in at.rglob("environment.json"))  # fmt: skip
-    effects, control = map(acceptance.finished, (folder, without))
-    measured = acceptance.measured(effects, control)
-    shared = shared_of(o.run for o in effects if o.run)
-    first = next(o.run.path for o in effects if o.run and o.job.protocol == "batch")
-    return {
-        "board": f"{made} {said.strip()}",
-        "board_table": "\n".join(f"|{'|'.join(row)}|" for row in rows),
-        "acceptance": _only_table(acceptance.acceptance(measured, shared).markdown()),
-        "planning": _only_table(acceptance.planning(measured).markdown()),
-        "dose": _only_table(dose.table_of(dose.curves({0: control, 1: effects})).markdown()),
-        "variance": _only_table(_run("rxrx1_jax.variance", first / "embeddings.parquet")),
-    }
 
 
 def fill(text: str, made: Mapping[str, str]) -> str:
@@ -195,17 +218,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
     parser.add_argument("runs", nargs="?", type=Path, metavar="RUNS", help="folder of `make demo`")
     parser.add_argument("--control", type=Path, help="folder of `make control`")
-    parser.add_argument("--leaderboard", type=Path, help="of `make screening`: runs/worlds/1")
-    parser.add_argument("--without", type=Path, help="of the same: runs/worlds/0")
+    parser.add_argument("--worlds", type=Path, help="folder of `make screening` and `make dose`")
+    parser.add_argument("--recipes", type=Path, help="workdir of a leaderboard of the recipes")
     parser.add_argument("--demo_minutes", type=float, help="what `make demo` took")
     parser.add_argument("--test_minutes", type=float, help="what `make test` took")
     options = parser.parse_args(arguments)
     try:
         made = json.loads((ROOT / RESULTS).read_text())
-        if options.leaderboard:
-            if options.without is None:
-                raise FiguresError("expected --without beside --leaderboard")
-            made |= board(options.leaderboard, options.without)
+        if options.worlds:
+            made |= worlds(options.worlds, ROOT / DOSES)
+        if options.recipes:
+            made |= recipes(options.recipes)
         if options.runs:
             if options.demo_minutes is None or options.test_minutes is None:
                 raise FiguresError("expected --demo_minutes and --test_minutes beside RUNS")

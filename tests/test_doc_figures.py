@@ -100,7 +100,7 @@ def board(tmp_path) -> Path:
 
 
 def test_the_page_of_the_leaderboard_is_its_report(board):
-    made = figures.board(board / "1", board / "0")
+    made = figures.worlds(board, board / "dose.png")
     assert made["board"].startswith("Version 1.0 (commit abc1234) on 2 cores")
     assert made["board"].endswith("- It cannot say.")
     gain = "-0.1 (-7.3 to +7.1)"
@@ -110,6 +110,14 @@ def test_the_page_of_the_leaderboard_is_its_report(board):
     planned = [line.split("|")[1].strip() for line in made["planning"].splitlines()[2:]]
     assert planned[:-1] == accepted
     assert made["dose"].count("gain of") == 3 and "positive controls" in made["variance"]
+    assert (board / "dose.png").read_bytes()[:4] == b"\x89PNG"
+    assert figures.recipes(board / "1")["recipes_table"] == made["board_table"]
+
+
+def test_worlds_without_a_dose_make_no_page(tmp_path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(figures.FiguresError, match="folders 0 and 1"):
+        figures.worlds(tmp_path, tmp_path / "dose.png")
 
 
 @pytest.mark.parametrize(
@@ -124,4 +132,4 @@ def test_a_leaderboard_that_makes_no_page(board, file, old, new, said):
     path = board / file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(figures.FiguresError, match=said):
-        figures.board(board / "1", board / "0")
+        figures.worlds(board, board / "dose.png")
