@@ -20,9 +20,8 @@ import signal
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -30,7 +29,7 @@ from rxrx1_jax.config import flat, user_path
 from rxrx1_jax.data.files import write_text
 from rxrx1_jax.methods import corrections
 from rxrx1_jax.methods.catalogue import METHODS, find, reference
-from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL
+from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL, budget_of
 from rxrx1_jax.methods.statistics import Score, Unit, compare, holm, worst_experiment
 from rxrx1_jax.report import command, files
 from rxrx1_jax.report.runs import differing, label_of, unit_of
@@ -44,11 +43,11 @@ CAPTION = "Accuracy of the test sites, %"
 
 def summary(
     runs: Mapping[Unit, Mapping[str, pa.Table]], shared: float, caption: str = CAPTION,
-    external: bool = False,
+    uses: frozenset[str] = frozenset(),
 ) -> Table:  # fmt: skip
-    """The table of {run: {method: predictions}}, grouped by what the methods may see.
+    """The table of {run: {method: predictions}}, grouped by what was seen.
 
-    shared: as in `compare`. external: whether the networks began with weights of elsewhere.
+    shared: as in `compare`. uses: what the training of the networks saw, as `Method.uses`.
     """
     tried = dict.fromkeys(name for tables in runs.values() for name in tables)
     names = [name for name in tried if all(name in tables for tables in runs.values())]
@@ -61,9 +60,10 @@ def summary(
     }  # fmt: skip
     adjusted = dict(zip(gains, holm([found.p for found in gains.values()]), strict=True))
     rows: list[list[Cell]] = []
+    inside = uses - {"external"}
     for budget in BUDGETS:
-        members = [name for name in names if find(name).budget == budget]
-        outside = f"{EXTERNAL}, " if external and budget != EXTERNAL else ""
+        members = [name for name in names if budget_of(find(name).uses | inside) == budget]
+        outside = f"{EXTERNAL}, " if "external" in uses and budget != EXTERNAL else ""
         rows += [[outside + budget]] if members else []
         for name in members:
             rows.append([name, *map(percent, scores[name]), "", ""])
@@ -94,20 +94,6 @@ def _shared(run: Path) -> float:
             f"{run}/split.csv: expected a column role with train and test ({error}); "
             f"{files.RESTORE}"
         ) from error
-
-
-def _seen(configs: Iterable[Mapping[str, Any]]) -> str:
-    """What the training of runs saw of their test experiments, whatever the budget of a method."""
-    found = {
-        "images of the test set, unlabelled": "data.pseudo_labels",
-        "control wells of test experiments": "data.control_classes",
-    }
-    all_of = list(configs)
-    seen = [
-        what for what, field in found.items()
-        if any(config[field] not in ("", "none", "train") for config in all_of)
-    ]  # fmt: skip
-    return f"trained on {' and '.join(seen)}" if seen else ""
 
 
 def _table(options: Namespace) -> None:
@@ -188,18 +174,17 @@ def main() -> int:
                 raise ValueError(f"{run}: fold and seed of another run; expected one run of each")
         texts = []
         for label, runs in asked.items():
-            tables, external = {}, False
+            tables, uses = {}, frozenset[str]()
             for unit, (run, place) in runs.items():
                 print(run, file=sys.stderr, flush=True)
                 opened = command.open_run(run, options.data_dir)
-                external |= bool(opened.fingerprint.get("external"))
+                uses |= opened.uses
                 tables[unit] = corrections.predictions_of(opened, names, place)
             shared = max(shares[run] for run, _ in runs.values())
             worlds = sorted({unit.world for unit in runs})
             several = f"over worlds {', '.join(worlds)}" if len(worlds) > 1 else ""
-            seen = _seen(configs[options.runs.index(run)] for run, _ in runs.values())
-            caption = "; ".join(filter(None, (CAPTION, label, several, seen)))
-            texts.append(summary(tables, shared, caption, external).markdown())
+            caption = "; ".join(filter(None, (CAPTION, label, several)))
+            texts.append(summary(tables, shared, caption, uses).markdown())
         print("\n".join(texts))
         if options.out:
             write_text(options.out / "corrections.md", "\n".join(texts))

@@ -19,6 +19,7 @@ import sys
 from rxrx1_jax.config import user_path
 from rxrx1_jax.data import splits
 from rxrx1_jax.methods import ensembles, submissions
+from rxrx1_jax.methods.evidence import SEEN, budget_of
 from rxrx1_jax.report import command, files
 from rxrx1_jax.training import predictions
 
@@ -58,11 +59,12 @@ def main() -> int:
             found.append(run.log_probs(place))
         ensembles.check_files(found)
         mean = ensembles.write_mean(found, options.out)
-        remarks = []
+        budget = budget_of({use for run in runs for use in run.uses})
+        remarks = [f"Budget of the runs: {budget}: {SEEN[budget]}."]
         if options.submission == "wilds":
-            remarks = submissions.wilds(options.out / "rxrx1", runs, found)
+            remarks += submissions.wilds(options.out / "rxrx1", runs, found)
         elif options.submission == "kaggle":
-            remarks = submissions.kaggle(options.out / "submission.csv", mean, options.decide)
+            remarks += submissions.kaggle(options.out / "submission.csv", mean, options.decide)
 
         tables = {p.name: ensembles.test_table(file) for p, file in zip(places, found, strict=True)}
         folders = {p.name: run.path for p, run in zip(places, runs, strict=True)}

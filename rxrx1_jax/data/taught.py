@@ -54,6 +54,21 @@ class Taught(NamedTuple):
         return {"taught": hashlib.blake2b(text.encode(), digest_size=8).hexdigest()} if text else {}
 
 
+def uses(settings: Mapping[str, Any]) -> frozenset[str]:
+    """What a training saw beside its training sites, in the words of `Method.uses`.
+
+    settings: flat, those of a run; dataset.*: what it knows its data and first weights by.
+    """
+    found = {*settings.get("dataset.uses", ())}  # by the run that it began with
+    if settings.get("data.pseudo_labels"):
+        found.add("test_images")
+    if settings.get("data.control_classes") == "all":
+        found.add("test_controls")
+    if settings.get("dataset.external"):
+        found.add("external")
+    return frozenset(found)
+
+
 def taught(data: Mapping[str, Any], sites: np.ndarray, split: splits.Split) -> Taught:
     """What the settings `data` teach. Raises DatasetError: predictions that do not fit.
 

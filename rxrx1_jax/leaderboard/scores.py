@@ -10,7 +10,7 @@ from rxrx1_jax.leaderboard import assess
 from rxrx1_jax.leaderboard.methods import CONTROLS_FOLDER, LDA12, Methods
 from rxrx1_jax.methods import diagnosis
 from rxrx1_jax.methods.catalogue import find, reference
-from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL
+from rxrx1_jax.methods.evidence import BUDGETS, budget_of
 from rxrx1_jax.methods.lda12 import lda12
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
@@ -96,8 +96,8 @@ def make_rows(methods: Methods, outcomes: Sequence[Outcome]) -> list[Row]:
             accuracy = {unit: value for unit, value in found.items() if value is not None}
             if accuracy:
                 budgets = {methods.budgets[name], find(correction).budget}
-                if name != LDA12 and any(run.external for run in runs.values()):
-                    budgets.add(EXTERNAL)
+                if name != LDA12:
+                    budgets |= {budget_of(run.uses) for run in runs.values()}
                 wider = max(budgets, key=BUDGETS.index)
                 training = {u: t for u, run in runs.items() for t in run.training}
                 own = training if correction == NONE else {}

@@ -14,7 +14,7 @@ import, named as module.name; docs/methods.md adds one.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,11 @@ ROLES = ("train", "val", "test", "context")
 HELD_OUT = ("val", "test")
 PARTS = ("treatment", "control", "all")
 CLOSE = 1e-3  # what rounding may change: share of a value, and of a feature's spread
+
+
+def budget_of(uses: Collection[str]) -> str:
+    """The one of BUDGETS that covers these of USES."""
+    return BUDGETS[max((USES.index(use) + 1 for use in uses), default=0)]
 
 
 class Evidence(NamedTuple):
@@ -143,7 +148,7 @@ class Method:
     @property
     def budget(self) -> str:
         """The one of BUDGETS that covers `uses`."""
-        return BUDGETS[max((USES.index(use) + 1 for use in self.uses), default=0)]
+        return budget_of(self.uses)
 
 
 Adapted = Callable[[Method, Evidence], Evidence]  # runs the stage `adapt`: `adabn.adapted`

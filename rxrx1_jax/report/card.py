@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rxrx1_jax.config import FREE, default, flat
-from rxrx1_jax.methods.evidence import BUDGETS, EXTERNAL, SEEN
+from rxrx1_jax.methods.evidence import SEEN, budget_of
 from rxrx1_jax.methods.statistics import worst_experiment
 from rxrx1_jax.report.tables import Cell, Table, Value
 from rxrx1_jax.training.run import Run
@@ -26,7 +26,7 @@ def card(run: Run, results: Mapping[str, Any], use: str) -> str:
         f"{field}={value}" for field, value in config.items()
         if value != normal[field] and field not in FREE
     )  # fmt: skip
-    budget = EXTERNAL if run.fingerprint.get("external") else BUDGETS[0]
+    budget = budget_of(run.uses)
     init = config["model.init"]
     begun = f"{init} ({run.fingerprint.get('init', '')})" if init else "random weights"
     about: list[list[Cell]] = [

@@ -48,7 +48,7 @@ def write_page(
     """Writes OUT/index.html with its tables; returns what it says as Markdown, and its path.
 
     tables, folders: as in `compared`. trained: {sirna_id: training wells}. chance: a fraction.
-    remarks: what else was written.
+    remarks: the budget, and what else was written.
     """
     page = ToldPage("RxRx1: the mean of runs", out)
     found = {name: accuracies(table) for name, table in tables.items()}
@@ -58,8 +58,7 @@ def write_page(
     said += f"; single runs: {np.mean(single):.1f} % on average." if last not in folders else "."
     page.say(said, "result")
     page.show("runs", compared(tables, folders))
-    if remarks:
-        page.say_items(remarks)
+    page.say_items(remarks)
     series = figures.by_experiment(
         {"single runs": [of for name, of in found.items() if name in folders], last: [best]}
     )

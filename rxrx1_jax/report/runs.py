@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rxrx1_jax.config import FREE
-from rxrx1_jax.data.splits import FOLDS
+from rxrx1_jax.data import splits, taught
 from rxrx1_jax.methods.statistics import Score, Unit
 from rxrx1_jax.report import files
 from rxrx1_jax.report.files import ReportError
@@ -96,9 +96,9 @@ class FinishedRun(NamedTuple):
         return [entry["train_accuracy"] for entry in self.metrics if "train_accuracy" in entry][-1:]
 
     @property
-    def external(self) -> bool:
-        """Whether it began with weights of a file (model.init), or of a run that did."""
-        return bool(self.config.get("dataset.external"))
+    def uses(self) -> frozenset[str]:
+        """What its training saw beside its training sites."""
+        return taught.uses(self.config)
 
     @property
     def cell_type(self) -> str:
@@ -263,7 +263,7 @@ def label_of(config: Mapping[str, Any], fields: Sequence[str]) -> str:
 def unit_of(config: Mapping[str, Any]) -> Unit:
     """World, fold and seed. Folds of further draws of the split (data.seed) are counted on."""
     world, _, _ = config["data.name"].partition(":")
-    fold = FOLDS * config["data.seed"] + config["data.fold"]
+    fold = splits.FOLDS * config["data.seed"] + config["data.fold"]
     return Unit(world, fold, config["train.seed"])
 
 

@@ -51,7 +51,8 @@ def fingerprint(init: str) -> dict[str, Any]:
     """What the weights of the setting are recognised by, kept beside the fingerprint of the data.
 
     init: SHA-256 of a file; step and weights of a run. external: there is a file among what they
-    come from. Raises RunError: they are not there.
+    come from. uses: what else the run saw beside its training sites (`taught.uses`). Raises
+    RunError: they are not there.
     """
     if not init:
         return {}
@@ -63,8 +64,8 @@ def fingerprint(init: str) -> dict[str, Any]:
             raise run_dir.RunError(f"model.init={init}: {error.strerror}") from error
         return {"init": digest, "external": True}
     run = _complete(init)
-    external = {"external": True} if run.fingerprint.get("external") else {}
-    return {"init": ".".join(run.source.values()), **external}
+    found = {"init": ".".join(run.source.values()), "uses": sorted(run.uses - {"external"})}
+    return found | ({"external": True} if "external" in run.uses else {})
 
 
 def find(setup: Setup, data: Mapping[str, Any]) -> Initial:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rxrx1_jax.config import FREE, POINTS, change, check, default, flat, user_path
 from rxrx1_jax.data import embeddings as embeddings_lib
-from rxrx1_jax.data import splits
+from rxrx1_jax.data import splits, taught
 from rxrx1_jax.data.embeddings import Embeddings
 from rxrx1_jax.data.images import Images, Vocabulary
 from rxrx1_jax.training import checkpoint, evaluate, parallel, predictions, run_dir, setup
@@ -68,6 +68,11 @@ class Run:
         if images is not None:
             run.__dict__["images"] = images  # in place of what the property would find
         return run
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What its training saw beside its training sites (`taught.uses`)."""
+        return taught.uses(flat({**self.config, "dataset": self.fingerprint}))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -97,14 +97,23 @@ def test_accuracy_table_against_pandas(methods, outcomes):
     assert [one, two] == [f"{min(1, 2 * low):.3f}", f"{min(1, max(2 * low, high)):.3f}"]
 
 
-def test_a_run_that_began_with_a_file_of_weights_has_the_budget_of_external_data(
-    methods, outcomes
-):
+@pytest.mark.parametrize(
+    "field, value, budget",
+    [
+        ("dataset.external", True, "external data"),  # it began with a file of weights
+        ("data.pseudo_labels", "p.parquet", "unlabelled test images"),
+        ("data.control_classes", "all", "test controls"),
+        ("data.control_classes", "train", "inductive"),
+        ("dataset.uses", ["test_images"], "unlabelled test images"),  # it began with such a run
+    ],
+)
+def test_a_row_has_the_budget_that_its_training_used(methods, outcomes, field, value, budget):
     for one in outcomes:
-        if one.job.trained == "other":
-            one.run.config["dataset.external"] = True
+        if one.job.trained in ("other", "wide"):
+            one.run.config[field] = value
     found = {row.trained: row.budget for row in scores.make_rows(methods, outcomes)}
-    assert found == {"base": "inductive", "other": "external data", "wide": "design"}
+    widest = "external data" if budget == "external data" else "design"
+    assert found == {"base": "inductive", "other": budget, "wide": widest}
 
 
 def test_a_read_out_is_paired_with_that_of_the_baseline(methods, outcomes, monkeypatch):

@@ -11,7 +11,10 @@ from commands import run_command
 from screens import params, tiny_config, tiny_images
 
 from rxrx1_jax.data.images import DatasetError
+from rxrx1_jax.methods.evidence import SEEN
+from rxrx1_jax.report import card
 from rxrx1_jax.training import progress, run_dir, train
+from rxrx1_jax.training.run import Run
 
 NETWORK = {"model__name": "small_network.network", "train__eval_every": 0}
 
@@ -119,10 +122,24 @@ def test_bad_predictions_are_told_in_one_line_before_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_corrections_tell_what_the_runs_saw(taught, monkeypatch):
+def test_the_budget_of_a_training_is_handed_on(teacher, taught, tmp_path, monkeypatch):
+    """By model.init to the next run, and from that one to the next."""
     monkeypatch.setattr("rxrx1_jax.training.setup.find_images", lambda config: tiny_images())
-    done = run_command("correct", taught[0], "--methods", "none")
-    assert "trained on images of the test set" in done.out.splitlines()[0]
+    runs = [teacher, taught[0]]
+    for name in ("child", "grandchild"):
+        config = tiny_config(**NETWORK, model__init=str(runs[-1]), train__max_steps=2)
+        train.train_and_evaluate(config, tmp_path / name, tiny_images())
+        runs.append(tmp_path / name)
+    budgets = ["inductive"] + 3 * ["unlabelled test images"]
+    for run, budget in zip(runs, budgets, strict=True):
+        done = run_command("correct", run, "--methods", "none", "centroids")
+        assert done.code == 0, done.err
+        lines = [line for line in done.out.splitlines() if line.startswith("|")]
+        cells = [line.strip("| ").split("|")[0].strip(" *") for line in lines]
+        assert [cell for cell in cells if cell in SEEN] == [budget], cells
+        assert cells.index(budget) < cells.index("none") and "centroids" in cells
+        said = card.card(Run.open(run), run_dir.read_results(run), "")
+        assert f"{budget}: {SEEN[budget]}" in said
 
 
 @pytest.mark.long
