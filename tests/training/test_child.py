@@ -61,6 +61,14 @@ def test_a_child_does_run_after_run_until_one_fails(program, tmp_path):
         os.kill(int(four), 0)
 
 
+def test_flags_of_a_whole_process_are_of_one_run(program, tmp_path):
+    runs = plans(tmp_path, *(f"complete-{i}" for i in range(4)))
+    runs[1] = runs[1]._replace(overrides={"train.deterministic": True})
+    assert not do_all(runs, run_dir.is_complete, lambda plan, one: sweep.train_one(plan, [], one))
+    one, alone, two, three = ((run.path / "process").read_text() for run in runs)
+    assert len({one, alone, two}) == 3 and two == three
+
+
 def test_a_process_that_a_run_leaves_behind_does_not_hold_up_the_next(tmp_path):
     """It has the streams of the run, as a logger's server may."""
     worker = Worker(env={"PYTHONPATH": environment()["PYTHONPATH"]})
