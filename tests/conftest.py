@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-# A command in the background of a shell starts with Ctrl-C ignored, and its children inherit that.
+# A command in the background of a shell starts with Ctrl-C ignored, under nohup with SIGHUP, and
+# its children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Compiled programs, for the workers and children of this run and of the next one. On the disk of
 # this machine, as a program that was compiled for another processor may not run here.
