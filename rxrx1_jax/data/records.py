@@ -18,19 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rxrx1_jax.config import described, load, nearest, user_path
+from rxrx1_jax.data import images
 from rxrx1_jax.data.files import parse_json
-from rxrx1_jax.data.images import (
-    CHANNEL_STATISTICS,
-    NUMBERS,
-    TEXT,
-    DatasetError,
-    Images,
-    structured,
-)
+from rxrx1_jax.data.images import NUMBERS, TEXT, DatasetError, Images, structured
 
 TABLE = "sites.parquet"
 _opened: dict[Any, "Records"] | None = None  # of `keep_open`
-COLUMNS = (*TEXT, *NUMBERS, *CHANNEL_STATISTICS, "adler32", "shard", "offset", "size")
+COLUMNS = (*TEXT, *NUMBERS, *images.CHANNEL_STATISTICS, "adler32", "shard", "offset", "size")
 
 
 def find_dataset(data_dir: str | os.PathLike, name: str) -> Path:

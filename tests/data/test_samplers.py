@@ -290,14 +290,11 @@ def test_rows_are_those_of_the_training_sites():
     assert Counter(drawn.tolist()) == dict.fromkeys(train.tolist(), 4)
 
 
-@pytest.mark.parametrize(
-    "sampler, arguments, named",
-    [
-        (experiments, (0,), "count 0"), (experiments, (1.5,), "count 1.5"),
-        (experiments, (2,), "batch_size 9"), (experiments, (3,), "count 3: .*RPE has 2"),
-        (cross_experiment_pairs, (), "batch_size 9"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("sampler, arguments, named", [
+    (experiments, (0,), "count 0"), (experiments, (1.5,), "count 1.5"),
+    (experiments, (2,), "batch_size 9"), (experiments, (3,), "count 3: .*RPE has 2"),
+    (cross_experiment_pairs, (), "batch_size 9"),
+])  # fmt: skip
 def test_errors(sampler, arguments, named):
     with pytest.raises(ValueError, match=named):
         order_of(sampler(*arguments), screen(SCREEN), 9, 0)

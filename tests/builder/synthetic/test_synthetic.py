@@ -50,9 +50,8 @@ def test_a_design_keeps_the_real_plates():
         kinds = {kind: [s for s in rows if s.well_type == kind] for kind in metadata.WELL_TYPES}
         assert {s.well for s in kinds["positive_control"]} == fixed
         assert {s.sirna_id for s in kinds["positive_control"]} == set(range(1108, 1138))
-        assert {(s.well, s.sirna, s.sirna_id) for s in kinds["negative_control"]} == {
-            ("B02", "EMPTY", 1138)
-        }
+        empty = {(s.well, s.sirna, s.sirna_id) for s in kinds["negative_control"]}
+        assert empty == {("B02", "EMPTY", 1138)}
         ids = {s.sirna_id for s in kinds["treatment"]}
         first = min(ids)
         assert first % 8 == 0 and ids == set(range(first, first + 8))
@@ -264,7 +263,7 @@ def test_channel_means_are_those_of_the_real_cells(cell_type):
 def test_nuclei_can_be_counted(cell_type, low, high):
     """Real fields hold 85-160 nuclei per 512 px field (HepG2 300+); here the field is 384 px."""
     smooth = cv2.GaussianBlur(_undisturbed(cell_type, ["count"], 384)[0], (0, 0), 1.5)
-    _, mask = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    mask = cv2.threshold(smooth, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
     mask = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=2)
     assert low < cv2.connectedComponents(mask)[0] - 1 < high
 
@@ -274,8 +273,8 @@ def test_channels_correlate_as_in_real_sites():
     images = [_undisturbed("U2OS", ("t", k)).reshape(6, -1) for k in range(4)]
     matrix = np.mean([np.corrcoef(image) for image in images], 0)
     assert matrix[1, 3] > 0.85
-    assert 0.45 < matrix[0, 5] < 0.9 and 0.35 < matrix[2, 5] < 0.85
-    assert matrix[1, 2] < 0.7 and matrix[0, 1] < 0.5
+    assert 0.45 < matrix[0, 5] < 0.9 and 0.35 < matrix[2, 5] < 0.85 and matrix[1, 2] < 0.7
+    assert matrix[0, 1] < 0.5
 
 
 def test_parameters_show_in_the_image():
