@@ -14,7 +14,7 @@ VERSION := $(shell sed -n 's/.*VERSION = tfds.core.Version("\(.*\)").*/\1/p' \
   tfds_builder/rxrx1/rxrx1_dataset_builder.py)
 RECORDS = $(DATA)/rxrx1/$(SCREEN)/$(VERSION)/dataset_info.json
 
-.PHONY: help demo real table1 control leaderboard worlds board screening dose bench test test-long test-oldest test-newest lint \
+.PHONY: help demo real table1 control leaderboard worlds board screening tune dose bench test test-long test-oldest test-newest lint \
   types clean
 
 help: ## this list
@@ -127,6 +127,14 @@ screening: ## a leaderboard over eight worlds, and whether the screen is accepte
 	@$(MAKE) board
 	@$(MAKE) board DOSE=0 METHODS=dose
 	@$(BIN)/python -m benchmarks.acceptance $(BOARDS)/1 --without=$(BOARDS)/0 --data_dir=$(DATA)
+
+TUNING  ?= 8 9
+DRAWS   ?= 6
+tune: $(VENV)/.analysis ## DRAWS settings of each of METHODS, chosen on the worlds of TUNING, scored on WORLDS
+	@$(MAKE) worlds WORLDS="$(WORLDS) $(TUNING)"
+	@$(BIN)/python -m rxrx1_jax.search $(METHODS) --draws=$(DRAWS) $(ON_WORLDS) \
+	  --tuning_worlds=$(subst $(empty) ,$(comma),$(TUNING:%=rxrx1/world_%_dose_$(DOSE))) \
+	  --workdir=$(BOARDS)/search
 
 dose: screening ## gain over dose: gap and corrections as batch effects grow
 	@set -e; for dose in $(filter-out 0 1,$(DOSES)); do \

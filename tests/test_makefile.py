@@ -107,6 +107,19 @@ def test_the_dose_takes_a_board_of_all_worlds_per_dose(tmp_path):
     assert f" 0={tmp_path}/b/0 0.5={tmp_path}/b/0.5 1={tmp_path}/b/1 " in dose
 
 
+def test_worlds_that_choose_are_not_those_that_are_scored(tmp_path):
+    stand_in(tmp_path / "venv", ".demo")
+    (tmp_path / "venv/.analysis").touch()
+    said = make("tune", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/data", f"BOARDS={tmp_path}/b",
+                "WORLDS=3 4", "TUNING=7 8", "FOLDS=0 2")  # fmt: skip
+    built = [line.partition("world_")[2][0] for line in said if " build " in line]
+    assert built == ["3", "4", "7", "8"]
+    words = next(line for line in said if "rxrx1_jax.search" in line).split()
+    assert "--worlds=rxrx1/world_3_dose_1,rxrx1/world_4_dose_1" in words and "screening" in words
+    assert "--tuning_worlds=rxrx1/world_7_dose_1,rxrx1/world_8_dose_1" in words
+    assert f"--workdir={tmp_path}/b/search" in words and "--folds=0,2" in words
+
+
 def test_table_1_has_a_screen_of_four_cell_types(tmp_path):
     stand_in(tmp_path / "venv", ".demo")
     said = make("table1", f"VENV={tmp_path}/venv", f"DATA={tmp_path}/data")
