@@ -53,12 +53,12 @@ def build(release: Path, data_dir: Path, name: str = "tiny") -> Path:
     return Path(prepared(release.parent, data_dir, name=name).data_path)
 
 
-def build_screen(data_dir: Path, **sizes: int) -> None:
-    """Builds rxrx1/few, a synthetic screen of one plate an experiment."""
+def build_screen(data_dir: Path, name: str = "few", **sizes: int) -> None:
+    """Builds rxrx1/NAME, a synthetic screen of one plate an experiment."""
     pytest.importorskip("tensorflow_datasets", reason="needs the extra `build`")
     from tfds_builder.rxrx1 import Builder, Rxrx1Config
 
-    parameters = Rxrx1Config(name="few", size=SIZE, screen={**sizes, "plates": 1})
+    parameters = Rxrx1Config(name=name, size=SIZE, screen={**sizes, "plates": 1})
     Builder(config=parameters, data_dir=data_dir).download_and_prepare()
 
 

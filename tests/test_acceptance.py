@@ -1,10 +1,13 @@
 """benchmarks/acceptance.py: made-up runs with known answers, SciPy, and closed forms."""
 
+import itertools
 import math
 import re
 
 import numpy as np
 import pytest
+from commands import run_command
+from dataset_fixture import build_screen
 from made_boards import ABOVE, BASE, SITES, WORLDS, make_boards, world
 from PIL import Image
 from scipy import stats
@@ -26,11 +29,15 @@ def boards(tmp_path_factory):
     return effects, without
 
 
+def rows_of(markdown):
+    lines = (line for line in markdown.splitlines() if line.startswith("| "))
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
 def test_criteria_of_made_up_runs(boards, capsys):
     effects, without = boards
     assert acceptance.main([str(effects), f"--without={without}"]) == 0
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]]
-            for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]  # fmt: skip
+    rows = rows_of(capsys.readouterr().out)
     first, second = rows[1:8], rows[9:]
     order = "random_well", "without", "adabn", None, "norm_site", "gain_jitter", "cutmix"
     for row, name, verdict in zip(first, order, VERDICTS, strict=True):
@@ -145,3 +152,26 @@ def test_a_dose_that_cannot_be_drawn_is_one_line(given, named, tmp_path, capsys)
     assert dose.main([given, f"--out={tmp_path}/dose.png"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and named in said[0]
+
+
+@pytest.mark.long
+def test_a_small_tier_is_drawn_trained_and_judged(tmp_path, capsys):
+    """Worlds of 16 px and one epoch: no verdict is right, but each has its worlds and its runs."""
+    for dose_of, k in itertools.product((1, 0), (0, 1)):
+        screen = {"seed": k, "batch_effect": dose_of, "huvec": 5, "treatments": 4}
+        build_screen(tmp_path, f"w{k}d{dose_of}", **screen)
+    for dose_of, methods in ((1, "screening"), (0, "dose")):
+        worlds = [f"rxrx1/w{k}d{dose_of}" for k in (0, 1)]
+        done = run_command(
+            "leaderboard", "--config=demo", f"--config.data.dir={tmp_path}", "--folds=0",
+            f"--config.data.name={worlds[0]}", f"--worlds={','.join(worlds)}", "--seeds=0",
+            "--config.model.width=8", "--config.optim.epochs=1", "--config.train.eval_every=0",
+            "--config.optim.warmup_epochs=0.5", "--config.optim.batch_size=8",
+            f"--methods={methods}", f"--workdir={tmp_path}/{dose_of}", "--workers=2",
+        )  # fmt: skip
+        assert done.code == 0, done
+    capsys.readouterr()
+    assert acceptance.main([f"{tmp_path}/1", f"--without={tmp_path}/0"]) == 0
+    rows = rows_of(capsys.readouterr().out)[1:8]
+    assert [row[0] for row in rows] == [one.name for one in CRITERIA]
+    assert all(row[3] == "2, 2" and re.match(r"[+-]\d", row[2]) for row in rows), rows

@@ -125,7 +125,7 @@ def outside(found: Comparison, low: float, high: float) -> float:
     from scipy.special import stdtr
 
     room = min(found.mean - low, high - found.mean)
-    return float(stdtr(found.n - 1, -room / found.error))
+    return float(stdtr(found.n - 1, -room / max(found.error, 1e-12)))  # 0: all are equal
 
 
 def wilson(right: Any, n: Any) -> tuple[Any, Any]:
