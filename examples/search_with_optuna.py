@@ -4,8 +4,9 @@ pip install optuna
 python examples/search_with_optuna.py demo:val_experiments=1 runs/optuna 20
 
 Start it as often as you like, on all hosts that share the folder: the trials lie in one file there,
-20 in all. Settings that Optuna proposes (TPE) depend on the results of others, so a search that
-compares methods is `python -m rxrx1_jax.search`, which draws all of them beforehand.
+20 in all. A trial whose process is killed counts, and is not tried again. What Optuna proposes
+depends on other results, so a search that compares methods is `python -m rxrx1_jax.search`, which
+draws all settings beforehand.
 """
 
 # /// script

@@ -1,9 +1,9 @@
 """Searches the settings of methods with an equal budget, then judges the methods with them.
 
-    python -m rxrx1_jax.search leaderboard --draws=8 --config=demo:val_experiments=1 \\
+    python -m rxrx1_jax.search screening --draws=8 --config=demo:val_experiments=1 --folds=0,1 \\
         --workdir=runs/search --workers=2
 
-METHODS is a methods file: `leaderboard`, which is ours (configs/leaderboard.py), or a path. Its
+METHODS is a methods file: `screening` or `leaderboard`, which are ours (configs/), or a path. Its
 SEARCH says from what the settings of each method are drawn. Every method of TRAINED gets the same
 number of plain random draws. Draw 0 is the method's own settings. A draw depends on nothing but
 the names of method and field and its number, so every host makes the same list.

@@ -42,10 +42,8 @@ def write(
         page.say(told_apart(changed, "own settings", units), "result")
     number = max(map(len, draws.values()))
     page.say(f"{number} draws of each of {len(draws)} methods, judged by {judges}.")
-    left = {d.why: d.paths[0] for of in draws.values() for d in of if not is_judged(d)}
-    if left:
-        page.say("Nothing is chosen yet. Draws that are not done:", "note")
-        page.say_items([f"{path}: {why}" for why, path in left.items()])
+    if left := sum(not is_judged(draw) for of in draws.values() for draw in of):
+        page.say(f"Nothing is chosen yet. Draws that are not done: {left}, see below.", "note")
     page.show("search", _table(draws, choice, gains), "What was drawn, chosen and gained")
     if any(not math.isnan(draw.accuracy) for of in draws.values() for draw in of):
         best = {name: best_so_far(of)[-1] for name, of in draws.items()}

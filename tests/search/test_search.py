@@ -179,6 +179,8 @@ def test_what_diverges_is_a_draw_and_what_fails_is_not(made, no_board):
     assert done.code == 1 and "raw-draw1/tuning/batch-0-0: no room" in done.out
     assert not list(trained.root.glob("*/batch-*")) and (trained.root / "report/search.md").exists()
     assert rows(trained.root, "search")["base", None]["draws"] == "4, 3 diverged"
+    assert "not done: 1" in done.out
+    assert rows(trained.root, "draws")["raw", 1]["not judged"] == "no room"
     asked = len(trained.plans)
     trained.fails.clear()
     done = made()
