@@ -137,4 +137,3 @@ CORRECTIONS = {
     "wilds_erm": ["adabn_plate"], "ben": ["adabn_plate"], "arm_bn": ["adabn_experiment"],
     "cs_arm_bn": ["adabn_experiment", "adabn_plate"],
 }
-BUDGETS = {"kaggle_winner": "test controls"}

@@ -5,6 +5,7 @@ The split itself stays as it is: roles, normalisation, methods and scores know n
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rxrx1_jax.data.images import CONTROL_TYPES, DatasetError
 
 # Columns of predictions.parquet that are read. None of them knows a label.
 COLUMNS = ("site_id", "well_id", "well_prediction", "top5", "top5_probability")
+EXPECTED = "expected predictions.parquet of a run, or a file of its corrections"
 
 
 class Taught(NamedTuple):
@@ -114,6 +116,9 @@ def surest(path: str, share: float, test: Sequence[str]) -> dict[str, int]:
     where = f"data.pseudo_labels={path}"
     if not 0 < share <= 1:
         raise DatasetError(f"data.pseudo_share={share}: expected above 0, and 1 at most")
+    if not os.path.isfile(path):
+        there = "a folder" if os.path.isdir(path) else "no such file"
+        raise DatasetError(f"{where}: {there}; {EXPECTED}")
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
         site, well, label, top, probability = (table[name].to_pylist() for name in COLUMNS)
@@ -123,9 +128,7 @@ def surest(path: str, share: float, test: Sequence[str]) -> dict[str, int]:
         ])  # fmt: skip
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         said = str(error).splitlines()[0]
-        raise DatasetError(
-            f"{where}: {said}; expected predictions.parquet of a run, or a file of its corrections"
-        ) from error
+        raise DatasetError(f"{where}: {said}; {EXPECTED}") from error
     if sorted(site) != sorted(test):
         differs = sorted(set(site) ^ set(test)) or site
         raise DatasetError(

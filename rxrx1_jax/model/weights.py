@@ -31,8 +31,8 @@ LAYOUTS = {4: (3, 2, 0, 1), 2: (1, 0)}  # of a kernel, by its dimensions
 STEMS, COLOURS = ("conv1.weight", "conv_stem.weight", "_conv_stem.weight"), 3
 # What stands behind the features: ours, torchvision's and timm's.
 HEADS = (
-    "fc", "_fc", "head", "classifier", "arc", "neck", "film_scale", "film_shift",
-    "domain_hidden", "domain_fc",
+    "fc", "_fc", "head", "classifier", "arc", "neck", "neck_in", "neck_first", "neck_middle",
+    "neck_second", "film_scale", "film_shift", "domain_hidden", "domain_fc",
 )  # fmt: skip
 CONVERT = (
     "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{}',"

@@ -60,4 +60,4 @@ def _accuracy(found: Mapping[str, Any]) -> Table:
         rows.append(row(name, lambda a, name=name: a["cell_type"][name]))
     rows.append(row("worst experiment", lambda a: worst_experiment(a["experiment"])[1]))
     head = ["test accuracy, %", "by site", "by well"]
-    return Table("Accuracy on the test sites, which training has not seen", head, rows)
+    return Table("Accuracy on the test sites", head, rows)

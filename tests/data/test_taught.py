@@ -125,6 +125,11 @@ def another_class(path, sites, test):
     return ["1108", "control_classes"]
 
 
+def a_folder(path, sites, test):
+    path.mkdir()
+    return ["folder", "predictions.parquet"]
+
+
 def no_table(path, sites, test):
     path.write_text("site_id,label\n")
     return ["predictions.parquet"]
@@ -143,12 +148,13 @@ def no_shares(path, sites, test):
 
 
 @pytest.mark.parametrize(
-    "write", [another_screen, another_class, no_table, another_table, no_shares, None]
+    "write",
+    [another_screen, another_class, a_folder, no_table, another_table, no_shares, None],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, write):
     sites, data, split = given()
     data.pseudo_labels, data.pseudo_share = str(tmp_path / "p.parquet"), 1.0
-    words = write(tmp_path / "p.parquet", sites, split.test) if write else ["p.parquet"]
+    words = write(tmp_path / "p.parquet", sites, split.test) if write else ["no such"]
     with pytest.raises(DatasetError) as error:
         taught(data, sites, split)
     said = str(error.value)

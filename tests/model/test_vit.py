@@ -1,5 +1,7 @@
 """The vision transformer against timm's, with random weights of timm's ported to it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,26 @@ def test_patches_that_do_not_fit_are_a_line(patch, said, parallelism):
     with pytest.raises(ValueError, match=f"model.name=.*{said}") as refused:
         setup.prepare(config, tiny_images())
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.devices
+def test_pmap_takes_the_step_of_jit(monkeypatch):
+    monkeypatch.setattr(vit, "DEPTH", 1)
+    found = {}
+    for parallelism in ("jit", "pmap"):
+        config = tiny_config(
+            model__name="vit_tiny(patch=8)", optim__warmup_epochs=0.0, optim__clip_norm=1.0,
+            train__parallelism=parallelism,
+        )  # fmt: skip
+        with jax.numpy_dtype_promotion("standard"):
+            ready = setup.prepare(config, tiny_images())
+            draw = next(ready.train_draws(0))
+            state, metrics = ready.train_step(ready.init(), ready.train_store(), draw)
+        found[parallelism] = jax.device_get((state.params, metrics))
+    start = jax.device_get(ready.init().params)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), found["pmap"][0], start)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6), *found.values())
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -85,6 +85,16 @@ def test_another_head_is_drawn(images, trained, head):
             np.testing.assert_array_equal(value, (drawn if name in new else given)[name], name)
 
 
+def test_the_head_of_a_file_may_have_layers_of_its_own(images, tmp_path):
+    winner = tiny_config(model__head="linear_and_cosine(neck='two_layers')")
+    given = arrays(setup.prepare(winner, images).init())
+    save_file(given, tmp_path / "w.safetensors")
+    _, state, about = start(images, model__init=str(tmp_path / "w.safetensors"))
+    assert "drawn: fc.bias, fc.weight" in about
+    for name, value in arrays(state).items():
+        assert name.startswith("fc.") or np.array_equal(value, given[name]), name
+
+
 def test_a_head_with_the_same_shapes_is_drawn_where_its_classes_are_others(images, trained):
     shifted = np.where(images.sites["sirna_id"] < 0, -1, images.sites["sirna_id"] + 1)
     others = tiny_images(sirna_id=shifted.astype(np.int32))
