@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rxrx1_jax.methods.evidence import BUDGETS, budget_of
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
     Comparison,
@@ -87,6 +88,10 @@ def tables(groups: Sequence[Group], baseline: Group) -> dict[str, Table]:
         f"{ADJUSTED}: adjusted for all rows of the table. Training: accuracy on the last training "
         f"batches. Runs: {RUNS[units]}.",
     ]
+    budgets = {of.label: budget_of({use for run in of.runs for use in run.uses}) for of in groups}
+    if wider := [f"{of}: {seen}" for of, seen in budgets.items() if seen != BUDGETS[0]]:
+        notes.append("Training saw more than its own sites, so compare rows of one budget alone. "
+                     f"{'; '.join(wider)}; others: {BUDGETS[0]}.")  # fmt: skip
     head = ["settings", "by site", "training", GAIN, ADJUSTED, *FIGURES, "runs"]
     kinds = [line.cells() for line in table1.lines_of(groups, "site")]
     return {

@@ -57,6 +57,18 @@ def test_only_the_same_split_is_paired(methods, tmp_path):
     assert [str(row[3])[:5] for row in rows] == ["basel", "+13.3", "–"]
 
 
+def test_a_row_whose_training_saw_test_images_has_its_budget(demo, tmp_path):
+    runs = [*demo[:1], make_run(
+        tmp_path / "taught", all_right(19, 9), data__pseudo_labels="p.parquet",
+        data__control_classes="all",
+    )]  # fmt: skip
+    groups = group(one_screen(runs)[1])
+    notes = comparison.tables(groups, groups[0])["comparison"].notes
+    assert f"{groups[1].label}: unlabelled test images; others: inductive" in notes[-1]
+    notes = comparison.tables(groups[:1], groups[0])["comparison"].notes
+    assert not any("inductive" in note for note in notes)
+
+
 def test_a_baseline_that_is_named_makes_the_comparison(demo, methods, tmp_path):
     done = run_command("report", *demo[:3], "--baseline", demo[-1], f"--out={tmp_path}")
     assert done.code == 0, done.err
