@@ -5,13 +5,12 @@ NumPy does not promise that for `np.random.Generator`.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from rxrx1_jax.data.splits import Split
+from rxrx1_jax.data.splits import Split, rank
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -72,14 +71,10 @@ def shares(total: int, sizes: np.ndarray, name: str) -> np.ndarray:
     In expectation exact: systematic sampling (Madow 1949, Ann. Math. Statist. 20, 333).
     """
     ends = np.cumsum(sizes)
-    start = hash_of(name) % int(ends[-1])
+    start = rank(name) % int(ends[-1])
     return np.diff((total * ends + start) // ends[-1], prepend=0)
 
 
 def random_bits(name: str, *shape: int) -> np.ndarray:
     """Random uint64 of this shape."""
-    return np.random.PCG64(hash_of(name)).random_raw(shape)
-
-
-def hash_of(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return np.random.PCG64(rank(name)).random_raw(shape)
