@@ -2,8 +2,8 @@
 
     make demo && make control
     python -m benchmarks.figures runs/demo --control=runs/control --demo_minutes=7 --test_minutes=4
-    make dose
-    python -m benchmarks.figures --worlds=runs/worlds
+    make dose tune
+    python -m benchmarks.figures --worlds=runs/worlds --search=runs/worlds/search
     python -m rxrx1_jax.leaderboard --config=demo --methods=recipes --seeds=0 --workdir=runs/recipes
     python -m benchmarks.figures --recipes=runs/recipes
 
@@ -46,7 +46,7 @@ $ make test    # {:g} minutes: the tests, but for the long ones
 ```"""
 
 
-BOARD = "Accuracy"  # how the caption of its table begins
+BOARD, DRAWN = "Accuracy", "Drawn, chosen and gained"  # how the captions of tables begin
 SHOWN = 5  # columns of the leaderboard that its page has: up to the p-value
 
 
@@ -132,6 +132,15 @@ def recipes(folder: Path) -> dict[str, str]:
     """The blocks of docs/recipes.md, from a finished leaderboard of configs/recipes.py."""
     said, table = _report(folder)
     return {"recipes": f"{_made([folder])} {said}", "recipes_table": table}
+
+
+def search(folder: Path) -> dict[str, str]:
+    """The blocks of what `make tune` drew, chose and, once its leaderboard is done, gained."""
+    text = (folder / "report" / "search.md").read_text(encoding="utf-8")
+    table = text.partition(DRAWN)[2].partition("\n\n")[2].partition("\n\n")[0]
+    if not table:
+        raise FiguresError(f"{folder}: no table {DRAWN!r}, expected what make tune wrote")
+    return {"search": _made([folder]), "search_table": _only_table(table)}
 
 
 def _report(folder: Path) -> tuple[str, str]:
@@ -220,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", type=Path, help="folder of `make control`")
     parser.add_argument("--worlds", type=Path, help="folder of `make screening` and `make dose`")
     parser.add_argument("--recipes", type=Path, help="workdir of a leaderboard of the recipes")
+    parser.add_argument("--search", type=Path, help="what `make tune` wrote: runs/worlds/search")
     parser.add_argument("--demo_minutes", type=float, help="what `make demo` took")
     parser.add_argument("--test_minutes", type=float, help="what `make test` took")
     options = parser.parse_args(arguments)
@@ -229,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made |= worlds(options.worlds, ROOT / DOSES)
         if options.recipes:
             made |= recipes(options.recipes)
+        if options.search:
+            made |= search(options.search)
         if options.runs:
             if options.demo_minutes is None or options.test_minutes is None:
                 raise FiguresError("expected --demo_minutes and --test_minutes beside RUNS")

@@ -114,6 +114,19 @@ def test_the_page_of_the_leaderboard_is_its_report(board):
     assert figures.recipes(board / "1")["recipes_table"] == made["board_table"]
 
 
+def test_what_a_search_drew(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "environment.json").write_text(json.dumps(MADE_WITH))
+    page = tmp_path / "report" / "search.md"
+    table = "| method |\n|---|\n| base |"
+    page.write_text(f"2 draws.\n\nDrawn, chosen and gained, %:\n\n{table}\n\nOwn: x.\n")
+    made = figures.search(tmp_path)
+    assert made["search_table"] == table and "abc1234" in made["search"]
+    page.write_text("2 draws.\n")
+    with pytest.raises(figures.FiguresError, match="Drawn"):
+        figures.search(tmp_path)
+
+
 def test_worlds_without_a_dose_make_no_page(tmp_path):
     (tmp_path / "1").mkdir()
     with pytest.raises(figures.FiguresError, match="folders 0 and 1"):
