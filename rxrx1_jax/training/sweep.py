@@ -131,10 +131,11 @@ def do_all(
                         todo.timed(turn)
                         continue
                     again = end.how == KILLED and path not in reasons
-                    print(f"{path}: {end.reason}{'; once more later' * again}", flush=True)
+                    reason = end.reason.removeprefix(f"{path}: ")
+                    print(f"{path}: {reason}{'; once more later' * again}", flush=True)
                     if again:
                         todo.waiting.append(turn.plan)
-                    reasons[path] = end.reason
+                    reasons[path] = reason
                     failures += turn.fresh and end.how in (FAILED, KILLED)
                     if failures >= FAILURES and todo.waiting:
                         why = f"not started: {failures} runs in a row failed before it"

@@ -81,7 +81,8 @@ def test_as_many_at_once_as_there_are_workers(tmp_path):
     def work(plan, worker):
         together.wait()  # breaks unless another is at work
         teams.append((plan.path.name, worker))
-        return Ending(FAILED, "because") if plan.path.name == "b" else Ending(DONE)
+        bad = plan.path.name == "b"  # its error names the run, as the command does
+        return Ending(FAILED, f"{plan.path}: because") if bad else Ending(DONE)
 
     found = sweep.do_all(plans(tmp_path, *"abcd"), never, work, two)
     assert names(found) == {"b": "because"}
