@@ -63,8 +63,9 @@ FIELDS = {
         "shuffled", "sites of a batch",
         ("shuffled", "experiments", "plates", "cross_experiment_pairs")),
     "data.control_classes": Field(
-        "none", "whose control wells are trained on, too, as classes: of training experiments, all",
-        ("none", "train", "all")),
+        "none", "control wells that are trained on, too, as classes: of training experiments, all;"
+        " alone: those of training experiments and nothing else, to begin another run with",
+        ("none", "train", "all", "alone")),
     "data.pseudo_labels": Field("", "predictions of a run, a .parquet: of test wells, to train on"),
     "data.pseudo_share": Field(0.5, "of the test wells, the surest, that they are taken of"),
     "data.shuffled_labels": Field(False, "control: training labels permuted in each experiment"),

@@ -1,4 +1,5 @@
-"""What a training is taught beyond the training sites of its split: controls, pseudo-labels.
+"""What a training is taught beyond the training sites of its split, or in their place: controls,
+pseudo-labels.
 
 The split itself stays as it is: roles, normalisation, methods and scores know nothing of it.
 """
@@ -47,7 +48,8 @@ class Taught(NamedTuple):
         further = self.sites["well_type"][np.setdiff1d(self.split.train, split.train)]
         controls = int(np.isin(further, CONTROL_TYPES).sum())
         more = {"control": controls, "pseudo-labelled test": len(further) - controls}
-        return "".join(f", trained on {n:,} {what} sites, too" for what, n in more.items() if n)
+        too = ", too" if np.isin(split.train, self.split.train).all() else " alone"
+        return "".join(f", trained on {n:,} {what} sites{too}" for what, n in more.items() if n)
 
     def fingerprint(self, split: splits.Split) -> dict[str, str]:
         """By which a run knows it again; {} where nothing is."""
@@ -80,9 +82,10 @@ def taught(data: Mapping[str, Any], sites: np.ndarray, split: splits.Split) -> T
     if (whose := data["control_classes"]) != "none":
         control = splits.roles_with_context(sites, split) == "context"
         control &= sites["sirna_id"] >= 0
-        if whose == "train":
+        if whose != "all":
             control &= np.isin(sites["experiment"], np.unique(sites["experiment"][split.train]))
-        train = np.union1d(train, np.flatnonzero(control))
+        further = np.flatnonzero(control)
+        train = further if whose == "alone" else np.union1d(train, further)
     classes = np.union1d(splits.classes_of(sites, data["protocol"]), sites["sirna_id"][train])
     if path := data["pseudo_labels"]:
         sites, ids = sites.copy(), sites["site_id"][split.test].tolist()

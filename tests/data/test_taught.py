@@ -108,6 +108,18 @@ def test_controls_as_classes(whose):
     assert found.split._replace(train=split.train) == split and found.sites is sites
 
 
+def test_controls_alone_are_learnt_before_treatments():
+    sites, data, split = given()
+    data.control_classes = "train"
+    both = taught(data, sites, split)
+    data.control_classes = "alone"
+    found = taught(data, sites, split)
+    controls = np.setdiff1d(both.split.train, split.train)
+    np.testing.assert_array_equal(found.split.train, controls)
+    assert len(controls) and found.classes.tolist() == both.classes.tolist()
+    assert found.about(split).endswith("alone") and both.about(split).endswith("too")
+
+
 def test_of_wilds_no_site_with_another_role_is_taught():
     sites, data, _ = given()
     split = splits.make_split(sites, "wilds")

@@ -58,6 +58,13 @@ def test_it_trains_on_the_smoke_screen(name, plain, tmp_path):
     assert all(saved[field] == base[field] for field in RECIPES[name].training.keys() - method)
 
 
+def test_treatments_are_learnt_after_controls(tmp_path):
+    first = trained("wilds_erm", tmp_path / "controls", ",data.control_classes=alone")
+    then = trained("wilds_erm", tmp_path / "run", f",model.init={first}")
+    classes = [len(Run.open(path).vocabulary.classes) for path in (first, then)]
+    assert classes == [13, 8]  # the head is another one
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_as_published_its_settings_are_possible(name):
     asks = {"data.pseudo_labels": "p.parquet", "data.cell_type": "RPE", "model.init": "run"}
