@@ -49,7 +49,7 @@ $(RECORDS): | $(VENV)/.demo
 
 # PROTOCOL-FOLD of each run.
 DEMO = $(foreach fold,$(FOLDS),batch-$(fold) random_site-$(fold) random_well-$(fold))
-demo: $(RECORDS) ## data, 9 trainings, table and page on the synthetic screen: 11 minutes on two busy cores
+demo: $(RECORDS) ## data, 9 trainings, table and page on the synthetic screen: 6 minutes on two cores
 	@set -e; for run in $(DEMO); do \
 	  test $(RUNS)/$$run/results.json -nt $(RECORDS) || set -- "$$@" $$run; done; \
 	n=0; left=; began=$$(date +%s); for run do \
@@ -145,7 +145,7 @@ dose: screening ## gain over dose: gap and corrections as batch effects grow
 # Two calls: the number of simulated devices is fixed when a process starts.
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
-test: $(VENV)/.dev ## the tests but the long ones: 5 minutes on two cores
+test: $(VENV)/.dev ## the tests but the long ones: 8 minutes on two cores
 	$(PYTEST) -m 'not devices and not long'
 	$(PYTEST) -m devices
 
