@@ -145,7 +145,7 @@ dose: screening ## gain over dose: gap and corrections as batch effects grow
 # Two calls: the number of simulated devices is fixed when a process starts.
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile
-test: $(VENV)/.dev ## the tests but the long ones: 8 minutes on two cores
+test: $(VENV)/.dev ## the tests but the long ones: 6 minutes on two cores
 	$(PYTEST) -m 'not devices and not long'
 	$(PYTEST) -m devices
 
