@@ -27,7 +27,7 @@ deviates.
 | channel_dropout | github.com/inori6/rxrx1 | Kaggle 78.4 | 14.8 |
 | pseudo_labels | the same | Kaggle 78.4 -> 90.6 | 52.5 -> 55.9 |
 | kaggle_winner | github.com/maciej-sypetkowski/kaggle-rcic-1st | Kaggle 99.7 | 26.2, one fold |
-| cell_type_fine_tuning | 26th place, see docs | Kaggle 97.8 | +0.7 to +3.9 |
+| cell_type_fine_tuning | 26th place, see docs | Kaggle 97.8 | +0.7 to +3.9, one fold |
 """
 
 import re

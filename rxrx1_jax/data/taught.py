@@ -74,7 +74,7 @@ def uses(settings: Mapping[str, Any]) -> frozenset[str]:
 
 
 def taught(data: Mapping[str, Any], sites: np.ndarray, split: splits.Split) -> Taught:
-    """What the settings `data` teach. Raises DatasetError: predictions that do not fit.
+    """What the settings `data` teach. Raises DatasetError: predictions that do not fit, no site.
 
     Controls of `data.control_classes` are those with a known siRNA and no role in the split.
     """
@@ -86,6 +86,11 @@ def taught(data: Mapping[str, Any], sites: np.ndarray, split: splits.Split) -> T
             control &= np.isin(sites["experiment"], np.unique(sites["experiment"][split.train]))
         further = np.flatnonzero(control)
         train = further if whose == "alone" else np.union1d(train, further)
+        if not len(train):
+            raise DatasetError(
+                f"data.control_classes={whose}: with data.protocol={data['protocol']} no control"
+                " well is left to train on; expected train, all or none"
+            )
     classes = np.union1d(splits.classes_of(sites, data["protocol"]), sites["sirna_id"][train])
     if path := data["pseudo_labels"]:
         sites, ids = sites.copy(), sites["site_id"][split.test].tolist()

@@ -15,15 +15,16 @@ import sys
 import threading
 from collections.abc import Callable
 
-SIZE = 2**16  # bytes of a message
+SIZE = 2**16  # bytes of a message that are read at a time
+END = b"\n"  # of a message
 DONE = b"0"  # the answer where the status is 0; there is none otherwise
 
 
 def serve(work: Callable[[list[str]], int | None]) -> int:
     """Does `work` with the arguments of each command, until one fails or no more can come.
 
-    A message is JSON: the arguments, and whether there is a log. With it come descriptors: of
-    stderr, of the log, and of a lock, which the process holds until it answers.
+    A message is a line of JSON: the arguments, and whether there is a log. With it come
+    descriptors: of stderr, of the log, and of a lock, which the process holds until it answers.
     """
     orders, own = socket.socket(fileno=os.dup(0)), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -36,6 +37,9 @@ def serve(work: Callable[[list[str]], int | None]) -> int:
             given: list[int] = []
             try:
                 message, given, *_ = socket.recv_fds(orders, SIZE, 3)
+                while message and not message.endswith(END):
+                    part = orders.recv(SIZE)
+                    message = part and message + part
             except ConnectionError:
                 message = b""
             if message:

@@ -176,12 +176,12 @@ def prepare(
     config_lib.check(config, jax.device_count())
     images = find_images(config) if images is None else images
     split = splits.configured(images.sites, config.data)
-    if len(split.train) < (size := config.optim.batch_size):
-        raise run_dir.RunError(
-            f"optim.batch_size={size}: the split has only {len(split.train)} training sites;"
-            " choose a smaller one"
-        )
     given = taught(config.data, images.sites, split)
+    if (found := len(given.split.train)) < (size := config.optim.batch_size):
+        raise run_dir.RunError(
+            f"optim.batch_size={size}: the split has only {found} training sites; choose a smaller"
+            " one"
+        )
     order, total_steps = make_order(config, given.sites, given.split)
     try:
         tx, schedule = optimizers.create_optimizer(config.optim, total_steps)

@@ -80,7 +80,7 @@ class Worker:
                 orders = self._ready(stderr)
                 given = [stderr, *([file.fileno()] if log else [])]
                 given += [] if self.lock is None else [self.lock]
-                message = json.dumps([arguments, log is not None]).encode()
+                message = json.dumps([arguments, log is not None]).encode() + child.END
                 with contextlib.suppress(OSError):  # it has ended: there will be no answer
                     socket.send_fds(orders, [message], given)
             finally:
@@ -109,7 +109,7 @@ class Worker:
                 if self._child.poll() is None:
                     return self._orders
                 self._orders.close()
-            self._orders, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+            self._orders, theirs = socket.socketpair()
             with _on(self.cores), theirs:
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "rxrx1_jax.training.child"],

@@ -125,6 +125,9 @@ def test_of_wilds_no_site_with_another_role_is_taught():
     split = splits.make_split(sites, "wilds")
     data.protocol, data.control_classes = "wilds", "all"
     np.testing.assert_array_equal(taught(data, sites, split).split.train, split.train)
+    data.control_classes = "alone"
+    with pytest.raises(DatasetError, match="control_classes=alone.*wilds"):
+        taught(data, sites, split)
 
 
 def another_screen(path, sites, test):
