@@ -1,7 +1,6 @@
 """A synthetic screen of the real proportions, for a GPU: not run.
 
-    python -m tfds_builder.rxrx1 build --config='{"name": "gpu_screen", "size": 128,
-        "screen": {"huvec": 16, "rpe": 7, "hepg2": 7, "u2os": 3, "treatments": 277}}'
+    python -m tfds_builder.rxrx1 build --config=gpu_screen --data_dir=data
     python -m rxrx1_jax.main --config=gpu_screen:fold=0 --workdir=runs/gpu_screen-0
     python -m rxrx1_jax.leaderboard --config=gpu_screen --methods=screening --workdir=runs/gpu_board
 

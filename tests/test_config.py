@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rxrx1_jax import config as config_lib
 from rxrx1_jax.config import ConfigError
 
-SHIPPED = ("batch_split", "demo", "random_split", "wilds")
+SHIPPED = ("batch_split", "demo", "gpu_screen", "random_split", "wilds")
 
 
 def make(**changes) -> ConfigDict:

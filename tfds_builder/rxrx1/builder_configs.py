@@ -164,6 +164,13 @@ BUILDER_CONFIGS = [
         size=64,
         screen={"rpe": 5, "hepg2": 5, "u2os": 5},
     ),
+    Rxrx1Config(
+        name="gpu_screen",
+        description="A synthetic screen of the real proportions: 33 experiments, 1,108 siRNAs, 128"
+        " px. Not real data.",
+        size=128,
+        screen={"huvec": 16, "rpe": 7, "hepg2": 7, "u2os": 3, "treatments": 277},
+    ),
     Rxrx1Config(name="native", description="The release, or any part of it, 512 px."),
     Rxrx1Config(
         name="px256",

@@ -1,5 +1,6 @@
 """The synthetic screen: layout, determinism, what is planted, and how the images look."""
 
+import collections
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tfds_builder.rxrx1 import images, synthetic
+from tfds_builder.rxrx1.builder_configs import BUILDER_CONFIGS
 from tfds_builder.rxrx1.release import metadata, release
 from tfds_builder.rxrx1.synthetic import (
     Screen,
@@ -68,6 +70,17 @@ def test_a_design_keeps_the_real_plates():
         for e in ("HUVEC-01", "HUVEC-02")
     ]
     assert sum(wells[0][k] == wells[1][k] for k in range(32)) < 5  # re-drawn per experiment
+
+
+def test_the_screen_for_a_gpu_has_the_real_proportions():
+    (config,) = (c for c in BUILDER_CONFIGS if c.name == "gpu_screen")
+    sites = screen_sites(Screen(size=config.size, **config.screen))
+    assert len(sites) == 81_312 and len(sites) * 6 * config.size**2 < 8.0e9  # as the config says
+    experiments = collections.Counter(
+        cell_type for cell_type, _ in {(s.cell_type, s.experiment) for s in sites}
+    )
+    assert experiments == {"HUVEC": 16, "RPE": 7, "HEPG2": 7, "U2OS": 3}
+    assert len({s.sirna_id for s in sites if s.well_type == "treatment"}) == 1_108
 
 
 def test_release_reader_accepts_it(tiny):
