@@ -18,6 +18,7 @@ from rxrx1_jax.data.files import write_text
 from rxrx1_jax.methods.statistics import Comparison, Score, summarise
 
 NOTHING = "–"
+MANY = 9  # links of one cell
 ADJUSTED = "p (Holm)"  # head of a column: adjusted for the rows of the table
 
 # Of the page that shows such tables. On a narrow screen a row is a block, each cell under its
@@ -104,7 +105,10 @@ class Value(NamedTuple):
 
 
 class Links(NamedTuple):
-    """Names, each with the folder or the place in the page (#NAME) that it leads to."""
+    """Names, each with the folder or the place in the page (#NAME) that it leads to.
+
+    Of more than MANY a reader sees the number, and on the page the names on demand.
+    """
 
     items: tuple[tuple[str, Path | str], ...]  # "": to nowhere
     more: str = ""  # what is said after them
@@ -112,8 +116,17 @@ class Links(NamedTuple):
     def __str__(self) -> str:
         return " ".join(name for name, _ in self.items) + self.more
 
+    @property
+    def number(self) -> str:
+        """"" where the names can be seen at once."""
+        return f"{len(self.items)}" if len(self.items) > MANY else ""
+
 
 Cell = str | Value | Links
+
+
+def _brief(cell: Cell) -> str:
+    return str(cell.number or cell) if isinstance(cell, Links) else str(cell)
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Table:
     def markdown(self) -> str:
         """With aligned columns, so that a terminal can show it, too."""
         rows: list[list[Cell]] = [[*self.head], *self.rows]
-        lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+        lines = [[_brief(cell).replace("|", "\\|") for cell in row] for row in rows]
         blank = [""] * (len(self.head) - 1)
         lines = [row if len(row) > 1 or not blank else [f"**{row[0]}**", *blank] for row in lines]
         values = self._of_values()
@@ -181,7 +194,9 @@ class Table:
                     f'<a href="{escape(_address(to, folder), quote=True)}">{escape(name)}</a>'
                     if to else escape(name) for name, to in cell.items
                 )  # fmt: skip
-                return f"<span>{' '.join(linked)}{escape(cell.more)}</span>" if cell.items else ""
+                names = f"<span>{' '.join(linked)}{escape(cell.more)}</span>" if cell.items else ""
+                hidden = f"<details><summary>{cell.number}</summary>{names}</details>"
+                return hidden if cell.number else names
             if isinstance(cell, Value):  # breaks before its bracket alone
                 return escape(str(cell).replace(" ", "\xa0").replace("\xa0(", " ("))
             return escape(cell)

@@ -89,6 +89,16 @@ def test_html_has_scopes_classes_links_and_escapes(tmp_path):
     assert "".join(cells[-4].itertext()) == "a<b there + (n = 2)"
 
 
+def test_many_links_are_a_number_that_opens(tmp_path):
+    links = Links(tuple((f"world:{fold}.0", tmp_path / f"r{fold}") for fold in range(24)))
+    table = Table("Runs", ["method", "runs"], [["base", links]])
+    assert table.markdown().splitlines()[-1] == "| base   | 24   |"
+    (details,) = ElementTree.fromstring(f"<div>{table.html(tmp_path)}</div>").iter("details")
+    assert details.find("summary").text == "24"
+    assert [a.attrib["href"] for a in details.iter("a")] == [f"r{fold}/" for fold in range(24)]
+    assert table.records()[0]["runs"].split()[-1] == "world:23.0"  # files keep every name
+
+
 def test_csv_and_json_have_every_digit_in_a_column_each(tmp_path):
     TABLE.write(tmp_path, "t")
     content = json.loads((tmp_path / "t.json").read_text())
