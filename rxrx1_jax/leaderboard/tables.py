@@ -23,6 +23,7 @@ from rxrx1_jax.methods.evidence import BUDGETS, SEEN
 from rxrx1_jax.methods.statistics import (
     SIGNIFICANT,
     by_fold,
+    by_world,
     compare,
     holm,
     ratio,
@@ -71,23 +72,23 @@ def accuracy_table(methods: Methods, rows: Sequence[Row], runs: int) -> Table:
 
 
 def spread_table(methods: Methods, rows: Sequence[Row]) -> Table:
-    """How far the parts of a row's accuracy lie apart."""
-    folds = sorted({unit[:2] for row in rows for unit in row.accuracy})
-    one_world = _units(rows) == "folds"
-    named = [f"fold {fold}" if one_world else f"{world}, {fold}" for world, fold in folds]
+    """How far the parts of a row's accuracy lie apart: folds, or worlds where there are several."""
+    each = _units(rows).removesuffix("s")
     compared = gains(methods, rows)
+    found: dict[str, dict[str, float]] = {}
+    for row_name, (pairs, _) in compared.items():
+        folds = {f"fold {fold}": x for (_, fold), x in by_fold(pairs).items()}
+        found[row_name] = by_world(pairs) if each == "world" else folds
+    units = sorted({unit for of in found.values() for unit in of})
     cells: list[list[Cell]] = []
     for row, name in _by_budget(rows, cells):
-        found = by_fold(compared[row.name][0])
-        of_folds = (Value(100 * found.get(fold, math.nan), signed=True) for fold in folds)
-        seeds = Value(100 * summarise(row.by_site).over_seeds)
-        cells.append([name, seeds, *of_folds])
+        of_units = (Value(100 * found[row.name].get(u, math.nan), signed=True) for u in units)
+        cells.append([name, Value(100 * summarise(row.by_site).over_seeds), *of_units])
     notes = [
-        "Over seeds: standard deviation between trainings on the same fold, pooled. Folds: gain "
-        f"over {methods.baseline} in points."
+        "Over seeds: standard deviation between trainings on the same fold, pooled. Then the gain "
+        f"over {methods.baseline} in each {each}, in points."
     ]
-    head = ["method", "over seeds", *named]
-    return Table("The gain in each fold", head, cells, notes)
+    return Table(f"The gain in each {each}", ["method", "over seeds", *units], cells, notes)
 
 
 def headline(methods: Methods, rows: Sequence[Row]) -> str:

@@ -65,11 +65,15 @@ def by_fold(score: Score) -> dict[tuple[str, int], float]:
     return _means((unit[:2], score[unit]) for unit in sorted(score))
 
 
+def by_world(score: Score) -> dict[str, float]:
+    """{world: mean over its folds}, in order."""
+    return _means((world, value) for (world, _), value in by_fold(score).items())
+
+
 def independent(score: Score) -> list[float]:
     """The mean of each world; of a single world the mean of each fold."""
-    folds = by_fold(score)
-    worlds = _means((world, value) for (world, _), value in folds.items())
-    return list((worlds if len(worlds) > 1 else folds).values())
+    worlds = by_world(score)
+    return list((worlds if len(worlds) > 1 else by_fold(score)).values())
 
 
 def difference(a: Score, b: Score) -> Score:

@@ -96,7 +96,9 @@ def test_intervals_over_three_worlds_are_plain():
     assert row[3] == f"{stats.ttest_rel(other, base).pvalue:.3f}"
     assert str(table.rows[1][-1]).split()[:2] == ["rxrx1/a:0.0", "rxrx1/a:1.0"]
     assert "over worlds" in table.notes[0] and "worlds" in tables.claims(methods, rows)[2]
-    assert tables.spread_table(methods, rows).head[2] == "rxrx1/a, 0"
+    spread = tables.spread_table(methods, rows)
+    assert spread.head[2:] == list(WORLDS[:3])
+    assert [f"{x:+.1f}" for x in other - base] == of_rows(spread)["other"][1:]
 
 
 def test_an_experiment_of_each_world_is_drawn_for_itself():
