@@ -63,7 +63,7 @@ GAP, NO_GAP, GAIN, LDA, SITE, JITTER, CUTMIX = CRITERIA = (
     Criterion(f"{LDA12} - a third of {BASE}", -math.inf, 0, -5),
     Criterion(f"norm_site - {BASE}", -5, 5, 0),
     Criterion(f"gain_jitter - {BASE}", -2, math.inf, 1),
-    Criterion(f"cutmix - {BASE}", -2, math.inf, 1),
+    Criterion(f"cutmix_80 - {BASE}_80", -2, math.inf, 1),
 )
 
 
@@ -109,7 +109,7 @@ def measured(
         GAIN: difference(corrected(effects, ADABN), base),
         LDA: difference(lda12, {unit: value / 3 for unit, value in base.items()}),
         **{
-            one: difference(by_site(select(effects, one.name.partition(" ")[0])), base)
+            one: difference(*(by_site(select(effects, name)) for name in one.name.split(" - ")))
             for one in (SITE, JITTER, CUTMIX)
         },
     }

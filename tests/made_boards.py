@@ -14,8 +14,8 @@ from rxrx1_jax.training.predictions import write_predictions
 WORLDS, BASE, SITES = 4, 48, 80
 ABOVE = {
     "baseline": [0, 0, 0, 0], "norm_site": [-4, 0, 2, 6], "gain_jitter": [-12, -8, -10, -14],
-    "cutmix": [2, 0, 4, 2], "adabn": [8, 6, 10, 4], "random_well": [6, 12, 14, 8],
-    "without": [0, 2, 0, -2],
+    "baseline_80": [4, 2, 0, 6], "cutmix_80": [6, 2, 4, 8], "adabn": [8, 6, 10, 4],
+    "random_well": [6, 12, 14, 8], "without": [0, 2, 0, -2],
 }  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def made(folder, method, protocol, k, above):
 
 def make_boards(effects: Path, without: Path) -> None:
     """Leaderboards of WORLDS worlds on the smoke screen."""
-    for k, method in product(range(WORLDS), ("baseline", "norm_site", "gain_jitter", "cutmix")):
+    trained = "baseline", "norm_site", "gain_jitter", "baseline_80", "cutmix_80"
+    for k, method in product(range(WORLDS), trained):
         run = made(effects, method, "batch", k, ABOVE[method][k])
         if method == "baseline":
             (run / "corrections").mkdir()

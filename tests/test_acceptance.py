@@ -39,11 +39,12 @@ def test_criteria_of_made_up_runs(boards, capsys):
     assert acceptance.main([str(effects), f"--without={without}"]) == 0
     rows = rows_of(capsys.readouterr().out)
     first, second = rows[1:8], rows[9:]
-    order = "random_well", "without", "adabn", None, "norm_site", "gain_jitter", "cutmix"
+    order = "random_well", "without", "adabn", None, "norm_site", "gain_jitter", "cutmix_80"
     for row, name, verdict in zip(first, order, VERDICTS, strict=True):
         assert row[3] == f"{WORLDS}, {WORLDS}"
         if name:
-            points = np.array(ABOVE[name]) * 100 / SITES
+            base = ABOVE["baseline_80" if name.endswith("_80") else "baseline"]
+            points = np.subtract(ABOVE[name], base) * 100 / SITES
             low, high = stats.ttest_1samp(points, 0).confidence_interval()
             printed = [float(number) for number in re.findall(r"[+-][\d.]+", row[2])]
             assert printed == pytest.approx([points.mean(), low, high], abs=0.051)
@@ -66,7 +67,7 @@ def test_lda12_is_of_the_data_of_the_runs(boards):
 
 def test_a_criterion_without_runs_cannot_be_judged(boards):
     effects, without = map(acceptance.finished, boards)
-    few = [o for o in effects if o.job.trained != "cutmix"]
+    few = [o for o in effects if o.job.trained != "cutmix_80"]
     found = acceptance.measured(few, without)
     table = acceptance.acceptance(found, 0.0)
     assert list(map(str, table.rows[-1]))[2:] == ["–", "0, 0", "cannot say"]

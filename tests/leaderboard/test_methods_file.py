@@ -57,7 +57,7 @@ def test_a_value_that_cannot_be_is_told_before_work(tmp_path):
         assert said in obstacle and bool(said) == bool(obstacle)
 
 
-@pytest.mark.parametrize(("name", "runs"), [("screening", 5), ("dose", 2)])
+@pytest.mark.parametrize(("name", "runs"), [("screening", 7), ("dose", 2)])
 def test_the_files_of_the_tiers(name, runs):
     methods = methods_lib.load(name, demo.get_config())
     jobs = jobs_lib.make_jobs(methods, ["rxrx1/a", "rxrx1/b"], [0], [0], "rxrx1/a")
