@@ -174,15 +174,15 @@ def fill(text: str, made: Mapping[str, str]) -> str:
 
 
 def _machine(environments: Iterable[Mapping[str, Any]]) -> str:
-    """With what runs were made: one commit on one machine. Its version where it was installed."""
+    """With what runs were made: one commit on one machine, or one version where no clone was."""
     found = set()
     for made in environments:
-        packages = made["packages"]
-        commit, version = f"ommit {made['commit']}", packages.get("rxrx1_jax")
+        packages, commit = made["packages"], made["commit"]
+        code = f"Commit {commit}" if commit else f"Version {packages['rxrx1_jax']}"
         found.add(
-            f"{f'Version {version} (c{commit})' if version else f'C{commit}'} on {made['cpus']}"
-            f" cores of an {made['machine']} machine, {made['devices'][0].partition(':')[0]},"
-            f" Python {made['python']}, JAX {packages['jax']}."
+            f"{code} on {made['cpus']} cores of an {made['machine']} machine,"
+            f" {made['devices'][0].partition(':')[0]}, Python {made['python']},"
+            f" JAX {packages['jax']}."
         )
     if len(found) > 1:
         raise FiguresError(f"runs of several versions or machines: {' '.join(sorted(found))}")

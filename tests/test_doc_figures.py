@@ -48,7 +48,7 @@ def test_figures_are_means_over_folds(demo):
     assert f"| Random (by site) above batch | {gap} | {gap} | +8.7 |" in gaps
     assert "| – " in figures.blocks(measured, control=None)["gaps"].splitlines()[-2]
     assert "50 %" in made["twins"]  # one of the two test sites shares its well with training
-    assert "rxrx1/synthetic 1.0.0" in made["about"] and "Version 1.0 (commit abc" in made["about"]
+    assert "rxrx1/synthetic 1.0.0" in made["about"] and "Commit abc1234 on 2" in made["about"]
     page = "before\n<!-- figures: twins -->\nold\n<!-- end -->\nafter\n"
     filled = figures.fill(page, made)
     assert filled.splitlines() == [
@@ -59,7 +59,7 @@ def test_figures_are_means_over_folds(demo):
 
 def test_figures_refuse_two_versions_and_missing_runs(demo):
     with edited(demo / "batch-plate_control-1" / "environment.json") as made:
-        made["packages"]["rxrx1_jax"] = "1.1"
+        made["commit"] = "def5678"
     with pytest.raises(figures.FiguresError, match="versions"):
         figures.blocks(figures.measure(demo), None)
     for fold in range(2):
@@ -101,7 +101,7 @@ def board(tmp_path) -> Path:
 
 def test_the_page_of_the_leaderboard_is_its_report(board):
     made = figures.worlds(board, board / "dose.png")
-    assert made["board"].startswith("Version 1.0 (commit abc1234) on 2 cores")
+    assert made["board"].startswith("Commit abc1234 on 2 cores")
     assert made["board"].endswith("- It cannot say.")
     gain = "-0.1 (-7.3 to +7.1)"
     assert made["board_table"].splitlines()[-1] == f"| cutmix | 46.3 | 43.9 | {gain} | 1.000 |"
