@@ -75,8 +75,8 @@ def finished(folder: Path) -> list[Outcome]:
         if method != CONTROLS_FOLDER:
             run = load_run(file.parent)
             found.append(Outcome(Job("", method, run.config["data.protocol"], run.unit), run, ""))
-    if not found:
-        raise ValueError(f"{folder}: no finished run; expected the folder of a leaderboard")
+    if not select(found, BASE):
+        raise ValueError(f"{folder}: no finished run of {BASE}; expected a leaderboard's folder")
     return found
 
 
@@ -204,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", metavar="DIR", help="where the data are now")
     options = parser.parse_args(arguments)
     try:
+        if options.without.resolve() == options.leaderboard.resolve():
+            raise ValueError(f"--without={options.without}: the same runs, with batch effects")
         effects, without = finished(options.leaderboard), finished(options.without)
         found = measured(effects, without, options.data_dir)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ worlds. A right screen has 0 at dose 0: no method can remove what is not there.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,23 @@ from rxrx1_jax.report.tables import Cell, Table, gain
 METHODS = "adabn_experiment", "centre_experiment", "centre_scale_plate"
 GAP = "gap: random by well - batch"
 Curves = Mapping[str, Mapping[float, Comparison]]  # name -> dose -> difference
+
+
+def folders(words: Sequence[str]) -> dict[float, Path]:
+    """{dose: folder}, of DOSE=DIR. Raises ValueError."""
+    found: dict[float, Path] = {}
+    for word in words:
+        text, _, folder = word.partition("=")
+        try:
+            dose = float(text)
+        except ValueError:
+            dose = math.nan
+        if not (0 <= dose < math.inf and folder):
+            raise ValueError(f"{word!r}: expected DOSE=DIR, a dose of 0 or more")
+        if dose in found:
+            raise ValueError(f"dose {text} is there twice: expected one folder per dose")
+        found[dose] = Path(folder)
+    return found
 
 
 def differences(outcomes: Sequence[Outcome]) -> dict[str, Score]:
@@ -93,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, .png")
     options = parser.parse_args(arguments)
     try:
-        given = sorted((float(dose), folder) for dose, _, folder in
-                       (text.partition("=") for text in options.doses))  # fmt: skip
-        found = curves({dose: finished(Path(folder)) for dose, folder in given})
+        given = folders(options.doses)
+        if options.out.is_dir() or not options.out.parent.is_dir():
+            raise ValueError(f"--out={options.out}: expected a file in a folder that is there")
+        found = curves({dose: finished(given[dose]) for dose in sorted(given)})
         save(found, options.out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

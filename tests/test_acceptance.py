@@ -148,11 +148,29 @@ def test_curves_over_dose_are_the_differences_of_each_board(boards, tmp_path, ca
     assert Image.open(picture).size[0] > 500
 
 
-@pytest.mark.parametrize(("given", "named"), [("half=x", "half"), ("1=nowhere", "nowhere")])
+def test_the_same_runs_cannot_be_those_without_batch_effects(boards, capsys):
+    effects, _ = boards
+    assert acceptance.main([str(effects), f"--without={effects}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --without={effects}")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["half=x"], "half"), (["1=nowhere"], "nowhere"), (["1"], "'1'"), (["1="], "'1='"),
+        (["nan=x"], "nan"), (["inf=x"], "inf"), (["0.5=x", ".5=y"], "dose .5"),
+    ],
+)  # fmt: skip
 def test_a_dose_that_cannot_be_drawn_is_one_line(given, named, tmp_path, capsys):
-    assert dose.main([given, f"--out={tmp_path}/dose.png"]) == 1
+    assert dose.main([*given, f"--out={tmp_path}/dose.png"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and named in said[0]
+
+
+@pytest.mark.parametrize("place", ["", "none/dose.png"])
+def test_a_picture_that_cannot_be_written_is_refused_first(place, tmp_path, capsys):
+    assert dose.main(["1=nowhere", f"--out={tmp_path / place}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --out={tmp_path / place}: ")
 
 
 @pytest.mark.long
