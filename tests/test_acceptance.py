@@ -16,7 +16,7 @@ from benchmarks import acceptance, dose
 from benchmarks.acceptance import CRITERIA, Criterion
 from rxrx1_jax.data import records, splits
 from rxrx1_jax.methods.lda12 import lda12
-from rxrx1_jax.methods.statistics import Comparison, Unit, compare
+from rxrx1_jax.methods.statistics import Comparison, Unit
 from rxrx1_jax.training.predictions import accuracies
 
 VERDICTS = ["holds", "holds", "holds", None, "cannot say", "does not hold", "holds"]
@@ -120,12 +120,6 @@ def test_a_folder_without_runs_is_named(tmp_path, capsys):
     assert acceptance.main([str(tmp_path), f"--without={tmp_path}"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and str(tmp_path) in said[0]
-
-
-def test_compare_counts_worlds():
-    """What the acceptance relies on: three folds of a world are one unit."""
-    score = {Unit(f"w{k}", fold, 0): float(k) for k in range(3) for fold in range(3)}
-    assert compare(score, dict.fromkeys(score, 0.0), 0.5).n == 3
 
 
 def test_curves_over_dose_are_the_differences_of_each_board(boards, tmp_path, capsys):

@@ -109,10 +109,6 @@ def test_interrupted_run_is_completed_and_finished_run_left_alone(tiny, tmp_path
     kept = whole / "images/HUVEC-01/Plate1/B02_s2_w3.png"
     os.utime(kept, (1, 1))
     lost.unlink()
-    marker = whole / "screen.json"
-    old = json.loads(marker.read_text())
-    assert old.pop("effects") == "all"  # a screen from before `effects` holds all of them
-    marker.write_text(json.dumps(old))
     write_release(TINY, whole)
     assert not lost.exists()  # truth.json says finished: returned at once
     with pytest.raises(metadata.ReleaseError, match="effects 'all' .asked: 'gain'"):
@@ -120,7 +116,6 @@ def test_interrupted_run_is_completed_and_finished_run_left_alone(tiny, tmp_path
     (whole / "truth.json").unlink()
     write_release(TINY, whole)
     assert kept.stat().st_mtime == 1
-    marker.write_bytes((tiny / "screen.json").read_bytes())
     assert _files(whole) == _files(tiny)
 
 

@@ -57,8 +57,7 @@ def _claim(root: Path, screen: Screen) -> bool:
         root.mkdir(parents=True, exist_ok=True)
         write_whole(marker, json.dumps(wanted, indent=1).encode())
         return False
-    # A screen from before `effects` holds all of them.
-    found = {"effects": "all", **json.loads(marker.read_text())}
+    found = json.loads(marker.read_text())
     if found != wanted:
         names = [k for k in wanted | found if wanted.get(k) != found.get(k)]
         changes = ", ".join(f"{k} {found.get(k)!r} (asked: {wanted.get(k)!r})" for k in names)
