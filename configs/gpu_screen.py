@@ -1,4 +1,4 @@
-"""A synthetic screen of the real proportions, for a GPU: not run.
+"""A synthetic screen of the real proportions, for a GPU: not run on one.
 
     python -m tfds_builder.rxrx1 build --config=gpu_screen --data_dir=data
     python -m rxrx1_jax.main --config=gpu_screen:fold=0 --workdir=runs/gpu_screen-0
