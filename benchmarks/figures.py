@@ -178,7 +178,7 @@ def _machine(environments: Iterable[Mapping[str, Any]]) -> str:
     found = set()
     for made in environments:
         packages, commit = made["packages"], made["commit"]
-        code = f"Commit {commit}" if commit else f"Version {packages['rxrx1_jax']}"
+        code = f"Commit {commit}" if commit else f"Version {packages.get('rxrx1_jax')}"
         found.add(
             f"{code} on {made['cpus']} cores of an {made['machine']} machine,"
             f" {made['devices'][0].partition(':')[0]}, Python {made['python']},"

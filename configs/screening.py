@@ -1,6 +1,7 @@
 """The methods of `make screening`: what acceptance asks of a screen, and every correction.
 
-They are few, so that eight worlds of them cost what one world costs of configs/leaderboard.py.
+They are few, so that eight worlds of them can be trained on two cores. docs/screens.md says in what
+time.
 CutMix loses with the 40 epochs of the demo: it learns slowly. So it is judged with 80, beside a
 baseline with as many.
 """
